@@ -1,0 +1,308 @@
+//! Registers in one file on the arbiter's disk.
+//!
+//! ```text
+//!   romulus-register 1 <BLAKE3 of the rest, 64 hex digits>\n
+//!   { "web-1": { "register": {..}, "stamp": 7 }, .. }          JSON
+//! ```
+//!
+//! Every change writes a whole new file beside the old one, flushes it, renames
+//! it over the old one and flushes the directory; only then is the caller
+//! answered. A crash leaves the old file or the new one, never a mixture. A
+//! file whose digest does not match is refused, not repaired: serving an older
+//! register could lower a term.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+use crate::{Illegal, Outcome, Record, Request, Store, VmId};
+
+const MAGIC: &str = "romulus-register";
+const VERSION: &str = "1";
+
+/// Largest register file that is read, in bytes: some 100,000 VMs.
+const FILE_BYTES_MAX: u64 = 32 << 20;
+
+/// Why a store could not answer. Unless it is [`StoreError::Illegal`], the
+/// request may or may not have happened.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The disk failed.
+    #[error("cannot {action} {path}: check the disk and its permissions", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not what a store wrote.
+    #[error(
+        "register file {path} is damaged ({what}): restore it from a copy that is not older, or make sure that no node of its VMs runs and delete it",
+        path = path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Another arbiter has the file.
+    #[error("register file {path} is in use by another arbiter: stop that one first", path = path.display())]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An earlier write failed half-way, so memory and disk may differ.
+    #[error("register file {path} could not be written before: restart the arbiter when its disk is well", path = path.display())]
+    Poisoned {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The request makes no sense.
+    #[error(transparent)]
+    Illegal(#[from] Illegal),
+}
+
+/// A [`Store`] in one file. See the module's head for its format.
+#[derive(Debug)]
+pub struct FileStore {
+    path: PathBuf,
+    records: BTreeMap<VmId, Record>,
+    poisoned: bool,
+    /// Held for its lock.
+    _lock: File,
+}
+
+impl FileStore {
+    /// Opens the register file at `path`, or begins an empty one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Damaged`] for a torn or corrupted file,
+    /// [`StoreError::InUse`] if another process holds it.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let lock = lock(path)?;
+        let records = match read(path)? {
+            Some(bytes) => {
+                parse(&bytes).map_err(|what| StoreError::Damaged { path: path.to_owned(), what })?
+            }
+            None => BTreeMap::new(),
+        };
+        Ok(Self { path: path.to_owned(), records, poisoned: false, _lock: lock })
+    }
+
+    fn require_sound(&self) -> Result<(), StoreError> {
+        if self.poisoned {
+            return Err(StoreError::Poisoned { path: self.path.clone() });
+        }
+        Ok(())
+    }
+
+    fn persist(&self) -> Result<(), StoreError> {
+        let staged = beside(&self.path, "new");
+        let fail = |action| {
+            let path = staged.clone();
+            move |source| StoreError::Io { action, path, source }
+        };
+        let mut file = File::create(&staged).map_err(fail("create"))?;
+        file.write_all(&render(&self.records)).map_err(fail("write"))?;
+        file.sync_all().map_err(fail("flush"))?;
+        fs::rename(&staged, &self.path).map_err(fail("rename"))?;
+        File::open(folder(&self.path))
+            .and_then(|folder| folder.sync_all())
+            .map_err(fail("flush the folder of"))
+    }
+}
+
+impl Store for FileStore {
+    fn load(&self, vm: &VmId) -> Result<Option<Record>, StoreError> {
+        self.require_sound()?;
+        Ok(self.records.get(vm).cloned())
+    }
+
+    fn execute(&mut self, vm: &VmId, request: &Request) -> Result<Outcome, StoreError> {
+        self.require_sound()?;
+        let current = self.records.get(vm);
+        let outcome = request.decide(current)?;
+        if let Outcome::Set(register) = &outcome
+            && current.map(|record| &record.register) != Some(register)
+        {
+            let record = Record { register: register.clone(), stamp: request.stamp };
+            self.records.insert(vm.clone(), record);
+            // Whether a failed write reached the disk cannot be known; serve
+            // nobody from a memory that may be ahead of it.
+            self.persist().inspect_err(|_| self.poisoned = true)?;
+        }
+        Ok(outcome)
+    }
+
+    fn list(&self) -> Result<Vec<(VmId, Record)>, StoreError> {
+        self.require_sound()?;
+        Ok(self.records.iter().map(|(vm, record)| (vm.clone(), record.clone())).collect())
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(ending);
+    name.into()
+}
+
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let lock_path = beside(path, "lock");
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+    let file = opened.map_err(|source| StoreError::Io {
+        action: "open",
+        path: lock_path.clone(),
+        source,
+    })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => {
+            Err(StoreError::Io { action: "lock", path: lock_path, source })
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    let fail = |source| StoreError::Io { action: "read", path: path.to_owned(), source };
+    let bytes = match fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(fail(error)),
+    };
+    if bytes > FILE_BYTES_MAX {
+        return Err(StoreError::Damaged {
+            path: path.to_owned(),
+            what: format!("{bytes} bytes, more than the {FILE_BYTES_MAX} that a store writes"),
+        });
+    }
+    fs::read(path).map(Some).map_err(fail)
+}
+
+fn render(records: &BTreeMap<VmId, Record>) -> Vec<u8> {
+    let body = serde_json::to_string_pretty(records).expect("ids and numbers always render");
+    let digest = blake3::hash(body.as_bytes()).to_hex();
+    format!("{MAGIC} {VERSION} {digest}\n{body}").into_bytes()
+}
+
+fn parse(bytes: &[u8]) -> Result<BTreeMap<VmId, Record>, String> {
+    let text = std::str::from_utf8(bytes).map_err(|_| "not text".to_owned())?;
+    let (head, body) = text.split_once('\n').ok_or("no first line")?;
+    let [magic, version, digest] = head.split(' ').collect::<Vec<_>>()[..] else {
+        return Err("its first line is not three words".to_owned());
+    };
+    if magic != MAGIC {
+        return Err(format!("it does not begin with `{MAGIC}`"));
+    }
+    if version != VERSION {
+        return Err(format!("it has version {version:?}, this arbiter reads {VERSION}"));
+    }
+    let expected = blake3::Hash::from_hex(digest).map_err(|_| "its digest is none".to_owned())?;
+    if blake3::hash(body.as_bytes()) != expected {
+        return Err("its digest does not match".to_owned());
+    }
+    serde_json::from_str(body).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NodeId, Operation, Register, Stamp, Term};
+
+    fn claim(path: &Path) -> (VmId, Register) {
+        let vm: VmId = "web-1".parse().unwrap();
+        let caller: NodeId = "node-a".parse().unwrap();
+        let request =
+            Request { caller, expected: None, operation: Operation::Create, stamp: Stamp::new(1) };
+        let mut store = FileStore::open(path).unwrap();
+        let Outcome::Set(register) = store.execute(&vm, &request).unwrap() else {
+            panic!("a fresh VM could not be claimed");
+        };
+        (vm, register)
+    }
+
+    #[test]
+    fn a_register_outlives_its_arbiter() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("register");
+        let (vm, register) = claim(&path);
+        assert_eq!(register.term, Term::FIRST);
+        let store = FileStore::open(&path).unwrap();
+        assert_eq!(store.load(&vm).unwrap().unwrap().register, register);
+        assert_eq!(store.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("register");
+        claim(&path);
+        let sound = fs::read(&path).unwrap();
+        for cut in 0..sound.len() {
+            assert!(parse(&sound[..cut]).is_err(), "cut at {cut} was taken");
+        }
+        for bit in 0..sound.len() * 8 {
+            let mut flipped = sound.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            // Hex digits in the other case spell the same digest.
+            if !flipped.eq_ignore_ascii_case(&sound) {
+                assert!(parse(&flipped).is_err(), "flip of bit {bit} was taken");
+            }
+        }
+        fs::write(&path, &sound[..sound.len() - 1]).unwrap();
+        assert!(matches!(FileStore::open(&path), Err(StoreError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_crash_while_writing_leaves_the_old_register() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("register");
+        let (vm, register) = claim(&path);
+        fs::write(beside(&path, "new"), b"romulus-register 1 torn").unwrap();
+        let store = FileStore::open(&path).unwrap();
+        assert_eq!(store.load(&vm).unwrap().unwrap().register, register);
+    }
+
+    #[test]
+    fn two_arbiters_cannot_share_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("register");
+        let _first = FileStore::open(&path).unwrap();
+        assert!(matches!(FileStore::open(&path), Err(StoreError::InUse { .. })));
+    }
+
+    #[test]
+    fn after_a_failed_write_nothing_is_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("register");
+        let (vm, register) = claim(&path);
+        let mut store = FileStore::open(&path).unwrap();
+        // A folder in the way of the staged file fails its creation.
+        fs::create_dir(beside(&path, "new")).unwrap();
+        let request = Request {
+            caller: register.primary.clone(),
+            expected: Some(register),
+            operation: Operation::Admit { backup: "node-b".parse().unwrap() },
+            stamp: Stamp::new(2),
+        };
+        assert!(matches!(store.execute(&vm, &request), Err(StoreError::Io { .. })));
+        assert!(matches!(store.load(&vm), Err(StoreError::Poisoned { .. })));
+    }
+}

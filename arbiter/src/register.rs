@@ -1,0 +1,96 @@
+//! The register: who is primary, under which term, with which backups in sync.
+
+use std::{collections::BTreeSet, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::NodeId;
+
+/// The fencing number. It only rises; every change of the register raises it.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Term(u64);
+
+impl Term {
+    /// Before anything was claimed: lower than every term of a register.
+    pub const ZERO: Self = Self(0);
+    /// The term that the first claim of a VM sets.
+    pub const FIRST: Self = Self(1);
+
+    /// A term from its number, as read from the wire or a file.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The term that a change of the register sets.
+    ///
+    /// # Panics
+    ///
+    /// At 2^64 changes, which nobody lives to see.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0.checked_add(1).expect("terms are exhausted"))
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What the arbiter knows of one VM.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Register {
+    /// Rises by one with every change.
+    pub term: Term,
+    /// The only node that may run the guest.
+    pub primary: NodeId,
+    /// The backups whose commit every output waits for: exactly those that
+    /// may be promoted.
+    pub in_sync: BTreeSet<NodeId>,
+}
+
+impl fmt::Display for Register {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "term {}, primary {}, in sync {{", self.term, self.primary)?;
+        for (index, node) in self.in_sync.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}{node}")?;
+        }
+        f.write_str("}")
+    }
+}
+
+/// A random number that a process draws for every new request.
+///
+/// A repeated request carries the same stamp, so that an answer lost on the
+/// way can be asked for again; two processes that ask for the same thing carry
+/// different ones, so that only one of them is told that it won.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Stamp(u64);
+
+impl Stamp {
+    /// A stamp from its number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
