@@ -7,7 +7,7 @@ use thiserror::Error;
 
 /// Longest name of a node or a VM, in bytes: what fits a DNS label, because
 /// node names stand in certificates.
-pub const ID_BYTES_MAX: usize = 63;
+const ID_BYTES_MAX: usize = 63;
 
 /// A name that is not a DNS label.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]

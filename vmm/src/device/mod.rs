@@ -1,0 +1,1 @@
+//! What the guest sees beside its CPUs and memory.

@@ -1,0 +1,3 @@
+//! The KVM edge: boot, vCPUs, memory, dirty tracking, devices, saved state.
+
+pub mod device;
