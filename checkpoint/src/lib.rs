@@ -5,7 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chunk;
 mod epoch;
+pub mod message;
 pub mod output;
 mod page;
 pub mod section;

@@ -1,0 +1,184 @@
+//! What primary and backup say to each other, as meaning; `transport` spells it.
+//!
+//! Messages go over one ordered control stream per session; [`Chunk`]s go over
+//! data streams beside it. Every frame carries the sender's term.
+//!
+//! ```text
+//!   primary                                             backup
+//!     │ ── Hello ──────────────────────────────────────▶ │
+//!     │ ◀───────────────────────────── Welcome / Refusal │
+//!     │ ── BeginSeed, seed chunks ─────────────────────▶ │  guest runs on
+//!     │ ◀─────────────────────────────────────── SeedAck │
+//!     │ ── chunks, Close (joining) ────────────────────▶ │  first checkpoint
+//!     │ ◀─────────────────────────────────────────── Ack │  ─▶ arbiter: admit
+//!     │ ── Membership ─────────────────────────────────▶ │  in sync
+//!     │ ── chunks, Close ──────────────────────────────▶ │  epoch after epoch
+//!     │ ◀─────────────────────────────────── Ack or Nack │
+//!     │ ── HandOver or Farewell ───────────────────────▶ │
+//! ```
+//!
+//! [`Chunk`]: crate::chunk::Chunk
+
+use std::collections::BTreeMap;
+
+use arbiter::{Register, Term, VmId};
+
+use crate::{Epoch, MemoryLayout, chunk::Digest};
+
+/// Most chunk indices in one [`ToPrimary::Nack`].
+pub const NACK_CHUNKS_MAX: usize = 1024;
+
+/// What must agree before a guest is touched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Protocol versions that the primary speaks, newest first.
+    pub versions: Vec<String>,
+    /// The VM of this session.
+    pub vm: VmId,
+    /// The shape of the machine.
+    pub machine: Machine,
+}
+
+/// The shape of a virtual machine, equal on both sides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// Where RAM lies.
+    pub layout: MemoryLayout,
+    /// How many vCPUs.
+    pub vcpus: u16,
+    /// Everything else that must be equal, by name: devices and their
+    /// addresses, and what the guest may use of the host's CPU.
+    pub traits: BTreeMap<String, String>,
+}
+
+impl Machine {
+    /// What differs from `other`, in words for an operator, or `None`.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        if self.layout != other.layout {
+            let mib = |machine: &Self| machine.layout.page_count() / 256;
+            return Some(format!(
+                "memory differs: {} MiB here, {} MiB there",
+                mib(self),
+                mib(other)
+            ));
+        }
+        if self.vcpus != other.vcpus {
+            return Some(format!("vCPUs differ: {} here, {} there", self.vcpus, other.vcpus));
+        }
+        let names: std::collections::BTreeSet<_> =
+            self.traits.keys().chain(other.traits.keys()).collect();
+        names.into_iter().find_map(|name| {
+            let (ours, theirs) = (self.traits.get(name), other.traits.get(name));
+            let shown = |value: Option<&String>| value.map_or("none", String::as_str).to_owned();
+            (ours != theirs)
+                .then(|| format!("{name} differs: {} here, {} there", shown(ours), shown(theirs)))
+        })
+    }
+}
+
+/// The backup takes the session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    /// The protocol version of this session: the newest that both speak.
+    pub version: String,
+    /// The committed epoch that the backup's image is, if it is one.
+    pub committed: Option<Epoch>,
+    /// Largest epoch that the backup stages, in bytes of page content.
+    pub staging_bytes_max: u64,
+}
+
+/// The backup does not take the session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// No protocol version in common.
+    Version {
+        /// What the backup speaks, newest first.
+        spoken: Vec<String>,
+    },
+    /// The machines differ, or the VM is another one.
+    Machine {
+        /// What differs, in words for an operator.
+        difference: String,
+    },
+    /// The caller's term is stale: it may have lost the right to run.
+    Stale {
+        /// The highest term that the backup knows.
+        current: Term,
+    },
+    /// The backup is taking over, or has.
+    Promoting,
+    /// The backup is shutting down or cannot serve.
+    Unready {
+        /// Why, in words for an operator.
+        reason: String,
+    },
+}
+
+/// The message that ends an epoch on the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Close {
+    /// The epoch that ends.
+    pub epoch: Epoch,
+    /// `Some(n)`: this epoch joins onto a seed of `n` chunks; `None`: it
+    /// follows the epoch before it.
+    pub seed_chunks: Option<u32>,
+    /// How many chunks the epoch has, indices `0..chunks`.
+    pub chunks: u32,
+    /// How many pages are in them.
+    pub pages: u64,
+    /// BLAKE3 over the chunks' digests in the order of their indices.
+    pub digest: Digest,
+}
+
+/// From the primary, on the control stream, after the handshake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToBackup {
+    /// The primary lives.
+    Heartbeat,
+    /// A seed begins: forget the image.
+    BeginSeed,
+    /// An epoch is whole.
+    Close(Close),
+    /// The register changed by the primary's hand.
+    Membership(Register),
+    /// The register names the backup as primary now; the guest is paused on
+    /// this side, and everything up to `epoch` is committed.
+    HandOver {
+        /// The last epoch of the old primary.
+        epoch: Epoch,
+        /// The register, with the backup as primary.
+        register: Register,
+    },
+    /// The guest has ended by itself or by its operator: stand down.
+    Farewell {
+        /// Why, in words for an operator.
+        reason: String,
+    },
+}
+
+/// From the backup, on the control stream, after the handshake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ToPrimary {
+    /// The backup lives.
+    Heartbeat,
+    /// So many seed chunks, from index 0 without a gap, are verified.
+    SeedAck {
+        /// How many.
+        chunks: u32,
+    },
+    /// Everything up to `committed` would be in a promotion.
+    Ack {
+        /// The last committed epoch.
+        committed: Epoch,
+        /// The last epoch that is in the image.
+        applied: Epoch,
+    },
+    /// These chunks of the epoch are damaged or did not come: send them again.
+    Nack {
+        /// Which epoch; [`Epoch::ZERO`] for the seed.
+        epoch: Epoch,
+        /// Which chunks, at most [`NACK_CHUNKS_MAX`].
+        chunks: Vec<u32>,
+    },
+}

@@ -1,0 +1,1 @@
+//! How it is spelled and moved: wire format, QUIC, TLS identities.
