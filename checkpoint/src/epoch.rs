@@ -28,6 +28,12 @@ impl Epoch {
         self.0
     }
 
+    /// The epoch before it; [`Epoch::ZERO`] has none before it.
+    #[must_use]
+    pub fn previous(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
     /// The epoch that follows.
     ///
     /// # Panics

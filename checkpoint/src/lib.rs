@@ -5,15 +5,22 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backup;
 pub mod chunk;
 mod epoch;
+pub mod ledger;
 pub mod message;
+mod note;
 pub mod output;
 mod page;
+pub mod primary;
+mod question;
 pub mod section;
 
 pub use epoch::Epoch;
+pub use note::Note;
 pub use page::{
     InvalidLayout, MemoryLayout, PAGE_BYTES, PageNumber, PageRun, PageSet, REGIONS_MAX,
 };
+pub use question::{Answer, Question};
 pub use section::{Section, SectionError, Sections};

@@ -19,7 +19,7 @@
 //!
 //! [`Chunk`]: crate::chunk::Chunk
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use arbiter::{Register, Term, VmId};
 
@@ -115,6 +115,22 @@ pub enum Refusal {
     },
 }
 
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version { spoken } => {
+                write!(f, "no protocol version in common, it speaks {}", spoken.join(", "))
+            }
+            Self::Machine { difference } => f.write_str(difference),
+            Self::Stale { current } => {
+                write!(f, "the term of this node is stale, term {current} is known")
+            }
+            Self::Promoting => f.write_str("it is taking over"),
+            Self::Unready { reason } => f.write_str(reason),
+        }
+    }
+}
+
 /// The message that ends an epoch on the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Close {
@@ -134,8 +150,11 @@ pub struct Close {
 /// From the primary, on the control stream, after the handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToBackup {
-    /// The primary lives.
-    Heartbeat,
+    /// The primary lives. The backup answers at once with the same number.
+    Heartbeat {
+        /// Rises with every heartbeat of a session.
+        ping: u64,
+    },
     /// A seed begins: forget the image.
     BeginSeed,
     /// An epoch is whole.
@@ -150,6 +169,11 @@ pub enum ToBackup {
         /// The register, with the backup as primary.
         register: Register,
     },
+    /// Tell the digest of the image at this epoch, which is about to be closed.
+    Verify {
+        /// Which epoch.
+        epoch: Epoch,
+    },
     /// The guest has ended by itself or by its operator: stand down.
     Farewell {
         /// Why, in words for an operator.
@@ -160,8 +184,11 @@ pub enum ToBackup {
 /// From the backup, on the control stream, after the handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ToPrimary {
-    /// The backup lives.
-    Heartbeat,
+    /// The backup lives, and has not asked for a promotion.
+    Heartbeat {
+        /// The last ping heard.
+        pong: u64,
+    },
     /// So many seed chunks, from index 0 without a gap, are verified.
     SeedAck {
         /// How many.
@@ -173,6 +200,13 @@ pub enum ToPrimary {
         committed: Epoch,
         /// The last epoch that is in the image.
         applied: Epoch,
+    },
+    /// The digest that was asked for.
+    Verified {
+        /// The epoch that the image was.
+        epoch: Epoch,
+        /// BLAKE3 over all of guest memory, regions rising.
+        digest: Digest,
     },
     /// These chunks of the epoch are damaged or did not come: send them again.
     Nack {

@@ -1,0 +1,636 @@
+//! Events in, facts changed, actions out.
+
+use std::{collections::VecDeque, time::Duration};
+
+use arbiter::{NodeId, Operation, Outcome, Register, Term};
+
+use super::{
+    Action, Config, Event, Standing,
+    stage::{EPOCHS_AHEAD_MAX, SeedStage, Stages, Verdict},
+};
+use crate::{
+    Answer, Epoch, Note, Question,
+    chunk::{ChunkId, Digest},
+    message::{Hello, Refusal, ToBackup, ToPrimary, Welcome},
+    question::Stamps,
+};
+
+/// See the head of the module above.
+#[derive(Debug)]
+enum Phase {
+    Waiting,
+    Seeding(SeedStage),
+    Standing,
+    Asking(Asking),
+    Promoting,
+}
+
+/// A question that waits for its answer, or for its next try.
+#[derive(Debug)]
+struct Asking {
+    question: Question,
+    waiting: bool,
+}
+
+/// The session with a primary.
+#[derive(Debug)]
+struct Link {
+    primary: NodeId,
+}
+
+/// The backup's epoch machine.
+#[derive(Debug)]
+pub struct Backup {
+    config: Config,
+    phase: Phase,
+    now: Duration,
+    /// The highest term that this node knows: frames below it are refused.
+    term: Term,
+    link: Option<Link>,
+    /// The register, as the primary last told it.
+    register: Option<Register>,
+    heard_at: Duration,
+    committed: Epoch,
+    applied: Epoch,
+    stages: Stages,
+    /// The image's digest is wanted at this epoch.
+    verifying: Option<Epoch>,
+    ask_not_before: Duration,
+    /// An operator wants a promotion.
+    take_over: bool,
+    stamps: Stamps,
+    actions: VecDeque<Action>,
+}
+
+impl Backup {
+    /// A backup without an image. `term` is the highest that this node has
+    /// seen, if it remembers; `random` is unlike that of any other process.
+    #[must_use]
+    pub fn new(config: Config, term: Term, random: u64, now: Duration) -> Self {
+        Self {
+            config,
+            phase: Phase::Waiting,
+            now,
+            term,
+            link: None,
+            register: None,
+            heard_at: now,
+            committed: Epoch::ZERO,
+            applied: Epoch::ZERO,
+            stages: Stages::default(),
+            verifying: None,
+            ask_not_before: now,
+            take_over: false,
+            stamps: Stamps::new(random),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// What it is doing.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match self.phase {
+            Phase::Waiting => Standing::Waiting,
+            Phase::Seeding(_) => Standing::Seeding,
+            Phase::Standing => Standing::Whole,
+            Phase::Asking(_) => Standing::Asking,
+            Phase::Promoting => Standing::Promoting,
+        }
+    }
+
+    /// The highest term that it knows.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The last committed and the last applied epoch.
+    #[must_use]
+    pub fn epochs(&self) -> (Epoch, Epoch) {
+        (self.committed, self.applied)
+    }
+
+    /// The primary of the session, if there is one.
+    #[must_use]
+    pub fn primary(&self) -> Option<&NodeId> {
+        self.link.as_ref().map(|link| &link.primary)
+    }
+
+    /// The register, as the primary last told it.
+    #[must_use]
+    pub fn register(&self) -> Option<&Register> {
+        self.register.as_ref()
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Event::Timeout`] is due, if nothing else happens.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        match &self.phase {
+            Phase::Waiting | Phase::Promoting => None,
+            Phase::Seeding(_) => self.stages.nack_at(),
+            Phase::Standing => {
+                let suspect = (self.heard_at + self.config.detection).max(self.ask_not_before);
+                let nack = self.link.as_ref().and_then(|_| self.stages.nack_at());
+                Some(nack.map_or(suspect, |nack| nack.min(suspect)))
+            }
+            Phase::Asking(asking) => (!asking.waiting).then_some(self.ask_not_before),
+        }
+    }
+
+    /// Takes what happened at `now`; actions follow from
+    /// [`Backup::poll_action`].
+    pub fn handle(&mut self, now: Duration, event: Event) {
+        let late = self.poll_timeout().map_or(Duration::ZERO, |due| now.saturating_sub(due));
+        self.now = self.now.max(now);
+        if late >= self.config.freeze_gap {
+            // Who stood still cannot tell who was silent meanwhile.
+            self.heard_at = self.now;
+        }
+        match (&mut self.phase, event) {
+            (Phase::Waiting | Phase::Promoting, Event::Timeout) => {}
+            (Phase::Seeding(_), Event::Timeout) => self.nack_missing(),
+            (Phase::Standing, Event::Timeout) => {
+                self.nack_missing();
+                self.suspect();
+            }
+            (Phase::Asking(_), Event::Timeout) => self.ask_again(),
+
+            (
+                Phase::Waiting | Phase::Seeding(_) | Phase::Standing,
+                Event::Knock { peer, term, hello },
+            ) => {
+                self.on_knock(peer, term, &hello);
+            }
+            (Phase::Asking(_) | Phase::Promoting, Event::Knock { .. }) => {
+                self.act(Action::Refuse(Refusal::Promoting));
+            }
+
+            (Phase::Waiting | Phase::Standing, Event::LinkDown) => self.on_link_down(),
+            (Phase::Seeding(_), Event::LinkDown) => {
+                self.on_link_down();
+                self.discard();
+            }
+            (Phase::Asking(_) | Phase::Promoting, Event::LinkDown) => self.link = None,
+
+            (
+                Phase::Waiting | Phase::Seeding(_) | Phase::Standing,
+                Event::Heard { term, message },
+            ) => {
+                self.on_heard(term, message);
+            }
+            (Phase::Seeding(_) | Phase::Standing, Event::Staged { term, id, digest, pages }) => {
+                self.on_staged(term, id, digest, pages);
+            }
+            (Phase::Seeding(_) | Phase::Standing, Event::Refused { id }) => self.on_refused(id),
+
+            (Phase::Standing, Event::Applied { epoch }) => self.on_applied(epoch),
+            (Phase::Standing, Event::ImageDigest { epoch, digest }) => {
+                self.verifying = None;
+                self.act(Action::Send(ToPrimary::Verified { epoch, digest }));
+            }
+            (Phase::Standing, Event::TakeOver) => {
+                self.take_over = true;
+                self.suspect();
+            }
+
+            (Phase::Asking(_), Event::Answered(answer)) => self.on_answered(answer),
+            (Phase::Asking(_) | Phase::Promoting, Event::Applied { epoch }) => self.applied = epoch,
+
+            // What was under way when the phase changed.
+            (
+                Phase::Waiting,
+                Event::Staged { .. }
+                | Event::Refused { .. }
+                | Event::Applied { .. }
+                | Event::ImageDigest { .. }
+                | Event::Answered(_)
+                | Event::TakeOver,
+            )
+            | (
+                Phase::Seeding(_),
+                Event::Applied { .. }
+                | Event::ImageDigest { .. }
+                | Event::Answered(_)
+                | Event::TakeOver,
+            )
+            | (Phase::Standing, Event::Answered(_))
+            | (
+                Phase::Asking(_),
+                Event::Heard { .. }
+                | Event::Staged { .. }
+                | Event::Refused { .. }
+                | Event::ImageDigest { .. }
+                | Event::TakeOver,
+            )
+            | (
+                Phase::Promoting,
+                Event::Heard { .. }
+                | Event::Staged { .. }
+                | Event::Refused { .. }
+                | Event::ImageDigest { .. }
+                | Event::Answered(_)
+                | Event::TakeOver,
+            ) => {}
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    fn note(&mut self, note: Note) {
+        self.act(Action::Note(note));
+    }
+
+    // --- Sessions ---------------------------------------------------------
+
+    fn on_knock(&mut self, peer: NodeId, term: Term, hello: &Hello) {
+        if let Some(refusal) = self.objection(term, hello) {
+            self.note(Note::PrimaryRefused { primary: peer, why: refusal.to_string() });
+            self.act(Action::Refuse(refusal));
+            return;
+        }
+        let version = self.common_version(hello).expect("objected otherwise");
+        if self.link.take().is_some() {
+            self.act(Action::Disconnect { reason: "a newer session replaces it".to_owned() });
+        }
+        if matches!(self.phase, Phase::Seeding(_)) {
+            self.discard();
+        }
+        self.raise(term);
+        self.heard_at = self.now;
+        let committed = matches!(self.phase, Phase::Standing).then_some(self.committed);
+        // What was staged and not committed comes again in this session.
+        for epoch in self.stages.remove_through(Epoch::new(u64::MAX - 1)) {
+            self.act(Action::Unstage { epoch });
+        }
+        self.verifying = None;
+        self.note(Note::PrimaryConnected { primary: peer.clone(), term });
+        self.link = Some(Link { primary: peer });
+        self.act(Action::Welcome(Welcome {
+            version,
+            committed,
+            staging_bytes_max: self.config.staging_bytes_max,
+        }));
+    }
+
+    fn objection(&self, term: Term, hello: &Hello) -> Option<Refusal> {
+        if term < self.term {
+            return Some(Refusal::Stale { current: self.term });
+        }
+        if self.common_version(hello).is_none() {
+            return Some(Refusal::Version { spoken: self.config.versions.clone() });
+        }
+        if hello.vm != self.config.vm {
+            let difference =
+                format!("this node stands by for `{}`, not `{}`", self.config.vm, hello.vm);
+            return Some(Refusal::Machine { difference });
+        }
+        let difference = self.config.machine.difference(&hello.machine)?;
+        Some(Refusal::Machine { difference })
+    }
+
+    fn common_version(&self, hello: &Hello) -> Option<String> {
+        self.config.versions.iter().find(|version| hello.versions.contains(version)).cloned()
+    }
+
+    fn raise(&mut self, term: Term) {
+        if term > self.term {
+            self.term = term;
+            self.act(Action::Floor(term));
+        }
+    }
+
+    fn on_link_down(&mut self) {
+        if let Some(link) = self.link.take() {
+            self.note(Note::PrimaryLost { primary: link.primary });
+        }
+    }
+
+    /// Ends a session whose peer does not keep to the protocol.
+    fn violation(&mut self, reason: &str) {
+        self.on_link_down();
+        self.act(Action::Disconnect { reason: reason.to_owned() });
+        if matches!(self.phase, Phase::Seeding(_)) {
+            self.discard();
+        }
+    }
+
+    fn on_heard(&mut self, term: Term, message: ToBackup) {
+        let Some(link) = &self.link else { return };
+        if term < self.term {
+            let peer = link.primary.clone();
+            self.note(Note::StaleFrame { peer, term });
+            return;
+        }
+        self.heard_at = self.now;
+        self.raise(term);
+        match message {
+            ToBackup::Heartbeat { ping } => {
+                self.act(Action::Send(ToPrimary::Heartbeat { pong: ping }))
+            }
+            ToBackup::BeginSeed => self.on_begin_seed(),
+            ToBackup::Close(close) => {
+                let epoch = close.epoch;
+                if !self.in_window(epoch) {
+                    return;
+                }
+                let nack_at = self.now + self.config.nack_after;
+                self.stages.entry(epoch).close(close, nack_at);
+                self.commit();
+            }
+            ToBackup::Membership(register) => self.on_membership(register),
+            ToBackup::HandOver { epoch, register } => self.on_hand_over(epoch, register),
+            ToBackup::Verify { epoch } => self.verifying = Some(epoch),
+            ToBackup::Farewell { reason } => {
+                self.note(Note::StoodDown { why: reason });
+                self.discard();
+            }
+        }
+    }
+
+    fn on_membership(&mut self, register: Register) {
+        if register.term != self.term {
+            return;
+        }
+        let member = register.in_sync.contains(&self.config.node);
+        let was = self.register.as_ref().is_some_and(|r| r.in_sync.contains(&self.config.node));
+        if member && !was {
+            self.note(Note::InSync { term: register.term });
+        }
+        self.register = Some(register);
+        // What was acknowledged under the term before is said again under this.
+        if matches!(self.phase, Phase::Standing) && self.committed > Epoch::ZERO {
+            self.acknowledge();
+        }
+    }
+
+    fn on_hand_over(&mut self, epoch: Epoch, register: Register) {
+        let whole = matches!(self.phase, Phase::Standing) && self.committed >= epoch;
+        if whole && register.primary == self.config.node {
+            self.promote(register);
+        } else {
+            self.violation("it hands over what is not committed here");
+        }
+    }
+
+    // --- Seeds and epochs -------------------------------------------------
+
+    fn on_begin_seed(&mut self) {
+        let current = self.register.as_ref().filter(|register| register.term == self.term);
+        if current.is_some_and(|register| register.in_sync.contains(&self.config.node)) {
+            // The register may count on this image: it is not given up.
+            self.violation("it seeds a backup that is in sync");
+            return;
+        }
+        let primary = self.link.as_ref().expect("heard from").primary.clone();
+        self.discard();
+        self.phase = Phase::Seeding(SeedStage::default());
+        self.note(Note::SeedReceiving { primary });
+        self.act(Action::Send(ToPrimary::SeedAck { chunks: 0 }));
+    }
+
+    /// Gives up image and stages: there is nothing to promote any more.
+    fn discard(&mut self) {
+        self.phase = Phase::Waiting;
+        self.committed = Epoch::ZERO;
+        self.applied = Epoch::ZERO;
+        self.stages = Stages::default();
+        self.register = None;
+        self.verifying = None;
+        self.take_over = false;
+        self.act(Action::Discard);
+    }
+
+    fn in_window(&self, epoch: Epoch) -> bool {
+        match self.phase {
+            // The joining epoch may have any number.
+            Phase::Seeding(_) => epoch > Epoch::ZERO,
+            Phase::Standing => {
+                epoch > self.committed && epoch.get() - self.committed.get() <= EPOCHS_AHEAD_MAX
+            }
+            Phase::Waiting | Phase::Asking(_) | Phase::Promoting => false,
+        }
+    }
+
+    fn on_staged(&mut self, term: Term, id: ChunkId, digest: Digest, pages: u64) {
+        if term < self.term || self.link.is_none() {
+            return;
+        }
+        self.heard_at = self.now;
+        if id.epoch == Epoch::ZERO {
+            if let Phase::Seeding(seed) = &mut self.phase
+                && let Some(chunks) = seed.stage(id.index)
+            {
+                self.act(Action::ApplySeed { chunks });
+                self.act(Action::Send(ToPrimary::SeedAck { chunks }));
+                self.commit();
+            }
+            return;
+        }
+        if !self.in_window(id.epoch) {
+            return;
+        }
+        if self.stages.entry(id.epoch).stage(id.index, digest, pages) {
+            self.commit();
+        } else {
+            self.violation("a chunk's index is beyond all bounds");
+        }
+    }
+
+    fn on_refused(&mut self, id: ChunkId) {
+        if self.link.is_none() {
+            return;
+        }
+        self.note(Note::ChunkRefused { epoch: id.epoch, index: id.index });
+        self.act(Action::Send(ToPrimary::Nack { epoch: id.epoch, chunks: vec![id.index] }));
+    }
+
+    /// Commits as many epochs as are whole, in their order.
+    fn commit(&mut self) {
+        let before = self.committed;
+        while let Some(epoch) = self.next_whole() {
+            if self.committed == Epoch::ZERO {
+                self.note(Note::ImageComplete { epoch });
+                self.phase = Phase::Standing;
+                self.applied = Epoch::ZERO;
+            }
+            self.committed = epoch;
+            for stale in self.stages.remove_through(epoch) {
+                if stale != epoch {
+                    self.act(Action::Unstage { epoch: stale });
+                }
+            }
+            self.act(Action::Apply { epoch });
+            if self.verifying == Some(epoch) {
+                self.act(Action::DigestImage { epoch });
+            }
+        }
+        if self.committed != before {
+            self.acknowledge();
+        }
+    }
+
+    fn next_whole(&mut self) -> Option<Epoch> {
+        let epoch = match &self.phase {
+            Phase::Seeding(seed) => {
+                let (epoch, _, seed_chunks) = self.stages.joining()?;
+                (seed.gapless() >= seed_chunks).then_some(epoch)?
+            }
+            Phase::Standing => self.committed.next(),
+            Phase::Waiting | Phase::Asking(_) | Phase::Promoting => return None,
+        };
+        match self.stages.get(epoch)?.verdict() {
+            Verdict::Incomplete => None,
+            Verdict::Whole => Some(epoch),
+            Verdict::Wrong => {
+                self.note(Note::EpochRefused { epoch });
+                self.act(Action::Unstage { epoch });
+                let nack_at = self.now + self.config.nack_after;
+                let stage = self.stages.entry(epoch);
+                stage.restart();
+                let chunks = stage.take_missing(nack_at);
+                self.act(Action::Send(ToPrimary::Nack { epoch, chunks }));
+                None
+            }
+        }
+    }
+
+    fn acknowledge(&mut self) {
+        if self.link.is_some() {
+            let (committed, applied) = (self.committed, self.applied);
+            self.act(Action::Send(ToPrimary::Ack { committed, applied }));
+        }
+    }
+
+    fn on_applied(&mut self, epoch: Epoch) {
+        self.applied = self.applied.max(epoch);
+    }
+
+    fn nack_missing(&mut self) {
+        let next = self.now + self.config.nack_after;
+        let now = self.now;
+        let mut nacks = Vec::new();
+        for (epoch, stage) in self.stages.iter_mut() {
+            if stage.nack_at().is_some_and(|at| at <= now) {
+                let chunks = stage.take_missing(next);
+                if !chunks.is_empty() {
+                    nacks.push(ToPrimary::Nack { epoch, chunks });
+                }
+            }
+        }
+        if self.link.is_some() {
+            self.actions.extend(nacks.into_iter().map(Action::Send));
+        }
+    }
+
+    // --- Taking over ------------------------------------------------------
+
+    /// Asks the arbiter if the primary has been silent for too long.
+    fn suspect(&mut self) {
+        let silent = self.now.saturating_sub(self.heard_at);
+        let due = silent >= self.config.detection && self.now >= self.ask_not_before;
+        if !due && !self.take_over {
+            return;
+        }
+        if let Some(link) = self.link.take() {
+            let millis = silent.as_millis() as u64;
+            self.note(Note::PrimarySilent { primary: link.primary, millis });
+            // From here on nothing is acknowledged under the old term.
+            self.act(Action::Disconnect { reason: "a promotion is being asked for".to_owned() });
+        }
+        self.note(Note::Asking { committed: self.committed });
+        let question = match self.register.clone() {
+            Some(register) if register.in_sync.contains(&self.config.node) => {
+                self.promotion(&register)
+            }
+            // Admitted or not: only the arbiter knows.
+            Some(_) | None => Question::Read,
+        };
+        self.put(question);
+    }
+
+    fn promotion(&mut self, expected: &Register) -> Question {
+        Question::Change(self.stamps.request(&self.config.node, expected, Operation::Promote))
+    }
+
+    fn put(&mut self, question: Question) {
+        self.phase = Phase::Asking(Asking { question: question.clone(), waiting: true });
+        self.act(Action::Ask(question));
+    }
+
+    fn ask_again(&mut self) {
+        if self.now < self.ask_not_before {
+            return;
+        }
+        if let Phase::Asking(asking) = &mut self.phase
+            && !asking.waiting
+        {
+            asking.waiting = true;
+            let question = asking.question.clone();
+            self.act(Action::Ask(question));
+        }
+    }
+
+    fn on_answered(&mut self, answer: Answer) {
+        let Phase::Asking(asking) = &mut self.phase else { return };
+        asking.waiting = false;
+        let read = asking.question == Question::Read;
+        match answer {
+            Answer::Outcome(Outcome::Set(register)) => self.promote(register),
+            Answer::Outcome(Outcome::Mismatch(found)) | Answer::Register(found) => {
+                self.on_register(found);
+            }
+            // Nothing was asked after all: stand by again.
+            Answer::Unsent => self.stand_again(Note::ArbiterUnreachable),
+            Answer::Unknown if read => self.stand_again(Note::ArbiterUnreachable),
+            Answer::Unknown => {
+                self.ask_not_before = self.now + self.config.ask_retry;
+                self.note(Note::ArbiterUnreachable);
+            }
+            Answer::Refused(why) => self.stand_again(Note::ArbiterRefused { why }),
+        }
+    }
+
+    /// Nobody was promoted: go on as a backup, and ask again later if the
+    /// primary stays silent.
+    fn stand_again(&mut self, note: Note) {
+        self.phase = Phase::Standing;
+        self.take_over = false;
+        self.ask_not_before = self.now + self.config.ask_retry;
+        self.note(note);
+    }
+
+    fn on_register(&mut self, found: Option<Register>) {
+        match found {
+            Some(register) if register.term < self.term => {
+                self.stand_again(Note::ArbiterForgot { known: self.term, found: Some(register) });
+            }
+            None => self.stand_again(Note::ArbiterForgot { known: self.term, found: None }),
+            Some(register) if register.primary == self.config.node => self.promote(register),
+            Some(register) if register.in_sync.contains(&self.config.node) => {
+                self.raise(register.term);
+                let question = self.promotion(&register);
+                self.put(question);
+            }
+            Some(register) => {
+                self.raise(register.term);
+                self.discard();
+                self.note(Note::NotPromoted { register });
+            }
+        }
+    }
+
+    fn promote(&mut self, register: Register) {
+        self.raise(register.term);
+        self.phase = Phase::Promoting;
+        let epoch = self.committed;
+        self.note(Note::Promoting { register: register.clone(), epoch });
+        self.act(Action::Promote { register, epoch });
+    }
+}

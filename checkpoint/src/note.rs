@@ -1,0 +1,163 @@
+//! What an operator wants to read in the event log.
+
+use std::fmt;
+
+use arbiter::{NodeId, Register, Term};
+
+use crate::Epoch;
+
+/// Something that happened, worth a line. [`fmt::Display`] writes that line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the lines of `Display` say what each one means")]
+pub enum Note {
+    BackupConnected { backup: NodeId },
+    BackupLost { backup: NodeId },
+    BackupSilent { backup: NodeId, millis: u64 },
+    BackupRefused { backup: NodeId, why: String },
+    BackupOutdated { backup: NodeId },
+    SeedBegun { backup: NodeId },
+    SeedRestarted { backup: NodeId },
+    Joining { backup: NodeId, epoch: Epoch },
+    Resumed { backup: NodeId, after: Epoch, resent: usize },
+    Admitted { backup: NodeId, term: Term },
+    Dropped { backup: NodeId, term: Term, solo: bool },
+    ChunksResent { backup: NodeId, epoch: Epoch, chunks: usize },
+    StaleFrame { peer: NodeId, term: Term },
+    Doubt { millis: u64 },
+    DoubtResolved,
+    ArbiterUnreachable,
+    ArbiterRefused { why: String },
+    ArbiterForgot { known: Term, found: Option<Register> },
+    GuestHeld { bytes: u64 },
+    GuestFreed,
+    HandOverBegun { to: NodeId },
+    HandOverAborted { to: NodeId, why: String },
+    HandedOver { to: NodeId, term: Term },
+    PrimaryConnected { primary: NodeId, term: Term },
+    PrimaryLost { primary: NodeId },
+    PrimarySilent { primary: NodeId, millis: u64 },
+    PrimaryRefused { primary: NodeId, why: String },
+    SeedReceiving { primary: NodeId },
+    ImageComplete { epoch: Epoch },
+    InSync { term: Term },
+    ChunkRefused { epoch: Epoch, index: u32 },
+    EpochRefused { epoch: Epoch },
+    Asking { committed: Epoch },
+    NotPromoted { register: Register },
+    Promoting { register: Register, epoch: Epoch },
+    StoodDown { why: String },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BackupConnected { backup } => write!(f, "backup {backup} is connected"),
+            Self::BackupLost { backup } => write!(f, "the connection to backup {backup} is lost"),
+            Self::BackupSilent { backup, millis } => {
+                write!(
+                    f,
+                    "backup {backup} has been silent for {millis} ms: asking to go on without it"
+                )
+            }
+            Self::BackupRefused { backup, why } => write!(f, "backup {backup} refused: {why}"),
+            Self::BackupOutdated { backup } => {
+                write!(f, "backup {backup} has lost its image: asking to drop it and seed it again")
+            }
+            Self::SeedBegun { backup } => write!(f, "seeding backup {backup}"),
+            Self::SeedRestarted { backup } => {
+                write!(f, "a seed chunk for backup {backup} was damaged: seeding it again")
+            }
+            Self::Joining { backup, epoch } => {
+                write!(f, "backup {backup} joins with epoch {epoch}; output is held from here on")
+            }
+            Self::Resumed { backup, after, resent } => {
+                write!(f, "backup {backup} goes on after epoch {after}: {resent} epochs sent again")
+            }
+            Self::Admitted { backup, term } => {
+                write!(f, "backup {backup} is in sync as of term {term}: the guest is protected")
+            }
+            Self::Dropped { backup, term, solo: true } => {
+                write!(
+                    f,
+                    "backup {backup} is dropped as of term {term}: solo, the guest is not protected"
+                )
+            }
+            Self::Dropped { backup, term, solo: false } => {
+                write!(f, "backup {backup} is dropped as of term {term}")
+            }
+            Self::ChunksResent { backup, epoch, chunks } => {
+                write!(f, "backup {backup} lacked {chunks} chunks of epoch {epoch}: sent again")
+            }
+            Self::StaleFrame { peer, term } => {
+                write!(f, "a frame of stale term {term} from {peer} was refused")
+            }
+            Self::Doubt { millis } => {
+                write!(
+                    f,
+                    "this process stood still for {millis} ms: nothing is released before its right to run is confirmed"
+                )
+            }
+            Self::DoubtResolved => f.write_str("the right to run is confirmed"),
+            Self::ArbiterUnreachable => f.write_str("the arbiter does not answer: asking again"),
+            Self::ArbiterRefused { why } => write!(f, "the arbiter refused: {why}"),
+            Self::ArbiterForgot { known, found: Some(register) } => {
+                write!(
+                    f,
+                    "the arbiter's register went back ({register}) though term {known} is known: it is not believed"
+                )
+            }
+            Self::ArbiterForgot { known, found: None } => {
+                write!(
+                    f,
+                    "the arbiter has no register though term {known} is known: it is not believed"
+                )
+            }
+            Self::GuestHeld { bytes } => {
+                write!(f, "{bytes} bytes of output wait for a commit: the guest is paused")
+            }
+            Self::GuestFreed => f.write_str("the held output has left: the guest runs again"),
+            Self::HandOverBegun { to } => write!(f, "handing over to {to}: the guest is paused"),
+            Self::HandOverAborted { to, why } => {
+                write!(f, "the handover to {to} is given up ({why}): the guest runs on here")
+            }
+            Self::HandedOver { to, term } => write!(f, "{to} is primary as of term {term}"),
+            Self::PrimaryConnected { primary, term } => {
+                write!(f, "primary {primary} is connected, term {term}")
+            }
+            Self::PrimaryLost { primary } => {
+                write!(f, "the connection to primary {primary} is lost")
+            }
+            Self::PrimarySilent { primary, millis } => {
+                write!(f, "primary {primary} has been silent for {millis} ms")
+            }
+            Self::PrimaryRefused { primary, why } => {
+                write!(f, "primary {primary} was refused: {why}")
+            }
+            Self::SeedReceiving { primary } => write!(f, "receiving a seed from {primary}"),
+            Self::ImageComplete { epoch } => write!(f, "the image is whole as of epoch {epoch}"),
+            Self::InSync { term } => write!(f, "in sync as of term {term}"),
+            Self::ChunkRefused { epoch, index } => {
+                write!(f, "chunk {index} of epoch {epoch} was refused: asked for again")
+            }
+            Self::EpochRefused { epoch } => {
+                write!(
+                    f,
+                    "the digest of epoch {epoch} does not match: all of it is asked for again"
+                )
+            }
+            Self::Asking { committed } => {
+                write!(
+                    f,
+                    "asking the arbiter for a promotion at epoch {committed}; nothing is acknowledged any more"
+                )
+            }
+            Self::NotPromoted { register } => {
+                write!(f, "not promoted, the register holds: {register}; the image is given up")
+            }
+            Self::Promoting { register, epoch } => {
+                write!(f, "promoted at epoch {epoch}: {register}")
+            }
+            Self::StoodDown { why } => write!(f, "the guest has ended ({why}): standing down"),
+        }
+    }
+}

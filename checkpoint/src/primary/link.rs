@@ -1,0 +1,103 @@
+//! What the primary knows of one backup.
+//!
+//! ```text
+//!            LinkUp, not a member            SeedAck 0          few pages left
+//!   Away ───────────────────────▶ Preparing ──────────▶ Seeding ──────────────▶ Joining
+//!    ▲                                                                            │ admitted
+//!    └─ link lost (unless the admission has been asked) ◀──────────────────────── InSync
+//! ```
+//!
+//! `Joining` and `InSync` outlive a lost session: the backup's image is sound,
+//! and what it lacks is still in flight.
+
+use std::time::Duration;
+
+use crate::Epoch;
+
+/// How far a backup is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It has nothing.
+    Away,
+    /// It was told that a seed begins.
+    Preparing,
+    /// The guest's memory goes to it while the guest runs.
+    Seeding {
+        /// Rounds sent.
+        rounds: u32,
+        /// Chunks sent and pages left after the last whole round; `None` while
+        /// a round is under way.
+        sent: Option<(u32, u64)>,
+        /// Chunks that it has verified.
+        verified: u32,
+    },
+    /// The checkpoint that completes its seed is cut.
+    Joining {
+        /// The epoch that the checkpoint ended.
+        epoch: Epoch,
+        /// Chunks of the seed below it.
+        seed_chunks: u32,
+    },
+    /// The register counts it.
+    InSync,
+    /// The register counts it, but it has lost its image.
+    Outdated,
+}
+
+/// One backup.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// The operator wants it in sync.
+    pub(super) wanted: bool,
+    pub(super) connected: bool,
+    pub(super) stage: Stage,
+    /// The last epoch that it has acknowledged.
+    pub(super) committed: Epoch,
+    pub(super) heard_at: Duration,
+    /// The last pings sent and answered in this session.
+    pub(super) ping: u64,
+    pub(super) pong: u64,
+    /// The first ping that ends a doubt.
+    pub(super) doubt_ping: u64,
+    pub(super) staging_bytes_max: u64,
+}
+
+impl Link {
+    pub(super) fn new(now: Duration) -> Self {
+        Self {
+            wanted: true,
+            connected: false,
+            stage: Stage::Away,
+            committed: Epoch::ZERO,
+            heard_at: now,
+            ping: 0,
+            pong: 0,
+            doubt_ping: 0,
+            staging_bytes_max: 0,
+        }
+    }
+
+    /// Whether epochs go to it.
+    pub(super) fn follows(&self) -> bool {
+        match self.stage {
+            Stage::Joining { .. } | Stage::InSync => true,
+            Stage::Away | Stage::Preparing | Stage::Seeding { .. } | Stage::Outdated => false,
+        }
+    }
+
+    /// Whether its seed can end with the next checkpoint.
+    pub(super) fn may_join(&self, pages_left_max: u64, rounds_max: u32) -> bool {
+        match self.stage {
+            Stage::Seeding { rounds, sent: Some((chunks, pages_left)), verified } => {
+                let settled = pages_left <= pages_left_max || rounds >= rounds_max;
+                self.connected && settled && verified == chunks
+            }
+            Stage::Seeding { sent: None, .. }
+            | Stage::Away
+            | Stage::Preparing
+            | Stage::Joining { .. }
+            | Stage::InSync
+            | Stage::Outdated => false,
+        }
+    }
+}

@@ -1,0 +1,861 @@
+//! Events in, facts changed, actions out.
+//!
+//! Each event only changes facts; [`Primary::settle`] then derives from the
+//! facts what is to be done. So no order of events needs a rule of its own.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use arbiter::{NodeId, Register, Term};
+
+use super::{
+    Action, Command, Config, CutOrder, Ending, Event,
+    flight::Flights,
+    link::{Link, Stage},
+    questions::{Asked, Purpose},
+};
+use crate::{
+    Epoch, Note,
+    message::{Close, Refusal, ToBackup, ToPrimary},
+    question::Stamps,
+};
+
+/// Where the machine is in its life. See the head of the module above.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Phase {
+    Running,
+    Draining(Drain),
+    Ended,
+}
+
+/// Why the guest is paused for good, and up to where it must be committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Drain {
+    pub(super) purpose: DrainPurpose,
+    /// The last epoch, once it is ordered.
+    pub(super) last: Option<Epoch>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum DrainPurpose {
+    HandOver(NodeId),
+    Finish(String),
+}
+
+/// The right to run is to be confirmed before anything is released.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Doubt {
+    pub(super) since: Duration,
+    /// Fresh pongs of all followers are enough; otherwise only the arbiter is.
+    by_pongs: bool,
+}
+
+/// The primary's epoch machine.
+#[derive(Debug)]
+pub struct Primary {
+    pub(super) config: Config,
+    pub(super) register: Register,
+    pub(super) phase: Phase,
+    /// When the last event came.
+    pub(super) now: Duration,
+    pub(super) links: BTreeMap<NodeId, Link>,
+    next_epoch: Epoch,
+    next_cut_at: Duration,
+    cutting: Option<CutOrder>,
+    flights: Flights,
+    /// Everything up to here has been released.
+    released: Epoch,
+    /// Output waits for commits.
+    holding: bool,
+    held_bytes: u64,
+    guest_held: bool,
+    heartbeat_at: Duration,
+    pub(super) doubt: Option<Doubt>,
+    /// The next cut takes the digest of all memory.
+    verify_next: bool,
+    /// The epoch whose digest backups are asked for.
+    verifying: Option<Epoch>,
+    pub(super) asked: Option<Asked>,
+    pub(super) ask_not_before: Duration,
+    pub(super) stamps: Stamps,
+    actions: VecDeque<Action>,
+}
+
+impl Primary {
+    /// The machine of a node that `register` names as primary with nobody in
+    /// sync. `first` is the epoch that its guest is in; `random` is unlike that
+    /// of any other process.
+    ///
+    /// # Panics
+    ///
+    /// If the register names somebody else, or backups.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        register: Register,
+        first: Epoch,
+        random: u64,
+        now: Duration,
+    ) -> Self {
+        assert_eq!(register.primary, config.node, "only its primary may run a VM");
+        assert!(register.in_sync.is_empty(), "a primary starts without backups");
+        Self {
+            config,
+            register,
+            phase: Phase::Running,
+            now,
+            links: BTreeMap::new(),
+            next_epoch: first,
+            next_cut_at: now,
+            cutting: None,
+            flights: Flights::default(),
+            released: Epoch::ZERO,
+            holding: false,
+            held_bytes: 0,
+            guest_held: false,
+            heartbeat_at: now,
+            doubt: None,
+            verify_next: false,
+            verifying: None,
+            asked: None,
+            ask_not_before: now,
+            stamps: Stamps::new(random),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// The register as this node knows it. Frames carry its term.
+    #[must_use]
+    pub fn register(&self) -> &Register {
+        &self.register
+    }
+
+    /// The epoch that the guest is in.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.next_epoch
+    }
+
+    /// Everything up to here has been released.
+    #[must_use]
+    pub fn released(&self) -> Epoch {
+        self.released
+    }
+
+    /// Epochs that are cut and not committed by every follower.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Whether nothing is released until the right to run is confirmed.
+    #[must_use]
+    pub fn in_doubt(&self) -> bool {
+        self.doubt.is_some()
+    }
+
+    /// Whether an unanswered question waits for the arbiter.
+    #[must_use]
+    pub fn asks(&self) -> bool {
+        self.asked.is_some()
+    }
+
+    /// Every known backup: its name, stage, last committed epoch, and whether
+    /// it is connected.
+    pub fn backups(&self) -> impl Iterator<Item = (&NodeId, Stage, Epoch, bool)> {
+        self.links.iter().map(|(node, link)| (node, link.stage, link.committed, link.connected))
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Event::Timeout`] is due, if nothing else happens.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        if self.phase == Phase::Ended {
+            return None;
+        }
+        let cut = self.wants_cut().then_some(self.next_cut_at);
+        let silent = self.links.iter().filter_map(|(node, link)| self.silent_at(node, link));
+        let retry = self.retry_at();
+        [Some(self.heartbeat_at), cut, retry].into_iter().flatten().chain(silent).min()
+    }
+
+    /// Takes what happened at `now`; actions follow from
+    /// [`Primary::poll_action`].
+    pub fn handle(&mut self, now: Duration, event: Event) {
+        self.notice_gap(now);
+        match (&self.phase, event) {
+            (Phase::Running | Phase::Draining(_), Event::Timeout) => {}
+            (Phase::Running | Phase::Draining(_), Event::CutDone { epoch, bytes }) => {
+                self.on_cut_done(epoch, bytes);
+            }
+            (Phase::Running | Phase::Draining(_), Event::Encoded { close }) => {
+                self.on_encoded(close);
+            }
+            (
+                Phase::Running | Phase::Draining(_),
+                Event::LinkUp { backup, committed, staging_bytes_max },
+            ) => self.on_link_up(&backup, committed, staging_bytes_max),
+            (Phase::Running | Phase::Draining(_), Event::LinkRefused { backup, refusal }) => {
+                self.on_link_refused(backup, &refusal);
+            }
+            (Phase::Running | Phase::Draining(_), Event::LinkDown { backup }) => {
+                self.on_link_down(&backup);
+            }
+            (Phase::Running | Phase::Draining(_), Event::Heard { backup, term, message }) => {
+                self.on_heard(&backup, term, message);
+            }
+            (
+                Phase::Running | Phase::Draining(_),
+                Event::SeedRoundSent { backup, chunks, pages_left },
+            ) => self.on_seed_round(&backup, chunks, pages_left),
+            (Phase::Running | Phase::Draining(_), Event::Answered(answer)) => {
+                self.on_answered(answer);
+            }
+            (Phase::Running | Phase::Draining(_), Event::OutputHeld { bytes }) => {
+                self.held_bytes = bytes;
+            }
+            (Phase::Running, Event::Commanded(command)) => self.on_command(command),
+            (Phase::Draining(_), Event::Commanded(command)) => {
+                self.on_command_while_draining(command)
+            }
+            (
+                Phase::Ended,
+                Event::Timeout
+                | Event::CutDone { .. }
+                | Event::Encoded { .. }
+                | Event::LinkUp { .. }
+                | Event::LinkRefused { .. }
+                | Event::LinkDown { .. }
+                | Event::Heard { .. }
+                | Event::SeedRoundSent { .. }
+                | Event::Answered(_)
+                | Event::OutputHeld { .. }
+                | Event::Commanded(_),
+            ) => return,
+        }
+        self.settle();
+    }
+
+    /// Derives what is to be done from the facts.
+    fn settle(&mut self) {
+        self.give_up_lost_joins();
+        self.notice_silence();
+        self.resolve_doubt_by_pongs();
+        self.release();
+        self.forget();
+        self.pass();
+        self.advance_drain();
+        self.ask();
+        self.hold_or_free_guest();
+        self.cut();
+        self.send_heartbeats();
+    }
+
+    /// Whose commits output waits for.
+    pub(super) fn followers(&self) -> impl Iterator<Item = (&NodeId, &Link)> {
+        self.links
+            .iter()
+            .filter(|(node, link)| link.follows() || self.register.in_sync.contains(*node))
+    }
+
+    /// The last epoch that every follower has committed; `None` without one.
+    fn committed_by_all(&self) -> Option<Epoch> {
+        self.followers().map(|(_, link)| link.committed).min()
+    }
+
+    pub(super) fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    pub(super) fn note(&mut self, note: Note) {
+        self.act(Action::Note(note));
+    }
+
+    pub(super) fn end(&mut self, ending: Ending) {
+        if matches!(ending, Ending::Fenced { .. }) {
+            // Whatever was about to be said is not said any more.
+            self.actions
+                .retain(|action| !matches!(action, Action::Release { .. } | Action::PassOutput));
+        }
+        self.phase = Phase::Ended;
+        self.act(Action::End(ending));
+    }
+
+    // --- Time -------------------------------------------------------------
+
+    fn notice_gap(&mut self, now: Duration) {
+        let late = self.poll_timeout().map_or(Duration::ZERO, |due| now.saturating_sub(due));
+        self.now = self.now.max(now);
+        if late < self.config.freeze_gap || self.phase == Phase::Ended {
+            return;
+        }
+        // Who stood still cannot tell who was silent meanwhile.
+        for link in self.links.values_mut() {
+            link.heard_at = self.now;
+        }
+        if self.followers().next().is_some() {
+            self.note(Note::Doubt { millis: late.as_millis() as u64 });
+            self.begin_doubt(true);
+        }
+    }
+
+    fn begin_doubt(&mut self, by_pongs: bool) {
+        let by_pongs = by_pongs && self.doubt.is_none_or(|doubt| doubt.by_pongs);
+        self.doubt = Some(Doubt { since: self.now, by_pongs });
+        self.heartbeat_at = self.now;
+        for link in self.links.values_mut() {
+            link.doubt_ping = link.ping + 1;
+        }
+    }
+
+    /// A backup stops answering before it asks for a promotion, so when every
+    /// follower answers a ping sent since, nobody has been promoted.
+    fn resolve_doubt_by_pongs(&mut self) {
+        let answered = |link: &Link| link.connected && link.pong >= link.doubt_ping;
+        if self.doubt.is_some_and(|doubt| doubt.by_pongs)
+            && self.followers().all(|(_, link)| answered(link))
+        {
+            self.doubt = None;
+            self.note(Note::DoubtResolved);
+        }
+    }
+
+    /// When a link that says nothing is given up.
+    fn silent_at(&self, node: &NodeId, link: &Link) -> Option<Duration> {
+        if self.register.in_sync.contains(node) {
+            // A lost member is timed, too: its drop will be due.
+            let at = link.heard_at + self.config.drop_after;
+            return (link.connected || at > self.now).then_some(at);
+        }
+        let patience = if link.follows() { 1 } else { 4 };
+        link.connected.then(|| link.heard_at + self.config.drop_after * patience)
+    }
+
+    fn notice_silence(&mut self) {
+        let silent: Vec<NodeId> = self
+            .links
+            .iter()
+            .filter(|(node, link)| {
+                link.connected && self.silent_at(node, link).is_some_and(|at| at <= self.now)
+            })
+            .map(|(node, _)| node.clone())
+            .collect();
+        for backup in silent {
+            let link = self.links.get_mut(&backup).expect("listed above");
+            let millis = (self.now - link.heard_at).as_millis() as u64;
+            self.note(Note::BackupSilent { backup: backup.clone(), millis });
+            self.disconnect(&backup);
+        }
+    }
+
+    fn send_heartbeats(&mut self) {
+        if self.now < self.heartbeat_at || self.phase == Phase::Ended {
+            return;
+        }
+        self.heartbeat_at = self.now + self.config.heartbeat;
+        for (backup, link) in &mut self.links {
+            if link.connected {
+                link.ping += 1;
+                let message = ToBackup::Heartbeat { ping: link.ping };
+                self.actions.push_back(Action::Send { backup: backup.clone(), message });
+            }
+        }
+    }
+
+    // --- Links ------------------------------------------------------------
+
+    fn on_link_up(&mut self, backup: &NodeId, committed: Option<Epoch>, staging_bytes_max: u64) {
+        let now = self.now;
+        let Some(link) = self.links.get_mut(backup).filter(|link| link.wanted) else {
+            self.act(Action::Disconnect { backup: backup.clone(), redial: false });
+            return;
+        };
+        link.connected = true;
+        link.heard_at = now;
+        link.ping = 0;
+        link.pong = 0;
+        link.doubt_ping = 1;
+        link.staging_bytes_max = staging_bytes_max;
+        let follows = link.follows() || self.register.in_sync.contains(backup);
+        self.note(Note::BackupConnected { backup: backup.clone() });
+        self.heartbeat_at = now;
+        if follows {
+            self.resume(backup, committed);
+        } else {
+            self.links.get_mut(backup).expect("found above").stage = Stage::Preparing;
+            self.send(backup, ToBackup::BeginSeed);
+        }
+    }
+
+    /// A follower is back: what it lacks is sent again, if it is still here.
+    fn resume(&mut self, backup: &NodeId, committed: Option<Epoch>) {
+        let link = &self.links[backup];
+        let oldest = self.flights.first().unwrap_or_else(|| self.first_not_cut());
+        let resumable = committed.filter(|committed| {
+            let sound = *committed >= link.committed && link.stage != Stage::Outdated;
+            sound && committed.next() >= oldest && *committed < self.first_not_cut()
+        });
+        let Some(committed) = resumable else {
+            self.outdate(backup);
+            return;
+        };
+        let closes: Vec<Close> =
+            self.flights.after(committed).filter_map(|flight| flight.close.clone()).collect();
+        let resent = self.flights.after(committed).count();
+        self.links.get_mut(backup).expect("looked up above").committed = committed;
+        self.note(Note::Resumed { backup: backup.clone(), after: committed, resent });
+        self.send(backup, ToBackup::Membership(self.register.clone()));
+        self.act(Action::Follow { backup: backup.clone(), after: committed });
+        for close in closes {
+            self.send(backup, ToBackup::Close(close));
+        }
+    }
+
+    /// The epoch that the next finished cut ends.
+    fn first_not_cut(&self) -> Epoch {
+        self.cutting.as_ref().map_or(self.next_epoch, |order| order.epoch)
+    }
+
+    /// A follower's image is lost. A member is dropped, then seeded again.
+    fn outdate(&mut self, backup: &NodeId) {
+        self.note(Note::BackupOutdated { backup: backup.clone() });
+        let link = self.links.get_mut(backup).expect("a known backup");
+        link.stage = Stage::Outdated;
+    }
+
+    fn on_link_refused(&mut self, backup: NodeId, refusal: &Refusal) {
+        if let Refusal::Stale { current } = refusal
+            && *current > self.register.term
+        {
+            self.begin_doubt(false);
+        }
+        self.note(Note::BackupRefused { backup, why: refusal.to_string() });
+    }
+
+    fn on_link_down(&mut self, backup: &NodeId) {
+        let Some(link) = self.links.get_mut(backup).filter(|link| link.connected) else {
+            return;
+        };
+        link.connected = false;
+        self.note(Note::BackupLost { backup: backup.clone() });
+        self.reset_unless_follower(backup);
+    }
+
+    fn reset_unless_follower(&mut self, backup: &NodeId) {
+        let link = self.links.get_mut(backup).expect("a known backup");
+        match link.stage {
+            Stage::Preparing | Stage::Seeding { .. } => {
+                link.stage = Stage::Away;
+                self.act(Action::StopSeed { backup: backup.clone() });
+            }
+            Stage::Away | Stage::Joining { .. } | Stage::InSync | Stage::Outdated => {}
+        }
+    }
+
+    /// Ends a session and asks for a new one, if the backup is wanted.
+    pub(super) fn disconnect(&mut self, backup: &NodeId) {
+        let link = self.links.get_mut(backup).expect("a known backup");
+        link.connected = false;
+        let redial = link.wanted;
+        self.reset_unless_follower(backup);
+        self.act(Action::Disconnect { backup: backup.clone(), redial });
+    }
+
+    /// A join whose backup is lost before the arbiter was asked is over.
+    fn give_up_lost_joins(&mut self) {
+        let lost: Vec<NodeId> = self
+            .links
+            .iter()
+            .filter(|(node, link)| {
+                let joining = matches!(link.stage, Stage::Joining { .. } | Stage::Outdated);
+                let member = self.register.in_sync.contains(*node) || self.asks_about(node);
+                let lost = !link.connected || link.stage == Stage::Outdated || !link.wanted;
+                joining && !member && lost
+            })
+            .map(|(node, _)| node.clone())
+            .collect();
+        for backup in lost {
+            let link = self.links.get_mut(&backup).expect("listed above");
+            link.stage = Stage::Away;
+            link.committed = Epoch::ZERO;
+            if link.connected {
+                self.disconnect(&backup);
+            }
+        }
+    }
+
+    fn on_heard(&mut self, backup: &NodeId, term: Term, message: ToPrimary) {
+        let now = self.now;
+        let Some(link) = self.links.get_mut(backup).filter(|link| link.connected) else {
+            return;
+        };
+        link.heard_at = now;
+        if term != self.register.term {
+            if term > self.register.term {
+                self.begin_doubt(false);
+            } else {
+                self.note(Note::StaleFrame { peer: backup.clone(), term });
+            }
+            return;
+        }
+        match message {
+            ToPrimary::Heartbeat { pong } => link.pong = link.pong.max(pong.min(link.ping)),
+            ToPrimary::SeedAck { chunks } => self.on_seed_ack(backup, chunks),
+            ToPrimary::Ack { committed, applied: _ } => self.on_ack(backup, committed),
+            ToPrimary::Nack { epoch: Epoch::ZERO, chunks: _ } => {
+                self.note(Note::SeedRestarted { backup: backup.clone() });
+                self.disconnect(backup);
+            }
+            ToPrimary::Nack { epoch, chunks } => self.on_nack(backup, epoch, chunks),
+            ToPrimary::Verified { epoch, digest } => {
+                self.act(Action::Verified { backup: backup.clone(), epoch, digest });
+            }
+        }
+    }
+
+    fn on_ack(&mut self, backup: &NodeId, committed: Epoch) {
+        let closed = committed < self.next_epoch
+            && self.flights.get(committed).is_none_or(|flight| flight.close.is_some());
+        let link = self.links.get_mut(backup).expect("heard from");
+        if !link.follows() || committed <= link.committed {
+            return;
+        }
+        if closed {
+            link.committed = committed;
+        } else {
+            let why = format!("it acknowledged epoch {committed}, which was not sent yet");
+            self.note(Note::BackupRefused { backup: backup.clone(), why });
+            self.disconnect(backup);
+        }
+    }
+
+    fn on_nack(&mut self, backup: &NodeId, epoch: Epoch, chunks: Vec<u32>) {
+        if !self.links[backup].follows() || self.flights.get(epoch).is_none() {
+            return;
+        }
+        self.note(Note::ChunksResent { backup: backup.clone(), epoch, chunks: chunks.len() });
+        self.act(Action::Resend { backup: backup.clone(), epoch, chunks });
+    }
+
+    // --- Seeds ------------------------------------------------------------
+
+    fn on_seed_ack(&mut self, backup: &NodeId, chunks: u32) {
+        let link = self.links.get_mut(backup).expect("heard from");
+        match &mut link.stage {
+            Stage::Preparing if chunks == 0 => {
+                link.stage = Stage::Seeding { rounds: 0, sent: None, verified: 0 };
+                link.committed = Epoch::ZERO;
+                self.note(Note::SeedBegun { backup: backup.clone() });
+                self.act(Action::StartSeed { backup: backup.clone() });
+            }
+            Stage::Seeding { verified, .. } => {
+                *verified = chunks.max(*verified);
+                self.next_seed_round(backup);
+            }
+            Stage::Preparing
+            | Stage::Away
+            | Stage::Joining { .. }
+            | Stage::InSync
+            | Stage::Outdated => {}
+        }
+    }
+
+    fn on_seed_round(&mut self, backup: &NodeId, chunks: u32, left: u64) {
+        let Some(link) = self.links.get_mut(backup) else { return };
+        if let Stage::Seeding { rounds, sent, .. } = &mut link.stage {
+            *rounds += 1;
+            *sent = Some((chunks, left));
+            self.next_seed_round(backup);
+        }
+    }
+
+    /// Sends another round if the one before has arrived and too much is left.
+    fn next_seed_round(&mut self, backup: &NodeId) {
+        let (left_max, rounds_max) = (self.config.seed_pages_left_max, self.config.seed_rounds_max);
+        let link = self.links.get_mut(backup).expect("being seeded");
+        let settled = link.may_join(left_max, rounds_max);
+        if let Stage::Seeding { sent, verified, .. } = &mut link.stage
+            && sent.is_some_and(|(chunks, _)| chunks == *verified)
+            && !settled
+        {
+            *sent = None;
+            self.act(Action::SeedRound { backup: backup.clone() });
+        }
+    }
+
+    fn joins(&self) -> Vec<NodeId> {
+        let ready = |link: &Link| {
+            link.may_join(self.config.seed_pages_left_max, self.config.seed_rounds_max)
+        };
+        self.links.iter().filter(|(_, link)| ready(link)).map(|(node, _)| node.clone()).collect()
+    }
+
+    // --- Epochs -----------------------------------------------------------
+
+    fn wants_cut(&self) -> bool {
+        let room = self.flights.len() < self.config.epochs_in_flight_max
+            && self.flights.bytes() < self.config.bytes_in_flight_max;
+        let drained = matches!(&self.phase, Phase::Draining(drain) if drain.last.is_some());
+        let needed = self.followers().next().is_some() || !self.joins().is_empty();
+        self.cutting.is_none() && needed && !drained && room
+    }
+
+    fn cut(&mut self) {
+        let draining = matches!(&self.phase, Phase::Draining(drain) if drain.last.is_none());
+        let followers = self.followers().next().is_some();
+        let due = self.now >= self.next_cut_at || !followers || draining;
+        if self.phase == Phase::Ended || !self.wants_cut() || !due {
+            return;
+        }
+        let epoch = self.next_epoch;
+        self.next_epoch = epoch.next();
+        self.next_cut_at = self.now + self.config.interval;
+        if let Phase::Draining(drain) = &mut self.phase {
+            drain.last = Some(epoch);
+        }
+        let joins = if draining { Vec::new() } else { self.joins() };
+        let stay_paused = draining || self.guest_held;
+        let digest = std::mem::take(&mut self.verify_next);
+        if digest {
+            self.verifying = Some(epoch);
+        }
+        let order = CutOrder { epoch, joins, followers, stay_paused, digest };
+        self.cutting = Some(order.clone());
+        self.act(Action::Cut(order));
+    }
+
+    fn on_cut_done(&mut self, epoch: Epoch, bytes: u64) {
+        let order = self.cutting.take().expect("a cut was ordered");
+        assert_eq!(order.epoch, epoch, "the cut that was ordered is the one that was done");
+        self.flights.push(epoch, bytes);
+        self.holding = true;
+        for backup in &order.joins {
+            let Some(link) = self.links.get_mut(backup) else { continue };
+            if let Stage::Seeding { verified, .. } = link.stage {
+                link.stage = Stage::Joining { epoch, seed_chunks: verified };
+                self.act(Action::Follow { backup: backup.clone(), after: epoch.previous() });
+                self.note(Note::Joining { backup: backup.clone(), epoch });
+            }
+        }
+        let overfull: Vec<NodeId> = self
+            .links
+            .iter()
+            .filter(|(_, link)| link.follows() && bytes > link.staging_bytes_max)
+            .map(|(node, _)| node.clone())
+            .collect();
+        for backup in overfull {
+            let why = format!("it stages less than the {bytes} bytes of epoch {epoch}");
+            self.note(Note::BackupRefused { backup: backup.clone(), why });
+            self.outdate(&backup);
+        }
+        if order.stay_paused && self.phase == Phase::Running && !self.guest_held {
+            self.act(Action::FreeGuest);
+        }
+    }
+
+    fn on_encoded(&mut self, close: Close) {
+        let Some(flight) = self.flights.get_mut(close.epoch) else { return };
+        flight.close = Some(close.clone());
+        let mut messages = Vec::new();
+        for (backup, link) in &self.links {
+            let seed_chunks = match link.stage {
+                Stage::Joining { epoch, .. } if epoch > close.epoch => continue,
+                Stage::Joining { epoch, seed_chunks } if epoch == close.epoch => Some(seed_chunks),
+                Stage::Joining { .. } | Stage::InSync => None,
+                Stage::Away | Stage::Preparing | Stage::Seeding { .. } | Stage::Outdated => {
+                    continue;
+                }
+            };
+            if link.connected {
+                if self.verifying == Some(close.epoch) {
+                    messages.push((backup.clone(), ToBackup::Verify { epoch: close.epoch }));
+                }
+                let close = Close { seed_chunks, ..close.clone() };
+                messages.push((backup.clone(), ToBackup::Close(close)));
+            }
+        }
+        for (backup, message) in messages {
+            self.send(&backup, message);
+        }
+    }
+
+    fn release(&mut self) {
+        let Some(through) = self.committed_by_all() else { return };
+        if self.doubt.is_none() && through > self.released {
+            self.released = through;
+            self.act(Action::Release { through });
+        }
+    }
+
+    fn forget(&mut self) {
+        let through = match self.committed_by_all() {
+            Some(through) => through,
+            // Nobody needs what is encoded; what is not even cut stays.
+            None => self.flights.last().unwrap_or(Epoch::ZERO),
+        };
+        if self.flights.forget(through) {
+            self.act(Action::Forget { through });
+        }
+    }
+
+    fn pass(&mut self) {
+        if !self.holding || self.followers().next().is_some() || self.cutting.is_some() {
+            return;
+        }
+        assert!(self.register.in_sync.is_empty(), "members are followers");
+        self.holding = false;
+        self.act(Action::PassOutput);
+    }
+
+    fn hold_or_free_guest(&mut self) {
+        let bytes = self.held_bytes;
+        if !self.guest_held && bytes >= self.config.held_output_bytes_max {
+            self.guest_held = true;
+            self.note(Note::GuestHeld { bytes });
+            self.act(Action::HoldGuest);
+        } else if self.guest_held && bytes <= self.config.held_output_bytes_max / 2 {
+            self.guest_held = false;
+            self.note(Note::GuestFreed);
+            if self.phase == Phase::Running {
+                self.act(Action::FreeGuest);
+            }
+        }
+    }
+
+    // --- Commands ---------------------------------------------------------
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Protect { backup } => {
+                let now = self.now;
+                let link = self.links.entry(backup.clone()).or_insert_with(|| Link::new(now));
+                link.wanted = true;
+                self.act(Action::Connect { backup });
+            }
+            Command::Unprotect { backup } => self.unprotect(&backup),
+            Command::HandOver { to } => {
+                let ready = self.links.get(&to).is_some_and(|link| {
+                    link.connected && link.stage == Stage::InSync && link.wanted
+                });
+                if ready {
+                    self.note(Note::HandOverBegun { to: to.clone() });
+                    self.begin_drain(DrainPurpose::HandOver(to));
+                } else {
+                    let why = "it is not in sync".to_owned();
+                    self.note(Note::HandOverAborted { to, why });
+                }
+            }
+            Command::Verify => self.verify_next = true,
+            Command::Finish { reason } => self.begin_drain(DrainPurpose::Finish(reason)),
+        }
+    }
+
+    fn on_command_while_draining(&mut self, command: Command) {
+        match command {
+            // The guest's end outranks a handover that is not asked for yet.
+            Command::Finish { reason } if self.asked.is_none() => {
+                self.begin_drain(DrainPurpose::Finish(reason));
+            }
+            Command::HandOver { to } => {
+                let why = "the guest is already being drained".to_owned();
+                self.note(Note::HandOverAborted { to, why });
+            }
+            Command::Finish { .. }
+            | Command::Protect { .. }
+            | Command::Unprotect { .. }
+            | Command::Verify => {}
+        }
+    }
+
+    fn begin_drain(&mut self, purpose: DrainPurpose) {
+        self.phase = Phase::Draining(Drain { purpose, last: None });
+        self.act(Action::HoldGuest);
+    }
+
+    pub(super) fn unprotect(&mut self, backup: &NodeId) {
+        let Some(link) = self.links.get_mut(backup) else { return };
+        link.wanted = false;
+        if !link.follows() && link.stage != Stage::Outdated {
+            self.disconnect(backup);
+        }
+    }
+
+    pub(super) fn send(&mut self, backup: &NodeId, message: ToBackup) {
+        self.act(Action::Send { backup: backup.clone(), message });
+    }
+
+    // --- Draining ---------------------------------------------------------
+
+    fn advance_drain(&mut self) {
+        let Phase::Draining(drain) = self.phase.clone() else { return };
+        let followed = self.followers().next().is_some();
+        let drained = drain.last.is_some_and(|last| self.released >= last);
+        match drain.purpose {
+            DrainPurpose::HandOver(to) => {
+                let lost = !self.register.in_sync.contains(&to)
+                    || self.links.get(&to).is_none_or(|link| link.stage != Stage::InSync)
+                    || (!self.links[&to].connected && !self.asks_about(&to));
+                if lost && !self.asks_handover() {
+                    let why = "its connection was lost".to_owned();
+                    self.note(Note::HandOverAborted { to, why });
+                    self.phase = Phase::Running;
+                    if !self.guest_held {
+                        self.act(Action::FreeGuest);
+                    }
+                }
+            }
+            DrainPurpose::Finish(reason) if !followed && self.asked.is_none() => {
+                for (backup, link) in &self.links {
+                    if link.connected {
+                        let message = ToBackup::Farewell { reason: reason.clone() };
+                        self.actions.push_back(Action::Send { backup: backup.clone(), message });
+                    }
+                }
+                self.end(Ending::Finished { reason });
+            }
+            DrainPurpose::Finish(reason) if drained => {
+                for (backup, link) in &mut self.links {
+                    if std::mem::replace(&mut link.wanted, false) && link.connected {
+                        let message = ToBackup::Farewell { reason: reason.clone() };
+                        self.actions.push_back(Action::Send { backup: backup.clone(), message });
+                    }
+                }
+            }
+            DrainPurpose::Finish(_) => {}
+        }
+    }
+
+    /// The successor of a handover whose last epoch every follower has.
+    pub(super) fn drained_for(&self) -> Option<&NodeId> {
+        match &self.phase {
+            Phase::Draining(Drain { purpose: DrainPurpose::HandOver(to), last: Some(last) }) => {
+                (self.released >= *last).then_some(to)
+            }
+            Phase::Draining(_) | Phase::Running | Phase::Ended => None,
+        }
+    }
+
+    pub(super) fn asks_about(&self, node: &NodeId) -> bool {
+        self.asked.as_ref().is_some_and(|asked| match &asked.purpose {
+            Purpose::Admit(about) | Purpose::Drop(about) | Purpose::HandOver(about) => {
+                about == node
+            }
+            Purpose::Confirm => false,
+        })
+    }
+
+    fn asks_handover(&self) -> bool {
+        self.asked.as_ref().is_some_and(|asked| matches!(asked.purpose, Purpose::HandOver(_)))
+    }
+
+    /// The last epoch that was cut.
+    pub(super) fn last_cut(&self) -> Epoch {
+        self.flights.last().unwrap_or(self.released)
+    }
+}

@@ -1,0 +1,204 @@
+//! What the primary asks the arbiter, and what the answers change.
+//!
+//! | when | question |
+//! |---|---|
+//! | in doubt | read, to confirm the register |
+//! | a member is silent, outdated or not wanted | drop it |
+//! | a joining backup has committed its first checkpoint | admit it |
+//! | the last epoch of a handover is committed and released | switch over |
+
+use std::time::Duration;
+
+use arbiter::{NodeId, Operation, Outcome, Register};
+
+use super::{Action, Ending, Primary, link::Stage, machine::Phase};
+use crate::{Answer, Note, Question, message::ToBackup};
+
+/// A question and when it was put.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) purpose: Purpose,
+    question: Question,
+    at: Duration,
+    /// Nothing has come back for it yet; otherwise it is to be repeated.
+    waiting: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Admit(NodeId),
+    Drop(NodeId),
+    HandOver(NodeId),
+    Confirm,
+}
+
+impl Primary {
+    /// When a question is due (again).
+    pub(super) fn retry_at(&self) -> Option<Duration> {
+        match &self.asked {
+            Some(asked) => (!asked.waiting).then_some(self.ask_not_before),
+            None => self.due().is_some().then_some(self.ask_not_before),
+        }
+    }
+
+    /// Puts the question that is due, or repeats the one that got no answer.
+    pub(super) fn ask(&mut self) {
+        if self.phase == Phase::Ended || self.now < self.ask_not_before {
+            return;
+        }
+        if let Some(asked) = &mut self.asked {
+            if !asked.waiting {
+                asked.waiting = true;
+                let question = asked.question.clone();
+                self.act(Action::Ask(question));
+            }
+            return;
+        }
+        let Some(purpose) = self.due() else { return };
+        let operation = match &purpose {
+            Purpose::Admit(backup) => Some(Operation::Admit { backup: backup.clone() }),
+            Purpose::Drop(backup) => Some(Operation::Drop { backup: backup.clone() }),
+            Purpose::HandOver(to) => Some(Operation::Switchover { successor: to.clone() }),
+            Purpose::Confirm => None,
+        };
+        let question = match operation {
+            Some(operation) => {
+                Question::Change(self.stamps.request(&self.config.node, &self.register, operation))
+            }
+            None => Question::Read,
+        };
+        let at = self.now;
+        self.asked = Some(Asked { purpose, question: question.clone(), at, waiting: true });
+        self.act(Action::Ask(question));
+    }
+
+    fn due(&self) -> Option<Purpose> {
+        if self.doubt.is_some() {
+            return Some(Purpose::Confirm);
+        }
+        let members = self.register.in_sync.iter();
+        let mut lost = members.filter(|node| {
+            self.links.get(*node).is_none_or(|link| {
+                let silent = self.now >= link.heard_at + self.config.drop_after;
+                !link.wanted || silent || link.stage == Stage::Outdated
+            })
+        });
+        if let Some(backup) = lost.next() {
+            return Some(Purpose::Drop(backup.clone()));
+        }
+        if let Some(to) = self.drained_for() {
+            return Some(Purpose::HandOver(to.clone()));
+        }
+        let admissible = self.links.iter().find(|(node, link)| {
+            matches!(link.stage, Stage::Joining { epoch, .. } if link.committed >= epoch)
+                && link.connected
+                && link.wanted
+                && !self.register.in_sync.contains(*node)
+        });
+        admissible.map(|(node, _)| Purpose::Admit(node.clone()))
+    }
+
+    pub(super) fn on_answered(&mut self, answer: Answer) {
+        let Some(asked) = &mut self.asked else { return };
+        asked.waiting = false;
+        let retry_at = self.now + self.config.ask_retry;
+        match answer {
+            Answer::Outcome(Outcome::Set(register)) => {
+                let asked = self.asked.take().expect("asked");
+                self.on_set(asked.purpose, register);
+            }
+            Answer::Outcome(Outcome::Mismatch(found)) => self.on_other_register(found, retry_at),
+            Answer::Register(Some(register)) if register == self.register => {
+                let asked = self.asked.take().expect("asked");
+                // An answer from before the last doubt confirms nothing.
+                if self.doubt.is_some_and(|doubt| doubt.since <= asked.at) {
+                    self.doubt = None;
+                    self.note(Note::DoubtResolved);
+                }
+            }
+            Answer::Register(found) => self.on_other_register(found, retry_at),
+            Answer::Unsent => {
+                // It certainly did not happen; whether it is still wanted is
+                // seen afresh.
+                self.asked = None;
+                self.ask_not_before = retry_at;
+                self.note(Note::ArbiterUnreachable);
+            }
+            Answer::Unknown => {
+                if asked.purpose == Purpose::Confirm {
+                    self.asked = None;
+                }
+                self.ask_not_before = retry_at;
+                self.note(Note::ArbiterUnreachable);
+            }
+            Answer::Refused(why) => {
+                self.asked = None;
+                self.ask_not_before = retry_at;
+                self.note(Note::ArbiterRefused { why });
+            }
+        }
+    }
+
+    /// The register holds something that this node did not put there.
+    fn on_other_register(&mut self, found: Option<Register>, retry_at: Duration) {
+        match found {
+            Some(register) if register.term >= self.register.term => {
+                self.end(Ending::Fenced { register: Some(register) });
+            }
+            // Terms never fall: an arbiter that has forgotten is not believed.
+            found => {
+                self.ask_not_before = retry_at;
+                if matches!(&self.asked, Some(asked) if asked.purpose == Purpose::Confirm) {
+                    self.asked = None;
+                }
+                self.note(Note::ArbiterForgot { known: self.register.term, found });
+            }
+        }
+    }
+
+    fn on_set(&mut self, purpose: Purpose, register: Register) {
+        let term = register.term;
+        self.register = register.clone();
+        match purpose {
+            Purpose::Admit(backup) => {
+                let link = self.links.get_mut(&backup).expect("a joining backup");
+                link.stage = Stage::InSync;
+                self.note(Note::Admitted { backup, term });
+                self.tell_membership();
+            }
+            Purpose::Drop(backup) => {
+                let solo = self.register.in_sync.is_empty();
+                self.note(Note::Dropped { backup: backup.clone(), term, solo });
+                if let Some(link) = self.links.get_mut(&backup) {
+                    link.stage = Stage::Away;
+                    link.committed = crate::Epoch::ZERO;
+                    // A session of its own for the seed that follows.
+                    if link.connected {
+                        self.disconnect(&backup);
+                    }
+                }
+                self.tell_membership();
+            }
+            Purpose::HandOver(to) => {
+                let message =
+                    ToBackup::HandOver { epoch: self.last_cut(), register: register.clone() };
+                self.send(&to, message);
+                self.note(Note::HandedOver { to, term });
+                self.end(Ending::HandedOver { register });
+            }
+            Purpose::Confirm => unreachable!("a read sets nothing"),
+        }
+    }
+
+    fn tell_membership(&mut self) {
+        let told: Vec<NodeId> = self
+            .links
+            .iter()
+            .filter(|(_, link)| link.connected)
+            .map(|(node, _)| node.clone())
+            .collect();
+        for backup in told {
+            self.send(&backup, ToBackup::Membership(self.register.clone()));
+        }
+    }
+}
