@@ -22,6 +22,9 @@ pub(super) struct Asked {
     at: Duration,
     /// Nothing has come back for it yet; otherwise it is to be repeated.
     waiting: bool,
+    /// A copy of it went unanswered: it may have happened, and only an outcome
+    /// can tell.
+    uncertain: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +71,13 @@ impl Primary {
             None => Question::Read,
         };
         let at = self.now;
-        self.asked = Some(Asked { purpose, question: question.clone(), at, waiting: true });
+        self.asked = Some(Asked {
+            purpose,
+            question: question.clone(),
+            at,
+            waiting: true,
+            uncertain: false,
+        });
         self.act(Action::Ask(question));
     }
 
@@ -118,13 +127,16 @@ impl Primary {
             }
             Answer::Register(found) => self.on_other_register(found, retry_at),
             Answer::Unsent => {
-                // It certainly did not happen; whether it is still wanted is
-                // seen afresh.
-                self.asked = None;
+                // This copy certainly did not happen. If none before it may
+                // have, whether it is still wanted is seen afresh.
+                if !asked.uncertain {
+                    self.asked = None;
+                }
                 self.ask_not_before = retry_at;
                 self.note(Note::ArbiterUnreachable);
             }
             Answer::Unknown => {
+                asked.uncertain = true;
                 if asked.purpose == Purpose::Confirm {
                     self.asked = None;
                 }
@@ -132,7 +144,9 @@ impl Primary {
                 self.note(Note::ArbiterUnreachable);
             }
             Answer::Refused(why) => {
-                self.asked = None;
+                if !asked.uncertain {
+                    self.asked = None;
+                }
                 self.ask_not_before = retry_at;
                 self.note(Note::ArbiterRefused { why });
             }
