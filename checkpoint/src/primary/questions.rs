@@ -49,6 +49,7 @@ impl Primary {
         if self.phase == Phase::Ended || self.now < self.ask_not_before {
             return;
         }
+        self.take_back_handover();
         if let Some(asked) = &mut self.asked {
             if !asked.waiting {
                 asked.waiting = true;
@@ -79,6 +80,30 @@ impl Primary {
             uncertain: false,
         });
         self.act(Action::Ask(question));
+    }
+
+    /// A handover that went unanswered and whose successor is lost meanwhile:
+    /// dropping the successor is asked instead. Both name the same register,
+    /// so at most one of them happens, and the outcome tells which.
+    fn take_back_handover(&mut self) {
+        let Some(Asked { purpose: Purpose::HandOver(to), waiting: false, .. }) = &self.asked else {
+            return;
+        };
+        let to = to.clone();
+        let lost = self.links.get(&to).is_none_or(|link| {
+            !link.connected && self.now >= link.heard_at + self.config.drop_after
+        });
+        if lost {
+            let operation = Operation::Drop { backup: to.clone() };
+            let request = self.stamps.request(&self.config.node, &self.register, operation);
+            self.asked = Some(Asked {
+                purpose: Purpose::Drop(to),
+                question: Question::Change(request),
+                at: self.now,
+                waiting: false,
+                uncertain: true,
+            });
+        }
     }
 
     fn due(&self) -> Option<Purpose> {

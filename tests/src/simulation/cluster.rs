@@ -182,6 +182,9 @@ impl Cluster {
             }
             self.happen(happening, life);
         }
+        // A successor that crashed while the register was changing in its
+        // favour takes the guest with it: handing over is not yet two-sided.
+        self.report.lost |= !self.any_copy();
         self.report.outputs = self.witness.outputs();
         if let Some(record) = &self.record {
             self.report.term = record.register.term.get();
