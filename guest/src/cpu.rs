@@ -26,12 +26,12 @@ pub(crate) struct PerCpu {
     events: AtomicU64,
     ticks: AtomicU64,
     devices: AtomicU64,
-    user_rsp: AtomicU64,
 }
 
 unsafe extern "C" {
     static kernel_pages: [[u8; 4096]; VCPUS_MAX];
     static uses_x2apic: AtomicU32;
+    fn system_call();
 }
 
 impl PerCpu {
@@ -69,7 +69,8 @@ fn syscall(number: u64, first: u64, second: u64, third: u64) -> u64 {
     // SAFETY: the stubs clobber what is listed; memory is clobbered by default.
     unsafe {
         asm!(
-            "syscall",
+            "call {system_call}",
+            system_call = sym system_call,
             inlateout("rax") number => result,
             in("rdi") first,
             in("rsi") second,
