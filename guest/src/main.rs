@@ -18,18 +18,23 @@ mod console;
 mod cpu;
 mod fatal;
 mod memory;
+mod net;
 mod platform;
 mod runtime;
+mod service;
 mod set_once;
 mod verify;
+mod virtio;
 mod work;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use console::say;
 use memory::Memory;
+use net::Net;
 use platform::Platform;
 use romulus_probe::{Params, VCPUS_MAX};
+use service::Service;
 use set_once::SetOnce;
 use work::{COUNTERS, Worker};
 
@@ -63,9 +68,10 @@ fn main_first() -> ! {
         clock::kvm_clock_ns(0) != 0,
         apic::uses_x2apic()
     );
+    let net = Net::open(params);
     work::set_pattern(params.pattern);
     say!("ready vcpus={} memory_mib={}", params.vcpus, memory.ram_mib());
-    serve(params, memory)
+    serve(params, memory, net)
 }
 
 fn start_others(vcpus: usize) {
@@ -78,14 +84,19 @@ fn start_others(vcpus: usize) {
 }
 
 /// vCPU 0 for ever: network, and work if nobody else does it.
-fn serve(params: &Params, memory: &Memory) -> ! {
+fn serve(params: &Params, memory: &Memory, mut net: Option<Net>) -> ! {
     let percpu = cpu::PerCpu::of(0);
     let mut worker = (params.vcpus == 1).then(|| Worker::new(0, 1, params.tick_ms));
+    let mut service = Service::new(params.vcpus);
     let mut is_filling = memory.fill_pages() > 0;
     loop {
         let events = percpu.events();
         COUNTERS[0].progress.fetch_add(1, Ordering::Relaxed);
-        let is_busy = worker.as_mut().is_some_and(Worker::run_slice);
+        let mut is_busy = worker.as_mut().is_some_and(Worker::run_slice);
+        if let Some(net) = &mut net {
+            let counters = net.counters();
+            is_busy |= net.poll(|socket| service.serve(socket, counters));
+        }
         if is_filling && verify::filled_pages() == memory.fill_pages() {
             is_filling = false;
             say!("filled pages={}", memory.fill_pages());
