@@ -14,6 +14,7 @@
 
 mod apic;
 mod clock;
+mod compute;
 mod console;
 mod cpu;
 mod fatal;
@@ -68,6 +69,10 @@ fn main_first() -> ! {
         clock::kvm_clock_ns(0) != 0,
         apic::uses_x2apic()
     );
+    if let Some(steps) = params.compute_steps {
+        say!("ready vcpus={} memory_mib={}", params.vcpus, memory.ram_mib());
+        compute::run(0, params.vcpus, steps);
+    }
     let net = Net::open(params);
     work::set_pattern(params.pattern);
     say!("ready vcpus={} memory_mib={}", params.vcpus, memory.ram_mib());
@@ -115,6 +120,9 @@ fn main_other(cpu: usize) -> ! {
     let percpu = cpu::PerCpu::of(cpu);
     let mut worker = Worker::new(cpu, params.vcpus, params.tick_ms);
     ONLINE[cpu].store(true, Ordering::Release);
+    if let Some(steps) = params.compute_steps {
+        compute::run(cpu, params.vcpus, steps);
+    }
     loop {
         let events = percpu.events();
         COUNTERS[cpu].progress.fetch_add(1, Ordering::Relaxed);
