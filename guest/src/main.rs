@@ -82,7 +82,9 @@ fn main_first() -> ! {
 fn start_others(vcpus: usize) {
     for (cpu, online) in ONLINE.iter().enumerate().take(vcpus).skip(1) {
         if !apic::start_cpu(cpu, online) {
-            fatal::refuse(format_args!("vCPU {cpu} does not start; is probe.vcpus larger than the machine?"));
+            fatal::refuse(format_args!(
+                "vCPU {cpu} does not start; is probe.vcpus larger than the machine?"
+            ));
         }
     }
     work::set_vcpus(vcpus);

@@ -16,7 +16,9 @@ use smoltcp::wire::{EthernetAddress, IpCidr};
 
 use crate::console::say;
 use crate::cpu::PerCpu;
-use crate::virtio::{FRAME_BYTES_MAX, ReceivedFrame, Receiver, Transmitter, VirtioError, VirtioNet};
+use crate::virtio::{
+    FRAME_BYTES_MAX, ReceivedFrame, Receiver, Transmitter, VirtioError, VirtioNet,
+};
 use crate::{apic, clock};
 
 const PACKETS_MAX: usize = 128;
@@ -51,6 +53,7 @@ static BUFFERS: TakeOnce = TakeOnce {
 };
 
 impl TakeOnce {
+    #[expect(clippy::mut_from_ref, reason = "handed out once, which the flag ensures")]
     fn take(&'static self) -> &'static mut Buffers {
         assert!(!self.is_taken.swap(true, Ordering::AcqRel), "one network only");
         // SAFETY: nobody took it before, and nobody will again.

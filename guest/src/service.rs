@@ -29,7 +29,10 @@ impl Service {
     /// Answers what has arrived, while answers find room. True if there was anything.
     pub(crate) fn serve(&mut self, socket: &mut udp::Socket<'_>, net: NetCounters) -> bool {
         let mut served = 0;
-        while served < BATCH_MAX && socket.can_send() && socket.payload_send_capacity() - socket.send_queue() > MESSAGE_BYTES_MAX {
+        while served < BATCH_MAX
+            && socket.can_send()
+            && socket.payload_send_capacity() - socket.send_queue() > MESSAGE_BYTES_MAX
+        {
             let Ok((bytes, from)) = socket.recv() else { break };
             served += 1;
             // Noise gets no answer: nobody can use us to amplify it.
@@ -78,7 +81,10 @@ impl Service {
         StatsAnswer {
             vcpus,
             memory_mib: memory.ram_mib() as u32,
-            written_pages: COUNTERS.iter().map(|counters| counters.written.load(Ordering::Relaxed)).sum(),
+            written_pages: COUNTERS
+                .iter()
+                .map(|counters| counters.written.load(Ordering::Relaxed))
+                .sum(),
             fill_pages: memory.fill_pages(),
             filled_pages: verify::filled_pages(),
             corrupt_pages,

@@ -101,20 +101,22 @@ struct Shared(UnsafeCell<QueueMemory>);
 // SAFETY: each is used by the one `Queue` that vCPU 0 makes of it.
 unsafe impl Sync for Shared {}
 
-const EMPTY_QUEUE: QueueMemory = QueueMemory {
-    descriptors: [Descriptor { address: 0, len: 0, flags: 0, next: 0 }; QUEUE_MAX],
-    driver_flags: AtomicU16::new(0),
-    driver_index: AtomicU16::new(0),
-    driver_ring: [0; QUEUE_MAX + 1],
-    _pad: 0,
-    device_flags: AtomicU16::new(0),
-    device_index: AtomicU16::new(0),
-    device_ring: [[0; 2]; QUEUE_MAX],
-    buffers: [[0; BUFFER_BYTES]; QUEUE_MAX],
-};
+const fn empty_queue() -> QueueMemory {
+    QueueMemory {
+        descriptors: [Descriptor { address: 0, len: 0, flags: 0, next: 0 }; QUEUE_MAX],
+        driver_flags: AtomicU16::new(0),
+        driver_index: AtomicU16::new(0),
+        driver_ring: [0; QUEUE_MAX + 1],
+        _pad: 0,
+        device_flags: AtomicU16::new(0),
+        device_index: AtomicU16::new(0),
+        device_ring: [[0; 2]; QUEUE_MAX],
+        buffers: [[0; BUFFER_BYTES]; QUEUE_MAX],
+    }
+}
 
-static RECEIVE: Shared = Shared(UnsafeCell::new(EMPTY_QUEUE));
-static TRANSMIT: Shared = Shared(UnsafeCell::new(EMPTY_QUEUE));
+static RECEIVE: Shared = Shared(UnsafeCell::new(empty_queue()));
+static TRANSMIT: Shared = Shared(UnsafeCell::new(empty_queue()));
 
 /// One virtqueue.
 struct Queue {
@@ -176,7 +178,7 @@ impl Queue {
     fn buffer(&mut self, id: u16) -> &mut [u8; BUFFER_BYTES] {
         assert!(!self.is_device_owned[usize::from(id)]);
         // SAFETY: the device does not own it, and the borrow of `self` keeps it so.
-        unsafe { &mut *(&raw mut (*self.memory).buffers[usize::from(id)]) }
+        unsafe { &mut (*self.memory).buffers[usize::from(id)] }
     }
 
     fn take_free(&mut self) -> Option<u16> {
@@ -212,18 +214,25 @@ impl Queue {
             if (*self.memory).device_index.load(Ordering::Acquire) == self.next_used {
                 return None;
             }
-            (&raw const (*self.memory).device_ring[usize::from(self.next_used % self.size)]).read_volatile()
+            (&raw const (*self.memory).device_ring[usize::from(self.next_used % self.size)])
+                .read_volatile()
         };
         self.next_used = self.next_used.wrapping_add(1);
-        let is_ours = id < u32::from(self.size) && self.is_device_owned[id as usize] && len as usize <= BUFFER_BYTES;
-        assert!(is_ours, "virtio device returned buffer {id} with {len} bytes, which it does not own");
+        let is_ours = id < u32::from(self.size)
+            && self.is_device_owned[id as usize]
+            && len as usize <= BUFFER_BYTES;
+        assert!(
+            is_ours,
+            "virtio device returned buffer {id} with {len} bytes, which it does not own"
+        );
         self.is_device_owned[id as usize] = false;
         Some((id as u16, len as usize))
     }
 
     fn want_interrupts(&self, wanted: bool) {
         // SAFETY: an atomic.
-        unsafe { &(*self.memory).driver_flags }.store(if wanted { 0 } else { NO_INTERRUPT }, Ordering::SeqCst);
+        unsafe { &(*self.memory).driver_flags }
+            .store(if wanted { 0 } else { NO_INTERRUPT }, Ordering::SeqCst);
     }
 
     fn notify(&mut self) {
@@ -357,7 +366,9 @@ impl VirtioNet {
         write(register::STATUS, 0);
         write(register::STATUS, status::ACKNOWLEDGE);
         write(register::STATUS, status::ACKNOWLEDGE | status::DRIVER);
-        for (half, wanted, required) in [(0, FEATURE_MAC, FEATURE_MAC), (1, FEATURE_HIGH_VERSION_1, FEATURE_HIGH_VERSION_1)] {
+        for (half, wanted, required) in
+            [(0, FEATURE_MAC, FEATURE_MAC), (1, FEATURE_HIGH_VERSION_1, FEATURE_HIGH_VERSION_1)]
+        {
             write(register::DEVICE_FEATURES_SELECT, half);
             let offered = read(register::DEVICE_FEATURES);
             if offered & required != required {
@@ -367,7 +378,11 @@ impl VirtioNet {
             write(register::DRIVER_FEATURES, offered & wanted);
         }
         write(register::STATUS, status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK);
-        if read(register::STATUS) & status::FEATURES_OK == 0 { Err(VirtioError::Features) } else { Ok(()) }
+        if read(register::STATUS) & status::FEATURES_OK == 0 {
+            Err(VirtioError::Features)
+        } else {
+            Ok(())
+        }
     }
 
     fn start(registers: u64) -> Result<Self, VirtioError> {
@@ -381,7 +396,9 @@ impl VirtioNet {
         }
         let mut net = Self {
             registers,
-            mac: core::array::from_fn(|at| cpu::mmio_read8(registers + register::CONFIG + at as u64)),
+            mac: core::array::from_fn(|at| {
+                cpu::mmio_read8(registers + register::CONFIG + at as u64)
+            }),
             receiver: Receiver { queue: receive, frames: 0 },
             transmitter: Transmitter { queue: transmit, frames: 0, dropped: 0 },
         };

@@ -34,8 +34,12 @@ struct Orders {
     kinds: AtomicU64,
 }
 
-static ORDERS: Orders =
-    Orders { changes: AtomicU64::new(0), pages: AtomicU64::new(0), rate_per_s: AtomicU64::new(0), kinds: AtomicU64::new(0x202) };
+static ORDERS: Orders = Orders {
+    changes: AtomicU64::new(0),
+    pages: AtomicU64::new(0),
+    rate_per_s: AtomicU64::new(0),
+    kinds: AtomicU64::new(0x202),
+};
 
 /// What a vCPU counts, on a cache line of its own.
 #[repr(align(64))]
@@ -162,7 +166,11 @@ impl Worker {
         self.credit = 0;
         self.last_ns = clock::now_ns(self.cpu);
         let active = self.rate_share() > 0;
-        apic::set_timer_ms(if active { ACTIVE_TICK_MS.min(self.tick_ms_idle) } else { self.tick_ms_idle });
+        apic::set_timer_ms(if active {
+            ACTIVE_TICK_MS.min(self.tick_ms_idle)
+        } else {
+            self.tick_ms_idle
+        });
     }
 
     /// This worker's part of the rate; workers without a page have none.
@@ -231,7 +239,9 @@ fn write_page(page: u64, pattern: &Pattern) {
     // SAFETY: the page is in the working set and this worker is its only writer.
     unsafe {
         match (pattern.content, pattern.write) {
-            (Content::Same, Write::Sparse) if version != 0 => words.write_volatile(words.read_volatile()),
+            (Content::Same, Write::Sparse) if version != 0 => {
+                words.write_volatile(words.read_volatile())
+            }
             (Content::Same, Write::Page) if last_whole(record).is_some() => {
                 for index in 0..PAGE_WORDS {
                     words.add(index).write_volatile(words.add(index).read_volatile());
@@ -248,7 +258,13 @@ fn write_page(page: u64, pattern: &Pattern) {
 
 /// # Safety
 /// `words` is the page's memory and the caller its only writer.
-unsafe fn write_whole(page: u64, words: *mut u64, record: &PageRecord, class: Content, version: u64) {
+unsafe fn write_whole(
+    page: u64,
+    words: *mut u64,
+    record: &PageRecord,
+    class: Content,
+    version: u64,
+) {
     let seed = page_seed(page, version);
     for index in 1..PAGE_WORDS {
         // SAFETY: within the page.

@@ -104,24 +104,14 @@ pub struct VerifyScope {
 
 impl VerifyScope {
     /// Everything.
-    pub const ALL: Self = Self {
-        working_set: true,
-        fill: true,
-    };
+    pub const ALL: Self = Self { working_set: true, fill: true };
 
     const fn bits(self) -> u8 {
         self.working_set as u8 | (self.fill as u8) << 1
     }
 
     const fn from_bits(bits: u8) -> Option<Self> {
-        if bits > 3 {
-            None
-        } else {
-            Some(Self {
-                working_set: bits & 1 != 0,
-                fill: bits & 2 != 0,
-            })
-        }
+        if bits > 3 { None } else { Some(Self { working_set: bits & 1 != 0, fill: bits & 2 != 0 }) }
     }
 }
 
@@ -181,11 +171,7 @@ impl Request {
             KIND_ASK => {
                 let client = reader.u32()?;
                 in_range(reader.u32()? == 0, "reserved")?;
-                Self::Ask(Ask {
-                    client,
-                    seq: reader.u64()?,
-                    nonce: reader.u64()?,
-                })
+                Self::Ask(Ask { client, seq: reader.u64()?, nonce: reader.u64()? })
             }
             KIND_PATTERN => match get_pattern(&mut reader)? {
                 (0, _) => Self::PatternGet,
@@ -363,10 +349,7 @@ pub struct StatsAnswer {
 
 /// An answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "short-lived, and the guest has no heap"
-)]
+#[allow(clippy::large_enum_variant, reason = "short-lived, and the guest has no heap")]
 pub enum Answer {
     /// To [`Request::Ask`].
     Ask(AskAnswer),
@@ -415,9 +398,7 @@ impl Answer {
             KIND_VERIFY => Self::Verify(decode_verify(&mut reader)?),
             KIND_STATS => Self::Stats(decode_stats(&mut reader)?),
             got => {
-                return Err(DecodeError::Kind {
-                    got: got | ANSWER_BIT,
-                });
+                return Err(DecodeError::Kind { got: got | ANSWER_BIT });
             }
         };
         reader.finish()?;
@@ -467,14 +448,7 @@ fn decode_ask(r: &mut Reader<'_>, status: u8) -> Result<AskAnswer, DecodeError> 
 fn encode_verify(a: &VerifyAnswer) -> Message {
     Message::build(KIND_VERIFY | ANSWER_BIT, 0, |w| {
         w.put(&[a.state as u8, a.scope.bits(), 0, 0, 0, 0, 0, 0]);
-        for value in [
-            a.run,
-            a.checked_pages,
-            a.fill_pages,
-            a.bad_pages,
-            a.first_bad,
-            a.digest,
-        ] {
+        for value in [a.run, a.checked_pages, a.fill_pages, a.bad_pages, a.first_bad, a.digest] {
             w.u64(value);
         }
     })
@@ -555,24 +529,11 @@ fn header(reader: &mut Reader<'_>) -> Result<(u8, u8), DecodeError> {
 }
 
 fn in_range(holds: bool, field: &'static str) -> Result<(), DecodeError> {
-    if holds {
-        Ok(())
-    } else {
-        Err(DecodeError::Field(field))
-    }
+    if holds { Ok(()) } else { Err(DecodeError::Field(field)) }
 }
 
 fn put_pattern(w: &mut Writer<'_>, operation: u8, pattern: &Pattern) {
-    w.put(&[
-        operation,
-        pattern.write as u8,
-        pattern.content as u8,
-        0,
-        0,
-        0,
-        0,
-    ]);
-    w.u8(0);
+    w.put(&[operation, pattern.write as u8, pattern.content as u8, 0, 0, 0, 0, 0]);
     w.u64(pattern.pages);
     w.u64(pattern.rate_per_s);
 }
@@ -605,10 +566,7 @@ fn put_vcpus(w: &mut Writer<'_>, vcpus: &[VcpuCounters; VCPUS_MAX]) {
 fn get_vcpus(r: &mut Reader<'_>) -> Result<[VcpuCounters; VCPUS_MAX], DecodeError> {
     let mut vcpus = [VcpuCounters::default(); VCPUS_MAX];
     for vcpu in &mut vcpus {
-        *vcpu = VcpuCounters {
-            progress: r.u64()?,
-            ticks: r.u64()?,
-        };
+        *vcpu = VcpuCounters { progress: r.u64()?, ticks: r.u64()? };
     }
     Ok(vcpus)
 }
