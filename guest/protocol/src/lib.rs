@@ -20,6 +20,7 @@
 #[cfg(test)]
 extern crate std;
 
+mod answer;
 pub mod content;
 pub mod history;
 pub mod lane;
