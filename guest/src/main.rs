@@ -6,7 +6,7 @@
 //! | `boot.s`, `stubs.s`, `cpu.rs` | ways in, CPL0 stubs, and how CPL3 calls them |
 //! | `platform.rs`, `memory.rs` | the loader's word, and who owns which memory |
 //! | `apic.rs`, `clock.rs` | interrupts, starting vCPUs, time |
-//! | `virtio.rs`, `net.rs`, `service.rs` | network device, IP stack, the probe service |
+//! | `virtio.rs`, `virtqueue.rs`, `net.rs`, `service.rs` | network device, IP stack, the probe service |
 //! | `work.rs`, `verify.rs` | dirty patterns, and the check of all memory |
 //! | `compute.rs` | the deterministic computation |
 #![no_std]
@@ -26,6 +26,7 @@ mod service;
 mod set_once;
 mod verify;
 mod virtio;
+mod virtqueue;
 mod work;
 
 use core::sync::atomic::{AtomicBool, Ordering};
