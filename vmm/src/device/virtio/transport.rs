@@ -47,6 +47,10 @@ const STATUS_ORDER: [(u8, u8); 5] = [
     (FAILED, 0),
 ];
 
+/// Every bit that a status may have.
+const STATUS_KNOWN: u32 =
+    (ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK | NEEDS_RESET | FAILED) as u32;
+
 /// What a device is.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
@@ -235,7 +239,7 @@ impl Transport {
         let lost = self.status & !NEEDS_RESET & !set;
         let disordered =
             STATUS_ORDER.iter().any(|(bit, before)| set & bit != 0 && set & before != *before);
-        if value > 0xff || lost != 0 || disordered {
+        if value & !STATUS_KNOWN != 0 || lost != 0 || disordered {
             self.violations += 1;
             return Effect::None;
         }

@@ -18,7 +18,7 @@ use romulus_checkpoint::SectionError;
 use virtio_bindings::bindings::virtio_ring;
 use virtio_queue::{Queue, QueueState, QueueT};
 
-use super::{DRIVER_OK, FEATURES_OK, NEEDS_RESET, STATUS_ORDER, Transport};
+use super::{DRIVER_OK, FEATURES_OK, NEEDS_RESET, STATUS_KNOWN, STATUS_ORDER, Transport};
 use crate::device::{GuestMemory, codec::Body};
 
 /// The version of this layout.
@@ -95,11 +95,11 @@ impl Transport {
 
     fn check(&self, restored: &Restored) -> Result<(), SectionError> {
         let status = restored.status & !NEEDS_RESET;
-        let known = STATUS_ORDER.iter().fold(0, |known, (bit, _)| known | bit);
         let ordered = STATUS_ORDER
             .iter()
             .all(|(bit, before)| status & bit == 0 || status & before == *before);
-        if status & !known != 0 || !ordered || restored.interrupt_status & !3 != 0 {
+        if u32::from(status) & !STATUS_KNOWN != 0 || !ordered || restored.interrupt_status & !3 != 0
+        {
             return Err(SectionError::Malformed("a device has an impossible status"));
         }
         let negotiated = status & (FEATURES_OK | DRIVER_OK) != 0;
