@@ -228,13 +228,13 @@ impl Outlet {
     ///
     /// If epochs do not rise.
     pub fn seal(&self, epoch: Epoch) -> Vec<Output> {
-        self.change(|queue| {
-            queue.flush_console();
-            match queue.held.mode() {
-                Mode::Holding => queue.held.seal(epoch).to_vec(),
-                Mode::Passing | Mode::Fenced => Vec::new(),
-            }
-        })
+        // Not `change`: a pause is no time to write for others.
+        let mut queue = lock(&self.shared.queue);
+        queue.flush_console();
+        match queue.held.mode() {
+            Mode::Holding => queue.held.seal(epoch).to_vec(),
+            Mode::Passing | Mode::Fenced => Vec::new(),
+        }
     }
 
     /// Every in-sync backup has committed `through`. `decided` is when the

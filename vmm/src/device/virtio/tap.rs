@@ -106,23 +106,12 @@ impl Tap {
             .write(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open("/dev/net/tun")
-            .map_err(|source| match source.kind() {
-                ErrorKind::PermissionDenied => TapError::Permission { name: name.into(), source },
-                _ => TapError::NoTun(source),
-            })?;
+            .map_err(|source| open_error(name, source))?;
         // SAFETY: the pointer is to a terminated string that outlives the call.
         if !create && unsafe { libc::if_nametoindex(c_name.as_ptr()) } == 0 {
             return Err(TapError::Missing(name.into()));
         }
-        attach(&file, &c_name).map_err(|source| {
-            let name = name.to_owned();
-            match source.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) => TapError::Permission { name, source },
-                Some(libc::EBUSY) => TapError::Busy { name, source },
-                Some(libc::EINVAL) => TapError::NotATap { name, source },
-                _ => TapError::Open { name, source },
-            }
-        })?;
+        attach(&file, &c_name).map_err(|source| attach_error(name, source))?;
         Ok(Self { file, name: name.into() })
     }
 
@@ -195,6 +184,25 @@ fn interface_name(name: &str) -> Result<CString, TapError> {
         return Err(refused());
     }
     CString::new(name).map_err(|_| refused())
+}
+
+fn open_error(name: &str, source: io::Error) -> TapError {
+    let name = name.to_owned();
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => TapError::Permission { name, source },
+        Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => TapError::NoTun(source),
+        _ => TapError::Open { name, source },
+    }
+}
+
+fn attach_error(name: &str, source: io::Error) -> TapError {
+    let name = name.to_owned();
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => TapError::Permission { name, source },
+        Some(libc::EBUSY) => TapError::Busy { name, source },
+        Some(libc::EINVAL) => TapError::NotATap { name, source },
+        _ => TapError::Open { name, source },
+    }
 }
 
 fn attach(file: &File, name: &CString) -> io::Result<()> {

@@ -7,7 +7,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, bitmap::AtomicBitmap};
 
 use super::*;
 use crate::device::{
-    fixture::{eventually, memory, outlet},
+    fixture::{eventually, in_new_network, ip, memory, outlet, require_tun},
     virtio::transport::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET},
 };
 
@@ -45,10 +45,14 @@ fn rig(mode: Mode) -> Rig {
 }
 
 fn rig_in(memory: GuestMemory, mode: Mode) -> Rig {
-    let outlet = outlet(mode);
     let (guest, host) = UnixDatagram::pair().unwrap();
     host.set_nonblocking(true).unwrap();
-    let tap = Arc::new(Tap::from_socket(guest));
+    rig_on(Tap::from_socket(guest), host, memory, mode)
+}
+
+fn rig_on(tap: Tap, host: UnixDatagram, memory: GuestMemory, mode: Mode) -> Rig {
+    let outlet = outlet(mode);
+    let tap = Arc::new(tap);
     outlet.attach(0, Arc::clone(&tap));
     let irq = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
     let (m, o) = (memory.clone(), Arc::clone(&outlet));
@@ -431,4 +435,42 @@ fn malformed_state_is_refused() {
             let _ = changed(at, byte ^ 1 << bit);
         }
     }
+}
+
+#[test]
+fn a_real_tap_serves_as_cable() {
+    if !require_tun() {
+        return;
+    }
+    in_new_network(|| {
+        let tap = Tap::open("tap0", true).unwrap();
+        ip("addr add 10.9.9.1/24 brd + dev tap0");
+        ip("link set tap0 up");
+        let rig = rig_on(tap, UnixDatagram::unbound().unwrap(), memory(), Mode::Passing);
+        rig.net.unpark();
+        rig.start(true);
+        (0..SIZE).for_each(|n| rig.give(n, BUFFERS + 0x1000 * u64::from(n), 2048));
+        let host = std::net::UdpSocket::bind("10.9.9.1:9").unwrap();
+        host.set_broadcast(true).unwrap();
+        host.send_to(b"hello guest", "10.9.9.255:9").unwrap();
+        let heard = |text: &[u8]| {
+            (0..u64::from(rig.used_count(RX).min(SIZE))).any(|n| {
+                let mut bytes = vec![0; 2048];
+                rig.memory.read_slice(&mut bytes, GuestAddress(BUFFERS + 0x1000 * n)).unwrap();
+                bytes[..rig.used_len(RX, n) as usize].ends_with(text)
+            })
+        };
+        eventually("the host's datagram", || heard(b"hello guest"));
+        // The host answers an ARP request of the guest.
+        let mut request = [0; 60];
+        request[..6].fill(0xff);
+        request[6..12].copy_from_slice(&MAC);
+        request[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        request[22..28].copy_from_slice(&MAC);
+        request[28..32].copy_from_slice(&[10, 9, 9, 2]);
+        request[38..42].copy_from_slice(&[10, 9, 9, 1]);
+        rig.send(0, &request);
+        let answer = [&[10, 9, 9, 1], &MAC[..], &[10, 9, 9, 2]].concat();
+        eventually("the answer", || heard(&answer));
+    });
 }
