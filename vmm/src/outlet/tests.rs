@@ -164,6 +164,41 @@ fn nothing_is_written_once_fence_has_returned() {
 }
 
 #[test]
+fn a_fence_waits_for_the_frame_that_is_being_written() {
+    let rig = rig(Mode::Passing);
+    let writing = lock(&rig.outlet.shared.taps);
+    let outlet = Arc::clone(&rig.outlet);
+    let fence = std::thread::spawn(move || outlet.fence());
+    while rig.outlet.stats().mode != Mode::Fenced {
+        std::thread::yield_now();
+    }
+    // A fence that does not wait would be done by now.
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!fence.is_finished());
+    drop(writing);
+    fence.join().unwrap();
+}
+
+#[test]
+fn a_frame_that_meets_another_drain_is_not_left_behind() {
+    const ROUNDS: usize = 5000;
+    let rig = rig(Mode::Passing);
+    let barrier = Arc::new(std::sync::Barrier::new(2));
+    let emit = |outlet: &Outlet, barrier: &std::sync::Barrier| {
+        barrier.wait();
+        outlet.emit(frame("x"));
+        barrier.wait();
+    };
+    let (outlet, other) = (Arc::clone(&rig.outlet), Arc::clone(&barrier));
+    let thread = std::thread::spawn(move || (0..ROUNDS).for_each(|_| emit(&outlet, &other)));
+    for round in 0..ROUNDS {
+        emit(&rig.outlet, &barrier);
+        assert_eq!(rig.heard(), ["x", "x"], "round {round}");
+    }
+    thread.join().unwrap();
+}
+
+#[test]
 fn console_bytes_are_gathered_to_lines_and_sealed_with_their_epoch() {
     let rig = rig(Mode::Holding);
     let console = |text: &str| Output { channel: Channel::Console, ..frame(text) };
