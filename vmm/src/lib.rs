@@ -1,3 +1,4 @@
 //! The KVM edge: boot, vCPUs, memory, dirty tracking, devices, saved state.
 
 pub mod device;
+pub mod outlet;
