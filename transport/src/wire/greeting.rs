@@ -1,0 +1,149 @@
+//! Hello, Welcome and Refusal, and the choice of a protocol version.
+
+use std::collections::BTreeMap;
+
+use arbiter::Term;
+use checkpoint::{
+    Epoch, MemoryLayout, PageNumber, PageRun, REGIONS_MAX,
+    message::{Hello, Machine, Refusal, Welcome},
+};
+
+use super::{
+    WireError,
+    octets::{Reader, TEXT_BYTES_MAX, Writer},
+};
+
+/// The protocol versions that this build speaks, newest first.
+pub const VERSIONS: &[&str] = &["romulus/1"];
+
+/// Most versions in one offer.
+pub const VERSIONS_MAX: usize = 16;
+/// Longest name of a version, in bytes.
+pub const VERSION_BYTES_MAX: usize = 64;
+/// Most traits of a machine.
+pub const TRAITS_MAX: usize = 1024;
+/// Longest name of a trait, in bytes.
+const TRAIT_NAME_BYTES_MAX: usize = 255;
+
+/// The newest version of ours that is among `offered`.
+#[must_use]
+pub fn negotiate(offered: &[String]) -> Option<&'static str> {
+    VERSIONS.iter().copied().find(|ours| offered.iter().any(|theirs| theirs == ours))
+}
+
+pub(super) fn write_hello(writer: &mut Writer, hello: &Hello) -> Result<(), WireError> {
+    write_versions(writer, &hello.versions)?;
+    writer.id(hello.vm.as_str());
+    write_machine(writer, &hello.machine)
+}
+
+pub(super) fn read_hello(reader: &mut Reader<'_>) -> Result<Hello, WireError> {
+    Ok(Hello {
+        versions: read_versions(reader)?,
+        vm: reader.id()?,
+        machine: read_machine(reader)?,
+    })
+}
+
+pub(super) fn write_welcome(writer: &mut Writer, welcome: &Welcome) -> Result<(), WireError> {
+    writer.text("bytes of a version's name", &welcome.version, VERSION_BYTES_MAX)?;
+    writer.flag(welcome.committed.is_some());
+    if let Some(epoch) = welcome.committed {
+        writer.u64(epoch.get());
+    }
+    writer.u64(welcome.staging_bytes_max);
+    Ok(())
+}
+
+pub(super) fn read_welcome(reader: &mut Reader<'_>) -> Result<Welcome, WireError> {
+    let version = reader.text(VERSION_BYTES_MAX)?;
+    let committed = if reader.flag()? { Some(Epoch::new(reader.u64()?)) } else { None };
+    Ok(Welcome { version, committed, staging_bytes_max: reader.u64()? })
+}
+
+pub(super) fn write_refusal(writer: &mut Writer, refusal: &Refusal) -> Result<(), WireError> {
+    match refusal {
+        Refusal::Version { spoken } => {
+            writer.u8(1);
+            write_versions(writer, spoken)?;
+        }
+        Refusal::Machine { difference } => {
+            writer.u8(2);
+            writer.words(difference);
+        }
+        Refusal::Stale { current } => {
+            writer.u8(3);
+            writer.u64(current.get());
+        }
+        Refusal::Promoting => writer.u8(4),
+        Refusal::Unready { reason } => {
+            writer.u8(5);
+            writer.words(reason);
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn read_refusal(reader: &mut Reader<'_>) -> Result<Refusal, WireError> {
+    match reader.u8()? {
+        1 => Ok(Refusal::Version { spoken: read_versions(reader)? }),
+        2 => Ok(Refusal::Machine { difference: reader.text(TEXT_BYTES_MAX)? }),
+        3 => Ok(Refusal::Stale { current: Term::new(reader.u64()?) }),
+        4 => Ok(Refusal::Promoting),
+        5 => Ok(Refusal::Unready { reason: reader.text(TEXT_BYTES_MAX)? }),
+        _ => Err(WireError::Value("an unknown reason for a refusal")),
+    }
+}
+
+fn write_versions(writer: &mut Writer, versions: &[String]) -> Result<(), WireError> {
+    writer.count("protocol versions", versions.len(), VERSIONS_MAX)?;
+    for version in versions {
+        writer.text("bytes of a version's name", version, VERSION_BYTES_MAX)?;
+    }
+    Ok(())
+}
+
+fn read_versions(reader: &mut Reader<'_>) -> Result<Vec<String>, WireError> {
+    let count = reader.count(VERSIONS_MAX)?;
+    (0..count).map(|_| reader.text(VERSION_BYTES_MAX)).collect()
+}
+
+fn write_machine(writer: &mut Writer, machine: &Machine) -> Result<(), WireError> {
+    let regions = machine.layout.regions();
+    writer.u8(regions.len() as u8);
+    for region in regions {
+        writer.u64(region.first.get());
+        writer.u64(region.count);
+    }
+    writer.u16(machine.vcpus);
+    writer.count("traits of a machine", machine.traits.len(), TRAITS_MAX)?;
+    for (name, value) in &machine.traits {
+        writer.text("bytes of a trait's name", name, TRAIT_NAME_BYTES_MAX)?;
+        writer.text("bytes of a trait", value, TEXT_BYTES_MAX)?;
+    }
+    Ok(())
+}
+
+fn read_machine(reader: &mut Reader<'_>) -> Result<Machine, WireError> {
+    let region_count = usize::from(reader.u8()?);
+    if region_count > REGIONS_MAX {
+        return Err(WireError::Value("too many memory regions"));
+    }
+    let mut regions = Vec::with_capacity(region_count);
+    for _ in 0..region_count {
+        let first = PageNumber::new(reader.u64()?);
+        regions.push(PageRun { first, count: reader.u64()? });
+    }
+    let layout = MemoryLayout::new(regions)
+        .map_err(|_| WireError::Value("a memory layout that no guest can have"))?;
+    let vcpus = reader.u16()?;
+    let mut traits = BTreeMap::new();
+    for _ in 0..reader.count(TRAITS_MAX)? {
+        let name = reader.text(TRAIT_NAME_BYTES_MAX)?;
+        if traits.last_key_value().is_some_and(|(last, _)| *last >= name) {
+            return Err(WireError::Value("traits that do not rise by name"));
+        }
+        traits.insert(name, reader.text(TEXT_BYTES_MAX)?);
+    }
+    Ok(Machine { layout, vcpus, traits })
+}

@@ -1,0 +1,228 @@
+//! What nodes ask of the arbiter and what it answers.
+
+use std::collections::BTreeSet;
+
+use arbiter::{NodeId, Operation, Outcome, Record, Register, Request, Stamp, Term, VmId};
+
+use super::{
+    Kind, WireError,
+    octets::{Reader, TEXT_BYTES_MAX, Writer},
+};
+
+/// Most backups in a register on the wire.
+pub const MEMBERS_MAX: usize = 64;
+/// Most records in one [`Answer::Records`].
+pub const LIST_RECORDS_MAX: usize = 128;
+
+/// To the arbiter; one per stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// The record of a VM.
+    Load(VmId),
+    /// A compare-and-set on a VM's register.
+    Execute(VmId, Request),
+    /// The VMs after this one, in the order of their ids; `None`: from the
+    /// first.
+    List(Option<VmId>),
+}
+
+/// From the arbiter; one per stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The record, or that there is none.
+    Record(Option<Record>),
+    /// How the compare-and-set ended.
+    Outcome(Outcome),
+    /// Up to [`LIST_RECORDS_MAX`] VMs.
+    Records {
+        /// In the order of their ids.
+        records: Vec<(VmId, Record)>,
+        /// Whether there are more.
+        more: bool,
+    },
+    /// Nothing happened, and never will: why, in words for an operator.
+    Denied(String),
+    /// The store failed, and what was asked may or may not have happened: why,
+    /// in words for an operator.
+    Failed(String),
+}
+
+pub(super) fn ask_kind(ask: &Ask) -> Kind {
+    match ask {
+        Ask::Load(_) => Kind::Load,
+        Ask::Execute(..) => Kind::Execute,
+        Ask::List(_) => Kind::List,
+    }
+}
+
+pub(super) fn write_ask(writer: &mut Writer, ask: &Ask) -> Result<(), WireError> {
+    match ask {
+        Ask::Load(vm) => writer.id(vm.as_str()),
+        Ask::Execute(vm, request) => {
+            writer.id(vm.as_str());
+            write_request(writer, request)?;
+        }
+        Ask::List(after) => {
+            writer.flag(after.is_some());
+            if let Some(vm) = after {
+                writer.id(vm.as_str());
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn read_ask(kind: Kind, reader: &mut Reader<'_>) -> Result<Ask, WireError> {
+    match kind {
+        Kind::Load => reader.id().map(Ask::Load),
+        Kind::Execute => Ok(Ask::Execute(reader.id()?, read_request(reader)?)),
+        Kind::List => Ok(Ask::List(if reader.flag()? { Some(reader.id()?) } else { None })),
+        other => Err(WireError::Unexpected(other)),
+    }
+}
+
+pub(super) fn answer_kind(answer: &Answer) -> Kind {
+    match answer {
+        Answer::Record(_) => Kind::Record,
+        Answer::Outcome(_) => Kind::Outcome,
+        Answer::Records { .. } => Kind::Records,
+        Answer::Denied(_) => Kind::Denied,
+        Answer::Failed(_) => Kind::Failed,
+    }
+}
+
+pub(super) fn write_answer(writer: &mut Writer, answer: &Answer) -> Result<(), WireError> {
+    match answer {
+        Answer::Record(record) => {
+            writer.flag(record.is_some());
+            record.as_ref().map_or(Ok(()), |record| write_record(writer, record))
+        }
+        Answer::Outcome(Outcome::Set(register)) => {
+            writer.u8(1);
+            write_register(writer, register)
+        }
+        Answer::Outcome(Outcome::Mismatch(register)) => {
+            writer.u8(2);
+            write_optional_register(writer, register.as_ref())
+        }
+        Answer::Records { records, more } => {
+            writer.flag(*more);
+            writer.count("records in an answer", records.len(), LIST_RECORDS_MAX)?;
+            records.iter().try_for_each(|(vm, record)| {
+                writer.id(vm.as_str());
+                write_record(writer, record)
+            })
+        }
+        Answer::Denied(words) | Answer::Failed(words) => {
+            writer.words(words);
+            Ok(())
+        }
+    }
+}
+
+pub(super) fn read_answer(kind: Kind, reader: &mut Reader<'_>) -> Result<Answer, WireError> {
+    match kind {
+        Kind::Record => {
+            Ok(Answer::Record(if reader.flag()? { Some(read_record(reader)?) } else { None }))
+        }
+        Kind::Outcome => match reader.u8()? {
+            1 => Ok(Answer::Outcome(Outcome::Set(read_register(reader)?))),
+            2 => Ok(Answer::Outcome(Outcome::Mismatch(read_optional_register(reader)?))),
+            _ => Err(WireError::Value("an unknown outcome")),
+        },
+        Kind::Records => {
+            let more = reader.flag()?;
+            let mut records: Vec<(VmId, Record)> = Vec::new();
+            for _ in 0..reader.count(LIST_RECORDS_MAX)? {
+                let vm = reader.id()?;
+                if records.last().is_some_and(|(last, _)| *last >= vm) {
+                    return Err(WireError::Value("VMs that do not rise by name"));
+                }
+                records.push((vm, read_record(reader)?));
+            }
+            Ok(Answer::Records { records, more })
+        }
+        Kind::Denied => Ok(Answer::Denied(reader.text(TEXT_BYTES_MAX)?)),
+        Kind::Failed => Ok(Answer::Failed(reader.text(TEXT_BYTES_MAX)?)),
+        other => Err(WireError::Unexpected(other)),
+    }
+}
+
+pub(super) fn write_register(writer: &mut Writer, register: &Register) -> Result<(), WireError> {
+    writer.u64(register.term.get());
+    writer.id(register.primary.as_str());
+    writer.count("backups in sync", register.in_sync.len(), MEMBERS_MAX)?;
+    for node in &register.in_sync {
+        writer.id(node.as_str());
+    }
+    Ok(())
+}
+
+pub(super) fn read_register(reader: &mut Reader<'_>) -> Result<Register, WireError> {
+    let term = Term::new(reader.u64()?);
+    let primary = reader.id()?;
+    let mut in_sync = BTreeSet::new();
+    for _ in 0..reader.count(MEMBERS_MAX)? {
+        let node: NodeId = reader.id()?;
+        if in_sync.last().is_some_and(|last| *last >= node) {
+            return Err(WireError::Value("backups that do not rise by name"));
+        }
+        in_sync.insert(node);
+    }
+    Ok(Register { term, primary, in_sync })
+}
+
+fn write_optional_register(
+    writer: &mut Writer,
+    register: Option<&Register>,
+) -> Result<(), WireError> {
+    writer.flag(register.is_some());
+    register.map_or(Ok(()), |register| write_register(writer, register))
+}
+
+fn read_optional_register(reader: &mut Reader<'_>) -> Result<Option<Register>, WireError> {
+    if reader.flag()? { read_register(reader).map(Some) } else { Ok(None) }
+}
+
+fn write_record(writer: &mut Writer, record: &Record) -> Result<(), WireError> {
+    writer.u64(record.stamp.get());
+    write_register(writer, &record.register)
+}
+
+fn read_record(reader: &mut Reader<'_>) -> Result<Record, WireError> {
+    let stamp = Stamp::new(reader.u64()?);
+    Ok(Record { register: read_register(reader)?, stamp })
+}
+
+fn write_request(writer: &mut Writer, request: &Request) -> Result<(), WireError> {
+    writer.u64(request.stamp.get());
+    writer.id(request.caller.as_str());
+    let (code, node) = match &request.operation {
+        Operation::Create => (1, None),
+        Operation::Restart => (2, None),
+        Operation::Admit { backup } => (3, Some(backup)),
+        Operation::Drop { backup } => (4, Some(backup)),
+        Operation::Promote => (5, None),
+        Operation::Switchover { successor } => (6, Some(successor)),
+    };
+    writer.u8(code);
+    if let Some(node) = node {
+        writer.id(node.as_str());
+    }
+    write_optional_register(writer, request.expected.as_ref())
+}
+
+fn read_request(reader: &mut Reader<'_>) -> Result<Request, WireError> {
+    let stamp = Stamp::new(reader.u64()?);
+    let caller = reader.id()?;
+    let operation = match reader.u8()? {
+        1 => Operation::Create,
+        2 => Operation::Restart,
+        3 => Operation::Admit { backup: reader.id()? },
+        4 => Operation::Drop { backup: reader.id()? },
+        5 => Operation::Promote,
+        6 => Operation::Switchover { successor: reader.id()? },
+        _ => return Err(WireError::Value("an unknown operation")),
+    };
+    Ok(Request { caller, expected: read_optional_register(reader)?, operation, stamp })
+}
