@@ -1,0 +1,304 @@
+//! What can be typed, and its help.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use arbiter::NodeId;
+use clap::{Args, Parser, Subcommand};
+use transport::identity::pki;
+
+use crate::telemetry::LogFormat;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  failed; the reason is on stderr (with --json: on stdout)
+  2  usage: the command line or the configuration is wrong, nothing was started
+  3  fenced: this node has lost the right to run the guest and may come back
+     only as a backup";
+
+/// Fault tolerance for virtual machines on KVM.
+///
+/// The guest runs on a primary; every few milliseconds its changed state goes
+/// to a backup, and what it says to the world is held until the backup has it.
+/// When the primary dies, the backup goes on, and nobody outside can tell.
+#[derive(Debug, Parser)]
+#[command(name = "romulus", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    /// Options of all commands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of all commands.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Answer in JSON on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// How log lines on stderr look
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value = "human")]
+    pub log: LogFormat,
+    /// Log more; twice for even more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start the primary: run the guest and protect it
+    #[command(after_help = "Example:\n  romulus run /etc/romulus/web-1.toml")]
+    Run {
+        /// The VM's configuration on this node
+        #[arg(value_name = "VM.toml")]
+        file: PathBuf,
+    },
+    /// Stand by for a primary, and take over when it dies
+    #[command(after_help = "Example:\n  romulus backup /etc/romulus/web-1.toml")]
+    Backup {
+        /// The VM's configuration on this node
+        #[arg(value_name = "VM.toml")]
+        file: PathBuf,
+    },
+    /// Serve the register that says who may run
+    #[command(after_help = "Example:\n  romulus arbiter /etc/romulus/arbiter.toml")]
+    Arbiter {
+        /// The arbiter's configuration
+        #[arg(value_name = "ARBITER.toml")]
+        file: PathBuf,
+    },
+    /// Show whether a VM is protected, and if not, why not
+    #[command(after_help = "Examples:\n  romulus status web-1\n  romulus status /etc/romulus/web-1.toml --json")]
+    Status(StatusArgs),
+    /// Show what happened to a VM
+    #[command(after_help = "Examples:\n  romulus events web-1\n  romulus events web-1 --follow --json")]
+    Events(EventsArgs),
+    /// Hand the guest over to a backup, by plan and without loss
+    #[command(after_help = "Examples:\n  romulus failover web-1\n  romulus failover web-1 --to node-b")]
+    Failover(FailoverArgs),
+    /// Take a backup and bring it in sync while the guest runs
+    #[command(after_help = "Examples:\n  romulus protect web-1\n  romulus protect web-1 --backup node-c --address 10.1.0.3:7700")]
+    Protect(ProtectArgs),
+    /// Let a backup go; without one the guest runs unprotected
+    #[command(after_help = "Example:\n  romulus unprotect web-1 --backup node-b")]
+    Unprotect(UnprotectArgs),
+    /// Compare the guest's memory on all sides
+    #[command(after_help = "Example:\n  romulus verify web-1\n\nExit code 1 if they differ.")]
+    Verify(VmArg),
+    /// Make and show certificates for nodes and the arbiter
+    Pki {
+        /// What to do
+        #[command(subcommand)]
+        command: PkiCommand,
+    },
+    /// Show what this host can do, and why not
+    #[command(after_help = "Exit code 1 if something that is needed is missing.")]
+    Doctor,
+    /// Show all of it on this machine, in one minute
+    #[command(after_help = "Examples:\n  romulus demo\n  romulus demo --epoch 10 --memory 1024 --dirty-rate 2000 --keep")]
+    Demo(DemoArgs),
+    /// Look into configuration files
+    Config {
+        /// What to do
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Parts that the demo and tests run in namespaces of their own
+    #[command(hide = true)]
+    Internal {
+        /// Which part
+        #[command(subcommand)]
+        command: InternalCommand,
+    },
+}
+
+/// Which VM.
+#[derive(Debug, Args)]
+pub struct VmArg {
+    /// A VM.toml, a VM's name, or the path of its control socket
+    #[arg(value_name = "VM")]
+    pub vm: String,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: VmArg,
+}
+
+/// Arguments of `events`.
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: VmArg,
+    /// Wait for more until interrupted
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only events with a higher number
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub after: u64,
+}
+
+/// Arguments of `failover`.
+#[derive(Debug, Args)]
+pub struct FailoverArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: VmArg,
+    /// The new primary; the best in-sync backup if not given
+    #[arg(long, value_name = "NODE")]
+    pub to: Option<NodeId>,
+}
+
+/// Arguments of `protect`.
+#[derive(Debug, Args)]
+pub struct ProtectArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: VmArg,
+    /// The new backup; every configured peer if not given
+    #[arg(long, value_name = "NODE")]
+    pub backup: Option<NodeId>,
+    /// Where it listens, if not where the configuration says
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "backup")]
+    pub address: Option<SocketAddr>,
+    /// Return as soon as the seeding has begun
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// Arguments of `unprotect`.
+#[derive(Debug, Args)]
+pub struct UnprotectArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: VmArg,
+    /// The backup to let go; all of them if not given
+    #[arg(long, value_name = "NODE")]
+    pub backup: Option<NodeId>,
+}
+
+/// What `pki` does.
+#[derive(Debug, Subcommand)]
+pub enum PkiCommand {
+    /// Make an authority for a cluster
+    #[command(after_help = "Example:\n  romulus pki init --dir /etc/romulus/pki")]
+    Init {
+        /// The authority's folder
+        #[arg(long, value_name = "DIR", default_value = "pki")]
+        dir: PathBuf,
+        /// How long it is valid
+        #[arg(long, default_value_t = pki::CA_DAYS)]
+        days: u32,
+        /// Replace what is there: all certificates of the old one are worthless then
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a certificate and a key for a node or the arbiter
+    #[command(
+        after_help = "Example:\n  romulus pki issue node-a --dir /etc/romulus/pki\n\nThen copy ca.pem, node-a.pem and node-a.key to that host."
+    )]
+    Issue {
+        /// The node's name
+        #[arg(value_name = "NODE")]
+        node: NodeId,
+        /// The authority's folder
+        #[arg(long, value_name = "DIR", default_value = "pki")]
+        dir: PathBuf,
+        /// How long it is valid
+        #[arg(long, default_value_t = pki::NODE_DAYS)]
+        days: u32,
+        /// Replace what is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show whose certificates are and how long they are valid
+    #[command(after_help = "Example:\n  romulus pki show /etc/romulus/pki")]
+    Show {
+        /// A certificate, PEM, or a folder of them
+        #[arg(value_name = "PATH", default_value = "pki")]
+        path: PathBuf,
+    },
+}
+
+/// What `config` does.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Read a file and show what was understood
+    #[command(after_help = "Example:\n  romulus config check /etc/romulus/web-1.toml")]
+    Check {
+        /// A VM.toml or an ARBITER.toml
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
+/// Arguments of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Run interval between two checkpoints, in ms
+    #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub epoch: u32,
+    /// The guest's memory, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
+    pub memory: u32,
+    /// The guest's vCPUs
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=8))]
+    pub vcpus: u16,
+    /// Pages that the guest dirties per second
+    #[arg(long, value_name = "PAGES", default_value_t = 4000)]
+    pub dirty_rate: u64,
+    /// Leave it running to play with
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// What the demo and tests run in namespaces.
+#[derive(Debug, Subcommand)]
+pub enum InternalCommand {
+    /// Ask the probe guest, and check what it answers
+    ProbeClient(ProbeClientArgs),
+}
+
+/// Arguments of the probe's client.
+#[derive(Debug, Clone, Args)]
+pub struct ProbeClientArgs {
+    /// The probe guest's service
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub target: SocketAddr,
+    /// Clients side by side, from --first-lane on
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub lanes: u32,
+    /// Number of the first client
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=63))]
+    pub first_lane: u32,
+    /// Requests per second and client; 0 asks as soon as answered
+    #[arg(long, default_value_t = 0)]
+    pub rate: u32,
+    /// Send a request again after so many ms
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub retransmit_ms: u64,
+    /// End after so many ms; without it, at SIGTERM or when stdin closes
+    #[arg(long)]
+    pub duration_ms: Option<u64>,
+    /// Do not compare the TSC: it may go back between hosts where KVM cannot offset it
+    #[arg(long)]
+    pub no_tsc_check: bool,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json_lines: bool,
+}
+
+impl ProbeClientArgs {
+    /// The wait before a request is sent again.
+    #[must_use]
+    pub fn retransmit(&self) -> Duration {
+        Duration::from_millis(self.retransmit_ms)
+    }
+}

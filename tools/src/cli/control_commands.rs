@@ -1,0 +1,124 @@
+//! Commands that ask a running daemon, and print what it answers.
+
+use std::{
+    future::Future,
+    io::{self, Write},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use super::{
+    args::{
+        EventsArgs, FailoverArgs, ProtectArgs, StatusArgs, UnprotectArgs, VmArg,
+    },
+    failure::Failure,
+    progress, render,
+    target,
+};
+use crate::{
+    control::{Accepted, Client, FailoverBody, ProtectBody, UnprotectBody},
+    daemon::ShellError,
+    exit::Exit,
+};
+
+/// How long one question of `events --follow` waits for news.
+const FOLLOW_WAIT: Duration = Duration::from_secs(25);
+
+pub(super) fn status(arguments: &StatusArgs, json: bool) -> Result<Exit, Failure> {
+    let client = target::client(&arguments.vm.vm)?;
+    let status = wait(client.status())??;
+    print(json, &status, || render::status(&status))
+}
+
+pub(super) fn events(arguments: &EventsArgs, json: bool) -> Result<Exit, Failure> {
+    let client = target::client(&arguments.vm.vm)?;
+    wait(async {
+        let mut after = arguments.after;
+        let mut patience = Duration::ZERO;
+        loop {
+            let page = client.events(after, patience).await?;
+            for event in &page.events {
+                // One object a line: a stream has no end that could close a list.
+                print(json, event, || render::event(event))?;
+            }
+            if !arguments.follow {
+                return Ok(Exit::Done);
+            }
+            after = page.next_after;
+            patience = FOLLOW_WAIT;
+        }
+    })?
+}
+
+pub(super) fn failover(arguments: &FailoverArgs, json: bool) -> Result<Exit, Failure> {
+    let client = target::client(&arguments.vm.vm)?;
+    let body = FailoverBody { to: arguments.to.clone() };
+    accepted(json, &wait(client.failover(&body))??)
+}
+
+pub(super) fn unprotect(arguments: &UnprotectArgs, json: bool) -> Result<Exit, Failure> {
+    let client = target::client(&arguments.vm.vm)?;
+    let body = UnprotectBody { backup: arguments.backup.clone() };
+    accepted(json, &wait(client.unprotect(&body))??)
+}
+
+pub(super) fn protect(arguments: &ProtectArgs, json: bool) -> Result<Exit, Failure> {
+    let client = target::client(&arguments.vm.vm)?;
+    let body =
+        ProtectBody { backup: arguments.backup.clone(), address: arguments.address };
+    wait(begin_protection(&client, &body, arguments, json))?
+}
+
+async fn begin_protection(
+    client: &Client,
+    body: &ProtectBody,
+    arguments: &ProtectArgs,
+    json: bool,
+) -> Result<Exit, Failure> {
+    let answer = client.protect(body).await?;
+    if arguments.no_wait {
+        return accepted(json, &answer);
+    }
+    let status = progress::until_protected(client, arguments.backup.as_ref(), json).await?;
+    print(json, &status, || render::status(&status))
+}
+
+pub(super) fn verify(arguments: &VmArg, json: bool) -> Result<Exit, Failure> {
+    let client = target::client(&arguments.vm)?;
+    let report = wait(client.verify())??;
+    print(json, &report, || render::verification(&report))?;
+    Ok(if report.equal { Exit::Done } else { Exit::Failed })
+}
+
+fn accepted(json: bool, answer: &Accepted) -> Result<Exit, Failure> {
+    print(json, answer, || format!("{}\n", answer.message))
+}
+
+/// Writes `value` as one line of JSON, or its rendering for people.
+pub(super) fn print(
+    json: bool,
+    value: &impl Serialize,
+    human: impl FnOnce() -> String,
+) -> Result<Exit, Failure> {
+    let text = if json {
+        let mut line = serde_json::to_string(value).map_err(io::Error::from)?;
+        line.push('\n');
+        line
+    } else {
+        human()
+    };
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(Exit::Done)
+}
+
+/// Runs one conversation to its end.
+pub(super) fn wait<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| ShellError::System { action: "start a runtime", source })?;
+    Ok(runtime.block_on(work))
+}

@@ -1,0 +1,99 @@
+//! Every way in which a command can fail, and its exit code.
+
+use std::io;
+
+use thiserror::Error;
+use transport::identity::pki::PkiError;
+
+use super::{args::DemoArgs, target::TargetError};
+use crate::{
+    arbiter_daemon, backup,
+    config::ConfigError,
+    control::{ClientError, ErrorBody},
+    daemon::ShellError,
+    exit::Exit,
+    primary,
+    rehearsal::ProbeClientError,
+};
+
+/// Why a command did not do what was asked.
+#[derive(Debug, Error)]
+pub enum Failure {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The VM argument leads nowhere.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The control API refused or is not there.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The primary could not go on.
+    #[error(transparent)]
+    Primary(#[from] primary::Error),
+    /// The backup could not go on.
+    #[error(transparent)]
+    Backup(#[from] backup::Error),
+    /// The arbiter could not go on.
+    #[error(transparent)]
+    Arbiter(#[from] arbiter_daemon::ArbiterError),
+    /// No threads.
+    #[error(transparent)]
+    Shell(#[from] ShellError),
+    /// Certificates could not be made or read.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// The probe's client could not go on.
+    #[error(transparent)]
+    ProbeClient(#[from] ProbeClientError),
+    /// Nobody reads what we say.
+    #[error("cannot write the answer: {0}: check where stdout leads")]
+    Output(#[from] io::Error),
+    /// The backup did not come in sync.
+    #[error("{reason}: see `romulus events`")]
+    NotProtected {
+        /// What the status says.
+        reason: String,
+    },
+    /// The demo is missing in this build.
+    #[error("the demo is not built yet: use a version of romulus that has it")]
+    DemoNotBuiltYet {
+        /// What it would have been asked for.
+        arguments: DemoArgs,
+    },
+}
+
+impl Failure {
+    /// The exit code.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_) | Self::Target(_) => Exit::Usage,
+            Self::Client(_)
+            | Self::Primary(_)
+            | Self::Backup(_)
+            | Self::Arbiter(_)
+            | Self::Shell(_)
+            | Self::Pki(_)
+            | Self::ProbeClient(_)
+            | Self::Output(_)
+            | Self::NotProtected { .. }
+            | Self::DemoNotBuiltYet { .. } => Exit::Failed,
+        }
+    }
+
+    /// The same in JSON. Messages end with the remedy after their last colon.
+    #[must_use]
+    pub fn body(&self) -> ErrorBody {
+        if let Self::Client(ClientError::Refused { body, .. }) = self {
+            return body.clone();
+        }
+        let words = self.to_string();
+        match words.rsplit_once(": ") {
+            Some((error, remedy)) => {
+                ErrorBody { error: error.to_owned(), remedy: remedy.to_owned() }
+            }
+            None => ErrorBody { error: words, remedy: String::new() },
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Commands about this host: configuration, certificates, its abilities.
+
+use std::path::Path;
+
+use serde::Serialize;
+use transport::identity::{CertificateDetails, pki};
+
+use super::{
+    args::{ConfigCommand, InternalCommand, PkiCommand},
+    control_commands::{print, wait},
+    failure::Failure,
+    render,
+};
+use crate::{
+    config,
+    doctor::{self, Verdict},
+    exit::Exit,
+    rehearsal,
+};
+
+pub(super) fn config(command: &ConfigCommand, json: bool) -> Result<Exit, Failure> {
+    let ConfigCommand::Check { file } = command;
+    let understood = config::read_any(file)?;
+    print(json, &understood, || {
+        let shown = serde_json::to_value(&understood).unwrap_or_default();
+        let mut text = format!("{} is sound; this is what was understood:\n", file.display());
+        outline("", &shown, &mut text);
+        text
+    })
+}
+
+/// Nested settings as `section.key = value`, one a line.
+fn outline(prefix: &str, value: &serde_json::Value, text: &mut String) {
+    let join = |name: &str| {
+        if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
+    };
+    match value {
+        serde_json::Value::Object(map) => {
+            for (name, value) in map {
+                outline(&join(name), value, text);
+            }
+        }
+        serde_json::Value::Array(list) => {
+            for (index, value) in list.iter().enumerate() {
+                outline(&format!("{prefix}[{index}]"), value, text);
+            }
+        }
+        serde_json::Value::Null => text.push_str(&format!("  {prefix} = none\n")),
+        plain => text.push_str(&format!("  {prefix} = {plain}\n")),
+    }
+}
+
+pub(super) fn doctor(json: bool) -> Result<Exit, Failure> {
+    let report = doctor::examine();
+    print(json, &report, || {
+        let mut text = String::new();
+        for finding in &report.findings {
+            let (colour, word) = match finding.verdict {
+                Verdict::Ok => (render::Colour::Green, "ok  "),
+                Verdict::Warn => (render::Colour::Yellow, "warn"),
+                Verdict::Fail => (render::Colour::Red, "fail"),
+            };
+            let word = render::paint(colour, word);
+            text.push_str(&format!("{word}  {:18} {}\n", finding.name, finding.found));
+            if !finding.remedy.is_empty() {
+                text.push_str(&format!("{:24} {}\n", "", finding.remedy));
+            }
+        }
+        text
+    })?;
+    Ok(if report.ready { Exit::Done } else { Exit::Failed })
+}
+
+#[derive(Debug, Serialize)]
+struct Written {
+    certificate: String,
+    key: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Shown {
+    path: String,
+    node: Option<String>,
+    subject: String,
+    issuer: String,
+    serial: String,
+    not_before: String,
+    not_after: String,
+    valid_now: bool,
+    is_authority: bool,
+}
+
+pub(super) fn pki(command: &PkiCommand, json: bool) -> Result<Exit, Failure> {
+    match command {
+        PkiCommand::Init { dir, days, force } => {
+            let files = pki::create_authority(dir, *days, *force)?;
+            written(&files, json, "keep the key here; copy the certificate to every node")
+        }
+        PkiCommand::Issue { node, dir, days, force } => {
+            let files = pki::issue(dir, node, *days, *force)?;
+            let next = "copy both, and ca.pem, to that host; the key to no other";
+            written(&files, json, next)
+        }
+        PkiCommand::Show { path } => {
+            let found = if path.is_dir() {
+                pki::list(path)?
+            } else {
+                vec![(path.clone(), pki::inspect(path)?)]
+            };
+            let shown: Vec<_> = found.iter().map(|(path, details)| show(path, details)).collect();
+            print(json, &shown, || shown.iter().map(certificate).collect())
+        }
+    }
+}
+
+fn written(files: &pki::Files, json: bool, next: &str) -> Result<Exit, Failure> {
+    let written = Written {
+        certificate: files.certificate.display().to_string(),
+        key: files.key.display().to_string(),
+    };
+    print(json, &written, || {
+        format!("certificate  {}\nkey          {}\n{next}\n", written.certificate, written.key)
+    })
+}
+
+fn show(path: &Path, details: &CertificateDetails) -> Shown {
+    Shown {
+        path: path.display().to_string(),
+        node: details.node.as_ref().map(ToString::to_string),
+        subject: details.subject.clone(),
+        issuer: details.issuer.clone(),
+        serial: details.serial.clone(),
+        not_before: details.not_before.clone(),
+        not_after: details.not_after.clone(),
+        valid_now: details.valid_now,
+        is_authority: details.is_authority,
+    }
+}
+
+fn certificate(shown: &Shown) -> String {
+    let whose = match (&shown.node, shown.is_authority) {
+        (_, true) => "an authority".to_owned(),
+        (Some(node), false) => format!("node {node}"),
+        (None, false) => "no node".to_owned(),
+    };
+    let validity = if shown.valid_now {
+        render::paint(render::Colour::Green, "valid")
+    } else {
+        render::paint(render::Colour::Red, "not valid now")
+    };
+    format!(
+        "{}\n  {whose}, {validity}\n  subject {}\n  issuer  {}\n  serial  {}\n  from    {}\n  until   {}\n",
+        shown.path, shown.subject, shown.issuer, shown.serial, shown.not_before, shown.not_after
+    )
+}
+
+pub(super) fn internal(command: &InternalCommand) -> Result<Exit, Failure> {
+    let InternalCommand::ProbeClient(arguments) = command;
+    let report = wait(rehearsal::probe_client::run(&arguments.into(), rehearsal::print_line))??;
+    Ok(if report.sound() { Exit::Done } else { Exit::Failed })
+}

@@ -1,0 +1,80 @@
+//! The command line: parsing, dispatch, and how errors end.
+
+mod args;
+mod control_commands;
+mod failure;
+mod host_commands;
+mod progress;
+mod render;
+mod target;
+
+use std::{ffi::OsString, io::Write};
+
+use clap::{Parser, error::ErrorKind};
+
+pub use self::{
+    args::{Cli, Command, DemoArgs},
+    failure::Failure,
+    target::{ENV_RUN_DIR, RUN_DIR},
+};
+use crate::{config, exit::Exit, primary, telemetry};
+
+/// Runs the command line `args`, the program's name first.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done,
+                _ => Exit::Usage,
+            };
+        }
+    };
+    telemetry::init(cli.global.log, cli.global.verbose);
+    let json = cli.global.json;
+    match dispatch(cli) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            report(&failure, json);
+            failure.exit()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+    let json = cli.global.json;
+    match cli.command {
+        Command::Run { file } => {
+            let settings = primary::Settings { config: config::read_vm(&file)? };
+            Ok(primary::run(settings)?)
+        }
+        Command::Backup { file } => {
+            let settings = crate::backup::Settings { config: config::read_vm(&file)? };
+            Ok(crate::backup::run(settings)?)
+        }
+        Command::Arbiter { file } => Ok(crate::arbiter_daemon::run(config::read_arbiter(&file)?)?),
+        Command::Config { command } => host_commands::config(&command, json),
+        Command::Doctor => host_commands::doctor(json),
+        Command::Pki { command } => host_commands::pki(&command, json),
+        Command::Demo(arguments) => Err(Failure::DemoNotBuiltYet { arguments }),
+        Command::Internal { command } => host_commands::internal(&command),
+        Command::Status(arguments) => control_commands::status(&arguments, json),
+        Command::Events(arguments) => control_commands::events(&arguments, json),
+        Command::Failover(arguments) => control_commands::failover(&arguments, json),
+        Command::Protect(arguments) => control_commands::protect(&arguments, json),
+        Command::Unprotect(arguments) => control_commands::unprotect(&arguments, json),
+        Command::Verify(arguments) => control_commands::verify(&arguments, json),
+    }
+}
+
+/// With `--json` the error is an object on stdout, so that scripts find it
+/// where they read; people find it on stderr.
+fn report(failure: &Failure, json: bool) {
+    if json {
+        let body = failure.body();
+        let _ = writeln!(std::io::stdout(), "{}", serde_json::to_string(&body).unwrap_or_default());
+    } else {
+        let _ = writeln!(std::io::stderr(), "romulus: {failure}");
+    }
+}

@@ -1,0 +1,96 @@
+//! Configuration: TOML read once into types that cannot be wrong.
+//!
+//! Unknown keys are refused, relations between settings are checked, and files
+//! are looked for, before anything is started. Every complaint names the file,
+//! the line, the key, what is wrong and what to do ([`ConfigError`]). Relative
+//! paths are taken from the folder of the file.
+
+mod arbiter_file;
+mod error;
+mod host_files;
+mod section;
+mod types;
+mod vm_file;
+
+use std::{fs, path::Path};
+
+use serde::Serialize;
+
+pub use self::{
+    error::{ConfigError, Fault},
+    types::{
+        ArbiterConfig, ArbiterPeer, BootProtocol, Console, DirtyTracking, IdentityFiles,
+        InterfaceName, InvalidInterfaceName, InvalidMac, Kernel, MacAddress, Network, Node, Peer,
+        Replication, Vm, VmConfig,
+    },
+};
+use self::{host_files::HostFiles, section::Source};
+
+/// Largest configuration file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Either kind of configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum AnyConfig {
+    /// A VM on a node.
+    Vm(Box<VmConfig>),
+    /// The arbiter.
+    Arbiter(ArbiterConfig),
+}
+
+/// Reads the configuration of a VM on a node.
+///
+/// # Errors
+///
+/// [`ConfigError`], naming the line and the remedy.
+pub fn read_vm(path: &Path) -> Result<VmConfig, ConfigError> {
+    let text = read_text(path)?;
+    let files = HostFiles::beside(path);
+    vm_file::parse(&text, &files).map_err(|fault| faulty(path, fault))
+}
+
+/// Reads the configuration of an arbiter.
+///
+/// # Errors
+///
+/// [`ConfigError`], naming the line and the remedy.
+pub fn read_arbiter(path: &Path) -> Result<ArbiterConfig, ConfigError> {
+    let text = read_text(path)?;
+    let files = HostFiles::beside(path);
+    arbiter_file::parse(&text, &files).map_err(|fault| faulty(path, fault))
+}
+
+/// Reads a configuration of either kind: one with `[vm]` or `[node]` is a VM's.
+///
+/// # Errors
+///
+/// [`ConfigError`], naming the line and the remedy.
+pub fn read_any(path: &Path) -> Result<AnyConfig, ConfigError> {
+    let text = read_text(path)?;
+    let files = HostFiles::beside(path);
+    let root = Source::new(&text).parse().map_err(|fault| faulty(path, fault))?;
+    let parsed = if root.has("arbiter") && !root.has("vm") && !root.has("node") {
+        arbiter_file::parse(&text, &files).map(AnyConfig::Arbiter)
+    } else {
+        vm_file::parse(&text, &files).map(|config| AnyConfig::Vm(Box::new(config)))
+    };
+    parsed.map_err(|fault| faulty(path, fault))
+}
+
+fn faulty(path: &Path, fault: Fault) -> ConfigError {
+    ConfigError::Faulty { path: path.to_owned(), fault }
+}
+
+fn read_text(path: &Path) -> Result<String, ConfigError> {
+    let fail = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let bytes = fs::metadata(path).map_err(fail)?.len();
+    if bytes > FILE_BYTES_MAX {
+        let too_large = format!("{bytes} bytes are more than a configuration has");
+        return Err(fail(std::io::Error::other(too_large)));
+    }
+    fs::read_to_string(path).map_err(fail)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! Every complaint, word for word where operators read it.
+
+use std::{fs, path::PathBuf};
+
+use tempfile::TempDir;
+
+use super::*;
+
+const SOUND: &str = r#"[vm]
+name = "web-1"
+memory_mib = 512
+vcpus = 2
+kernel = "probe"
+
+[network]
+tap = "tap0"
+mac = "52:54:00:00:00:01"
+
+[node]
+name = "node-a"
+listen = "10.1.0.1:7700"
+state_dir = "state"
+control = "web-1.sock"
+ca = "ca.pem"
+cert = "node.pem"
+key = "node.key"
+
+[[peers]]
+name = "node-b"
+address = "10.1.0.2:7700"
+
+[arbiter]
+name = "arbiter"
+address = "10.1.0.9:7800"
+
+[replication]
+epoch_ms = 10
+"#;
+
+fn written(text: &str) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["ca.pem", "node.pem", "node.key"] {
+        fs::write(folder.path().join(name), "PEM").unwrap();
+    }
+    let path = folder.path().join("vm.toml");
+    fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+fn complaint(text: &str) -> String {
+    let (folder, path) = written(text);
+    let error = read_any(&path).unwrap_err().to_string();
+    error.replace(&format!("{}/", folder.path().display()), "")
+}
+
+#[test]
+fn a_sound_file_and_its_defaults() {
+    let (folder, path) = written(SOUND);
+    let config = read_vm(&path).unwrap();
+    assert_eq!(config.vm.kernel, Kernel::Probe);
+    assert_eq!(config.replication.epoch.as_millis(), 10);
+    assert_eq!(config.replication.heartbeat.as_millis(), 20);
+    assert_eq!(config.replication.staging_mib_max.get(), 256);
+    assert_eq!(config.replication.seed_mib_per_s_max, None);
+    assert_eq!(config.node.identity.key, folder.path().join("node.key"));
+    assert_eq!(config.network.unwrap().mac.octets(), [0x52, 0x54, 0, 0, 0, 1]);
+    assert_eq!(config.peers.len(), 1);
+}
+
+#[test]
+fn what_can_be_written_wrongly() {
+    let cases = [
+        ("epoch_ms = 10", "epcoh_ms = 10",
+         "vm.toml:28: replication.epcoh_ms: is not a setting: did you mean `epoch_ms`?"),
+        ("[network]", "[netwrk]",
+         "vm.toml:7: netwrk: is not a setting: did you mean `network`?"),
+        ("vcpus = 2", "vcpus = 65",
+         "vm.toml:4: vm.vcpus: 65 is out of range: use 1 to 64 vCPUs"),
+        ("vcpus = 2", "vcpus = -1",
+         "vm.toml:4: vm.vcpus: -1 is out of range: use 1 to 64 vCPUs"),
+        ("vcpus = 2", "vcpus = \"2\"",
+         "vm.toml:4: vm.vcpus: is of the type string: it must be a whole number"),
+        ("memory_mib = 512", "memory_mib = 32",
+         "vm.toml:3: vm.memory_mib: 32 is out of range: use 64 to 1048576 MiB"),
+        ("memory_mib = 512\n", "",
+         "vm.toml:1: vm.memory_mib: is missing: add it, for example memory_mib = 512"),
+        ("kernel = \"probe\"", "kernel = \"gone.elf\"",
+         "vm.toml:5: vm.kernel: cannot read gone.elf: No such file or directory (os error 2): name a readable ELF file, or \"probe\" for the guest that is built in"),
+        ("kernel = \"probe\"", "kernel = \"probe\"\nboot = \"bios\"",
+         "vm.toml:6: vm.boot: \"bios\" is no choice: use one of \"auto\", \"pvh\", \"long-mode\""),
+        ("name = \"web-1\"", "name = \"Web\"",
+         "vm.toml:2: vm.name: \"Web\": `Web` is no name: use 1 to 63 of a-z, 0-9 and `-`, beginning and ending with a letter or digit: write it like name = \"web-1\""),
+        ("52:54:00:00:00:01", "53:54:00:00:00:01",
+         "vm.toml:9: network.mac: \"53:54:00:00:00:01\": a group's address or none, where one station's is needed: write it like mac = \"52:54:00:00:00:01\""),
+        ("tap = \"tap0\"", "tap = \"a-very-long-interface\"",
+         "vm.toml:8: network.tap: \"a-very-long-interface\": no interface name, which has 1 to 15 of letters, digits, `-`, `_` and `.`: write it like tap = \"tap0\""),
+        ("listen = \"10.1.0.1:7700\"", "listen = \"10.1.0.1\"",
+         "vm.toml:13: node.listen: \"10.1.0.1\": invalid socket address syntax: write it like listen = \"10.1.0.1:7700\""),
+        ("state_dir = \"state\"", "state_dir = \"ca.pem/x\"",
+         "vm.toml:14: node.state_dir: ca.pem is no folder: name a folder, or one that can be created"),
+        ("key = \"node.key\"", "key = \"\"",
+         "vm.toml:18: node.key: is empty: name a path"),
+        ("name = \"node-b\"", "name = \"node-a\"",
+         "vm.toml:21: peers.name: node-a is this node itself: list only the other nodes"),
+        ("name = \"node-b\"", "name = \"arbiter\"",
+         "vm.toml:21: peers.name: arbiter is the arbiter: give the arbiter and the nodes names of their own"),
+        ("[arbiter]\n", "[[peers]]\nname = \"node-b\"\naddress = \"10.1.0.3:1\"\n[arbiter]\n",
+         "vm.toml:25: peers.name: node-b is listed twice: list every node once"),
+        ("epoch_ms = 10", "heartbeat_ms = 60",
+         "vm.toml:27: replication.detection_ms: 150 ms are less than 3 heartbeats of 60 ms: use at least 180, or a shorter heartbeat_ms"),
+        ("epoch_ms = 10", "epoch_ms = 150\ndrop_ms = 900",
+         "vm.toml:27: replication.detection_ms: 150 ms are not more than an epoch of 150 ms: use more than 150, or a shorter epoch_ms"),
+        ("epoch_ms = 10", "resend_outputs = 1",
+         "vm.toml:28: replication.resend_outputs: is of the type integer: it must be true or false"),
+        ("[vm]", "[vm",
+         "vm.toml:1: unclosed table, expected `]`: correct the TOML syntax"),
+    ];
+    for (sound, wrong, expected) in cases {
+        assert!(SOUND.contains(sound), "{sound}");
+        assert_eq!(complaint(&SOUND.replacen(sound, wrong, 1)), expected);
+    }
+}
+
+#[test]
+fn a_long_socket_path_is_refused() {
+    let long = format!("/{}.sock", "x".repeat(120));
+    let told = complaint(&SOUND.replacen("web-1.sock", &long, 1));
+    assert!(told.contains("node.control: a socket's path has at most 107 bytes, not 126"), "{told}");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = read_vm(Path::new("/nowhere/vm.toml")).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "cannot read /nowhere/vm.toml: No such file or directory (os error 2): name an existing, readable TOML file"
+    );
+}
+
+#[test]
+fn an_arbiters_file() {
+    let text = "[arbiter]\nname = \"arbiter\"\nlisten = \"10.1.0.9:7800\"\nstore = \"register\"\n\
+                ca = \"ca.pem\"\ncert = \"node.pem\"\nkey = \"node.key\"\n";
+    let (folder, path) = written(text);
+    let AnyConfig::Arbiter(config) = read_any(&path).unwrap() else { panic!("took it for a VM's") };
+    assert_eq!(config.store, folder.path().join("register"));
+    assert_eq!(config.control, None);
+    let told = complaint(&text.replace("store", "stroe"));
+    assert!(told.contains("arbiter.store: is missing"), "{told}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "[\\[\\]a-z_=\" \n0-9.{},-]{0,200}") {
+        let files = HostFiles::beside(Path::new("/x/vm.toml"));
+        let _ = vm_file::parse(&text, &files);
+        let _ = arbiter_file::parse(&text, &files);
+    }
+}

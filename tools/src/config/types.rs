@@ -1,0 +1,297 @@
+//! What a configuration means, in types that cannot be wrong.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    num::{NonZeroU16, NonZeroU32, NonZeroU64},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use arbiter::{NodeId, VmId};
+use serde::{Serialize, Serializer};
+use thiserror::Error;
+
+/// Everything about one VM on one node: the content of `VM.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VmConfig {
+    /// The machine.
+    pub vm: Vm,
+    /// Its network device, if it has one.
+    pub network: Option<Network>,
+    /// Where its console goes.
+    pub console: Console,
+    /// This host.
+    pub node: Node,
+    /// The hosts that may stand by, or run the guest while this one stands by.
+    pub peers: Vec<Peer>,
+    /// Who settles the right to run.
+    pub arbiter: ArbiterPeer,
+    /// How the guest is replicated.
+    pub replication: Replication,
+}
+
+/// The machine. Must be equal on all nodes but for paths.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Vm {
+    /// Its name in the arbiter's register.
+    pub name: VmId,
+    /// RAM, in MiB.
+    pub memory_mib: NonZeroU32,
+    /// How many vCPUs.
+    pub vcpus: NonZeroU16,
+    /// What boots.
+    pub kernel: Kernel,
+    /// Its command line.
+    pub cmdline: String,
+    /// How it is entered.
+    pub boot: BootProtocol,
+    /// How written pages are found.
+    pub dirty_tracking: DirtyTracking,
+    /// Back guest RAM with huge pages where the host can.
+    pub hugepages: bool,
+}
+
+/// The guest's image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kernel {
+    /// The probe guest that the binary carries.
+    Probe,
+    /// An ELF file.
+    File(PathBuf),
+}
+
+/// How the guest's image is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BootProtocol {
+    /// PVH if the image offers it, else long mode.
+    Auto,
+    /// The PVH entry of an ELF note.
+    Pvh,
+    /// The ELF entry point, in long mode.
+    LongMode,
+}
+
+/// How written pages are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DirtyTracking {
+    /// The ring where it works, else the bitmap.
+    Auto,
+    /// KVM's dirty ring.
+    Ring,
+    /// KVM's dirty bitmap with manual protect.
+    Bitmap,
+}
+
+/// The guest's network device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Network {
+    /// The host's tap device.
+    pub tap: InterfaceName,
+    /// The guest's address on the link.
+    pub mac: MacAddress,
+}
+
+/// Where console bytes go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Console {
+    /// A file that released console bytes are appended to.
+    pub log: Option<PathBuf>,
+}
+
+/// This host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Node {
+    /// Its name in certificates and in the register.
+    pub name: NodeId,
+    /// Where a standby waits for the primary.
+    pub listen: SocketAddr,
+    /// What must outlive a process.
+    pub state_dir: PathBuf,
+    /// The control API's socket.
+    pub control: PathBuf,
+    /// Its certificate and key.
+    pub identity: IdentityFiles,
+}
+
+/// Files that prove who a node is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct IdentityFiles {
+    /// The authority's certificate, PEM.
+    pub ca: PathBuf,
+    /// The node's certificate, PEM.
+    pub cert: PathBuf,
+    /// The node's private key, PEM.
+    pub key: PathBuf,
+}
+
+/// Another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Peer {
+    /// Its name, as in its certificate.
+    pub name: NodeId,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// Where the arbiter is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ArbiterPeer {
+    /// Its name, as in its certificate.
+    pub name: NodeId,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// How the guest is replicated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Replication {
+    /// Run interval between two checkpoints.
+    #[serde(rename = "epoch_ms", serialize_with = "as_millis")]
+    pub epoch: Duration,
+    /// How often a node says that it lives.
+    #[serde(rename = "heartbeat_ms", serialize_with = "as_millis")]
+    pub heartbeat: Duration,
+    /// Silence after which a backup asks the arbiter for promotion.
+    #[serde(rename = "detection_ms", serialize_with = "as_millis")]
+    pub detection: Duration,
+    /// Silence after which a primary asks the arbiter to go on without a backup.
+    #[serde(rename = "drop_ms", serialize_with = "as_millis")]
+    pub drop: Duration,
+    /// Most epochs that wait for their commit.
+    pub in_flight_epochs_max: NonZeroU32,
+    /// Most MiB that wait for their commit.
+    pub in_flight_mib_max: NonZeroU32,
+    /// Most MiB of held output before the guest is paused.
+    pub held_output_mib_max: NonZeroU32,
+    /// Send the last committed epoch's output again after a promotion.
+    pub resend_outputs: bool,
+    /// Encoder threads.
+    pub encode_threads: NonZeroU16,
+    /// Parallel streams for chunks.
+    pub data_streams: NonZeroU16,
+    /// Largest UDP payload that the path is tried with, in bytes.
+    pub mtu_max: NonZeroU16,
+    /// Most MiB of an uncommitted epoch that a backup keeps.
+    pub staging_mib_max: NonZeroU32,
+    /// Bound on the seed's rate in MiB/s; `None`: as fast as the link takes it.
+    pub seed_mib_per_s_max: Option<NonZeroU64>,
+}
+
+/// The content of `arbiter.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ArbiterConfig {
+    /// Its name in its certificate.
+    pub name: NodeId,
+    /// Where nodes ask.
+    pub listen: SocketAddr,
+    /// The register file.
+    pub store: PathBuf,
+    /// The control API's socket, if it is to have one.
+    pub control: Option<PathBuf>,
+    /// Its certificate and key.
+    pub identity: IdentityFiles,
+}
+
+fn as_millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u128(duration.as_millis())
+}
+
+/// An Ethernet address of one station.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
+pub struct MacAddress([u8; 6]);
+
+impl MacAddress {
+    /// Its octets.
+    #[must_use]
+    pub fn octets(self) -> [u8; 6] {
+        self.0
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(mac: MacAddress) -> Self {
+        mac.to_string()
+    }
+}
+
+/// A text that is no Ethernet address of one station.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum InvalidMac {
+    /// Not six pairs of hex digits.
+    #[error("no Ethernet address, which has six pairs of hex digits")]
+    Shape,
+    /// The lowest bit of the first octet is set, or all are zero.
+    #[error("a group's address or none, where one station's is needed")]
+    Group,
+}
+
+impl FromStr for MacAddress {
+    type Err = InvalidMac;
+
+    fn from_str(text: &str) -> Result<Self, InvalidMac> {
+        let mut octets = [0; 6];
+        let mut parts = text.split(':');
+        for octet in &mut octets {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or(InvalidMac::Shape)?;
+            if !part.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                return Err(InvalidMac::Shape);
+            }
+            *octet = u8::from_str_radix(part, 16).map_err(|_| InvalidMac::Shape)?;
+        }
+        if parts.next().is_some() {
+            return Err(InvalidMac::Shape);
+        }
+        if octets[0] & 1 != 0 || octets == [0; 6] {
+            return Err(InvalidMac::Group);
+        }
+        Ok(Self(octets))
+    }
+}
+
+/// The name of a network interface: 1 to 15 bytes (`IFNAMSIZ` in `<net/if.h>`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct InterfaceName(String);
+
+impl InterfaceName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for InterfaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A text that names no network interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("no interface name, which has 1 to 15 of letters, digits, `-`, `_` and `.`")]
+pub struct InvalidInterfaceName;
+
+impl FromStr for InterfaceName {
+    type Err = InvalidInterfaceName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidInterfaceName> {
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let shaped = (1..=15).contains(&text.len()) && text.bytes().all(inner);
+        let named = text != "." && text != "..";
+        if shaped && named { Ok(Self(text.to_owned())) } else { Err(InvalidInterfaceName) }
+    }
+}

@@ -1,0 +1,258 @@
+//! `VM.toml`: one VM on one node, and the relations between its settings.
+
+use std::{
+    collections::BTreeSet,
+    num::{NonZeroU16, NonZeroU32, NonZeroU64},
+    time::Duration,
+};
+
+use super::{
+    error::Fault,
+    host_files::HostFiles,
+    section::{Found, Section, Source},
+    types::{
+        ArbiterPeer, BootProtocol, Console, DirtyTracking, Kernel, Network, Node, Peer,
+        Replication, Vm, VmConfig,
+    },
+};
+
+const MEMORY_MIB_MIN: u64 = 64;
+const MEMORY_MIB_MAX: u64 = 1 << 20;
+const VCPUS_MAX: u64 = 64;
+/// What the kernel's boot protocol leaves for a command line, in bytes.
+const CMDLINE_BYTES_MAX: usize = 2047;
+/// Missed heartbeats that make silence.
+const HEARTBEATS_PER_DETECTION: u32 = 3;
+const STAGING_MIB_MIN: u64 = 256;
+
+pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
+    let mut root = Source::new(text).parse()?;
+    let mut required = |key, example| {
+        root.section(key)?.ok_or_else(|| root.missing(key, example))
+    };
+    let vm = required("vm", "[vm] with name, memory_mib, vcpus and kernel")?;
+    let node = required("node", "[node] with name, listen, state_dir, control, ca, cert and key")?;
+    let arbiter = required("arbiter", "[arbiter] with name and address")?;
+    let network = root.section("network")?;
+    let console = root.section("console")?;
+    let replication = root.section("replication")?;
+    let peers = root.sections("peers")?;
+    root.finish()?;
+
+    let vm = parse_vm(vm, files)?;
+    let node = parse_node(node, files)?;
+    let arbiter = parse_arbiter(arbiter)?;
+    let peers = parse_peers(peers, &node, &arbiter)?;
+    let replication = match replication {
+        Some(section) => parse_replication(section, &vm)?,
+        None => parse_replication(Source::new("").parse()?, &vm)?,
+    };
+    Ok(VmConfig {
+        network: network.map(parse_network).transpose()?,
+        console: match console {
+            Some(section) => parse_console(section, files)?,
+            None => Console { log: None },
+        },
+        vm,
+        node,
+        peers,
+        arbiter,
+        replication,
+    })
+}
+
+fn parse_vm(mut section: Section<'_>, files: &HostFiles) -> Result<Vm, Fault> {
+    let name = section.parsed_required("name", "name = \"web-1\"")?.value;
+    if !section.has("memory_mib") {
+        return Err(section.missing("memory_mib", "memory_mib = 512"));
+    }
+    let memory = section.number("memory_mib", 0, MEMORY_MIB_MIN..=MEMORY_MIB_MAX, " MiB")?;
+    let vcpus = section.number("vcpus", 1, 1..=VCPUS_MAX, " vCPUs")?;
+    let kernel = section.path_required("kernel", "kernel = \"/srv/web-1.elf\" or \"probe\"")?;
+    let cmdline = section.text("cmdline")?;
+    if let Some(cmdline) = &cmdline
+        && (cmdline.value.len() > CMDLINE_BYTES_MAX || cmdline.value.contains('\0'))
+    {
+        let bytes = cmdline.value.len();
+        return Err(cmdline.fault(
+            format!("a command line of {bytes} bytes does not fit"),
+            format!("use at most {CMDLINE_BYTES_MAX} bytes and no zero byte"),
+        ));
+    }
+    let boots = [
+        ("auto", BootProtocol::Auto),
+        ("pvh", BootProtocol::Pvh),
+        ("long-mode", BootProtocol::LongMode),
+    ];
+    let trackings = [
+        ("auto", DirtyTracking::Auto),
+        ("ring", DirtyTracking::Ring),
+        ("bitmap", DirtyTracking::Bitmap),
+    ];
+    let vm = Vm {
+        name,
+        memory_mib: nonzero_u32(&memory)?,
+        vcpus: nonzero_u16(&vcpus)?,
+        kernel: if kernel.value.as_os_str() == "probe" {
+            Kernel::Probe
+        } else {
+            let make = "name a readable ELF file, or \"probe\" for the guest that is built in";
+            Kernel::File(files.readable(&kernel, make)?)
+        },
+        cmdline: cmdline.map(|found| found.value).unwrap_or_default(),
+        boot: section.choice("boot", &boots, BootProtocol::Auto)?,
+        dirty_tracking: section.choice("dirty_tracking", &trackings, DirtyTracking::Auto)?,
+        hugepages: section.flag("hugepages", false)?,
+    };
+    section.finish()?;
+    Ok(vm)
+}
+
+fn parse_network(mut section: Section<'_>) -> Result<Network, Fault> {
+    let network = Network {
+        tap: section.parsed_required("tap", "tap = \"tap0\"")?.value,
+        mac: section.parsed_required("mac", "mac = \"52:54:00:00:00:01\"")?.value,
+    };
+    section.finish()?;
+    Ok(network)
+}
+
+fn parse_console(mut section: Section<'_>, files: &HostFiles) -> Result<Console, Fault> {
+    let log = section.path("log")?.map(|found| files.resolve(&found));
+    section.finish()?;
+    Ok(Console { log })
+}
+
+fn parse_node(mut section: Section<'_>, files: &HostFiles) -> Result<Node, Fault> {
+    let name = section.parsed_required("name", "name = \"node-a\"")?.value;
+    let listen = section.parsed_required("listen", "listen = \"10.1.0.1:7700\"")?.value;
+    let state = section.path_required("state_dir", "state_dir = \"/var/lib/romulus\"")?;
+    let control = section.path_required("control", "control = \"/run/romulus/web-1.sock\"")?;
+    let node = Node {
+        name,
+        listen,
+        state_dir: files.folder(&state)?,
+        control: files.socket(&control)?,
+        identity: files.identity(&mut section)?,
+    };
+    section.finish()?;
+    Ok(node)
+}
+
+fn parse_arbiter(mut section: Section<'_>) -> Result<ArbiterPeer, Fault> {
+    let arbiter = ArbiterPeer {
+        name: section.parsed_required("name", "name = \"arbiter\"")?.value,
+        address: section.parsed_required("address", "address = \"10.1.0.9:7800\"")?.value,
+    };
+    section.finish()?;
+    Ok(arbiter)
+}
+
+fn parse_peers(
+    sections: Vec<Section<'_>>,
+    node: &Node,
+    arbiter: &ArbiterPeer,
+) -> Result<Vec<Peer>, Fault> {
+    let mut seen = BTreeSet::new();
+    let mut peers = Vec::new();
+    for mut section in sections {
+        let name: Found<arbiter::NodeId> =
+            section.parsed_required("name", "name = \"node-b\"")?;
+        let address = section.parsed_required("address", "address = \"10.1.0.2:7700\"")?.value;
+        section.finish()?;
+        if name.value == node.name {
+            return Err(name.fault(
+                format!("{} is this node itself", name.value),
+                "list only the other nodes",
+            ));
+        }
+        if name.value == arbiter.name {
+            return Err(name.fault(
+                format!("{} is the arbiter", name.value),
+                "give the arbiter and the nodes names of their own",
+            ));
+        }
+        if !seen.insert(name.value.clone()) {
+            return Err(name.fault(
+                format!("{} is listed twice", name.value),
+                "list every node once",
+            ));
+        }
+        peers.push(Peer { name: name.value, address });
+    }
+    Ok(peers)
+}
+
+fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, Fault> {
+    let epoch = section.number("epoch_ms", 25, 1..=10_000, " ms")?;
+    let heartbeat = section.number("heartbeat_ms", 20, 1..=10_000, " ms")?;
+    let detection = section.number("detection_ms", 150, 1..=600_000, " ms")?;
+    let drop = section.number("drop_ms", 120, 1..=600_000, " ms")?;
+    check_timing(&epoch, &heartbeat, &detection, &drop)?;
+    let staging_default = u64::from(vm.memory_mib.get() / 2).max(STAGING_MIB_MIN);
+    let mut mib = |key, default| {
+        nonzero_u32(&section.number(key, default, 1..=MEMORY_MIB_MAX, " MiB")?)
+    };
+    let in_flight_mib_max = mib("in_flight_mib_max", 256)?;
+    let held_output_mib_max = mib("held_output_mib_max", 64)?;
+    let staging_mib_max = mib("staging_mib_max", staging_default)?;
+    let epochs = section.number("in_flight_epochs_max", 4, 1..=1024, " epochs")?;
+    let encode_threads = section.number("encode_threads", 1, 1..=64, " threads")?;
+    let data_streams = section.number("data_streams", 4, 1..=64, " streams")?;
+    let mtu = section.number("mtu_max", 1452, 1200..=65_000, " bytes")?;
+    let seed = section.number("seed_mib_per_s_max", 0, 0..=MEMORY_MIB_MAX, " MiB/s")?;
+    let resend_outputs = section.flag("resend_outputs", true)?;
+    section.finish()?;
+    Ok(Replication {
+        epoch: Duration::from_millis(epoch.value),
+        heartbeat: Duration::from_millis(heartbeat.value),
+        detection: Duration::from_millis(detection.value),
+        drop: Duration::from_millis(drop.value),
+        in_flight_epochs_max: nonzero_u32(&epochs)?,
+        in_flight_mib_max,
+        held_output_mib_max,
+        resend_outputs,
+        encode_threads: nonzero_u16(&encode_threads)?,
+        data_streams: nonzero_u16(&data_streams)?,
+        mtu_max: nonzero_u16(&mtu)?,
+        staging_mib_max,
+        seed_mib_per_s_max: NonZeroU64::new(seed.value),
+    })
+}
+
+fn check_timing(
+    epoch: &Found<u64>,
+    heartbeat: &Found<u64>,
+    detection: &Found<u64>,
+    drop: &Found<u64>,
+) -> Result<(), Fault> {
+    let least = heartbeat.value * u64::from(HEARTBEATS_PER_DETECTION);
+    for silence in [detection, drop] {
+        if silence.value < least {
+            return Err(silence.fault(
+                format!(
+                    "{} ms are less than {HEARTBEATS_PER_DETECTION} heartbeats of {} ms",
+                    silence.value, heartbeat.value
+                ),
+                format!("use at least {least}, or a shorter heartbeat_ms"),
+            ));
+        }
+        if silence.value <= epoch.value {
+            return Err(silence.fault(
+                format!("{} ms are not more than an epoch of {} ms", silence.value, epoch.value),
+                format!("use more than {}, or a shorter epoch_ms", epoch.value),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn nonzero_u32(found: &Found<u64>) -> Result<NonZeroU32, Fault> {
+    let number = u32::try_from(found.value).ok().and_then(NonZeroU32::new);
+    number.ok_or_else(|| found.fault(format!("{} is out of range", found.value), ""))
+}
+
+fn nonzero_u16(found: &Found<u64>) -> Result<NonZeroU16, Fault> {
+    let number = u16::try_from(found.value).ok().and_then(NonZeroU16::new);
+    number.ok_or_else(|| found.fault(format!("{} is out of range", found.value), ""))
+}

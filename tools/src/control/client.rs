@@ -1,0 +1,226 @@
+//! The control API's client: one HTTP request over the Unix socket at a time.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, StatusCode,
+    body::Bytes,
+    client::conn::http1,
+};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use thiserror::Error;
+use tokio::net::UnixStream;
+
+use super::types::{
+    Accepted, ErrorBody, EventPage, FailoverBody, ProtectBody, Status, UnprotectBody, VerifyReport,
+};
+
+/// Largest answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// How long an answer may take beyond what the server itself waits for.
+const PATIENCE: Duration = Duration::from_secs(10);
+const VERIFY_PATIENCE: Duration = Duration::from_secs(310);
+
+/// Why the control API did not do what was asked.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody serves the socket.
+    #[error("nobody serves {path} ({source}): is the VM's process running on this host?", path = path.display())]
+    Absent {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// We may not.
+    #[error("not allowed to use {path}: run this as the user that runs the VM, usually root", path = path.display())]
+    Forbidden {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The conversation broke.
+    #[error("the control API at {path} broke off ({source}): see the process's log", path = path.display())]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// No answer in time.
+    #[error("the control API at {path} does not answer: see the process's log", path = path.display())]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The daemon refused, and says why.
+    #[error("{}: {}", body.error, body.remedy)]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// Its words.
+        body: ErrorBody,
+    },
+}
+
+/// A way to one daemon's control API.
+#[derive(Debug, Clone)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// A client of the socket at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `GET /status`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`]; so do all the others.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get("/status", PATIENCE).await
+    }
+
+    /// `GET /events`: those after `after`, waiting up to `wait` for one.
+    pub async fn events(&self, after: u64, wait: Duration) -> Result<EventPage, ClientError> {
+        let route = format!("/events?after={after}&wait_ms={}", wait.as_millis());
+        self.get(&route, PATIENCE + wait).await
+    }
+
+    /// `GET /metrics`, as text.
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let bytes = self.exchange(Method::GET, "/metrics", Bytes::new(), PATIENCE).await?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// `GET /console`: the last bytes that were released.
+    pub async fn console(&self) -> Result<Vec<u8>, ClientError> {
+        let bytes = self.exchange(Method::GET, "/console", Bytes::new(), PATIENCE).await?;
+        Ok(bytes.to_vec())
+    }
+
+    /// `POST /console`: types `bytes`.
+    pub async fn console_input(&self, bytes: Vec<u8>) -> Result<Accepted, ClientError> {
+        let answer = self.exchange(Method::POST, "/console", bytes.into(), PATIENCE).await?;
+        self.decode(&answer)
+    }
+
+    /// `POST /failover`.
+    pub async fn failover(&self, body: &FailoverBody) -> Result<Accepted, ClientError> {
+        self.post("/failover", body, PATIENCE).await
+    }
+
+    /// `POST /protect`.
+    pub async fn protect(&self, body: &ProtectBody) -> Result<Accepted, ClientError> {
+        self.post("/protect", body, PATIENCE).await
+    }
+
+    /// `POST /unprotect`.
+    pub async fn unprotect(&self, body: &UnprotectBody) -> Result<Accepted, ClientError> {
+        self.post("/unprotect", body, PATIENCE).await
+    }
+
+    /// `POST /verify`.
+    pub async fn verify(&self) -> Result<VerifyReport, ClientError> {
+        self.post("/verify", &serde_json::json!({}), VERIFY_PATIENCE).await
+    }
+
+    /// `POST /stop`.
+    pub async fn stop(&self) -> Result<Accepted, ClientError> {
+        self.post("/stop", &serde_json::json!({}), PATIENCE).await
+    }
+
+    async fn get<T: DeserializeOwned>(
+        &self,
+        route: &str,
+        patience: Duration,
+    ) -> Result<T, ClientError> {
+        let answer = self.exchange(Method::GET, route, Bytes::new(), patience).await?;
+        self.decode(&answer)
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        route: &str,
+        body: &impl Serialize,
+        patience: Duration,
+    ) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.broken(error))?;
+        let answer = self.exchange(Method::POST, route, body.into(), patience).await?;
+        self.decode(&answer)
+    }
+
+    fn decode<T: DeserializeOwned>(&self, answer: &[u8]) -> Result<T, ClientError> {
+        serde_json::from_slice(answer).map_err(|error| self.broken(error))
+    }
+
+    fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+        ClientError::Broken { path: self.path.clone(), source: source.into() }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        route: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<Bytes, ClientError> {
+        let talk = self.converse(method, route, body);
+        match tokio::time::timeout(patience, talk).await {
+            Ok(result) => result,
+            Err(_) => Err(ClientError::Silent { path: self.path.clone() }),
+        }
+    }
+
+    async fn converse(
+        &self,
+        method: Method,
+        route: &str,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError> {
+        let stream = UnixStream::connect(&self.path).await.map_err(|source| {
+            let path = self.path.clone();
+            match source.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::Forbidden { path },
+                _ => ClientError::Absent { path, source },
+            }
+        })?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
+        let pump = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(route)
+            .header("host", "romulus")
+            .header("content-type", "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.broken(error))?;
+        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        pump.abort();
+        let bytes = body.map_err(|error| self.broken(error))?.to_bytes();
+        if status == StatusCode::OK {
+            return Ok(bytes);
+        }
+        let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| ErrorBody {
+            error: format!("the control API answered {status}"),
+            remedy: "use the romulus of the same version as the process".to_owned(),
+        });
+        Err(ClientError::Refused { status: status.as_u16(), body })
+    }
+}

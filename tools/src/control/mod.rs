@@ -1,0 +1,35 @@
+//! The control API: HTTP and JSON on a Unix socket, and its client.
+//!
+//! | route | is |
+//! |---|---|
+//! | `GET /status` | [`Status`] |
+//! | `GET /events?after=N&wait_ms=M` | [`EventPage`]; waits for news up to `M` |
+//! | `GET /metrics` | Prometheus text |
+//! | `GET /console`, `POST /console` | the last bytes said; bytes typed |
+//! | `POST /failover`, `/protect`, `/unprotect` | [`Accepted`] |
+//! | `POST /verify` | [`VerifyReport`] |
+//! | `POST /stop` | [`Accepted`] |
+//!
+//! Errors are [`ErrorBody`]. The daemons' cores know only [`ControlRequest`].
+
+mod client;
+mod request;
+mod server;
+mod socket;
+mod types;
+
+pub use self::{
+    client::{Client, ClientError},
+    request::{ControlRequest, ControlRequests, Refused, RefusedKind, Reply, WAITING_MAX},
+    server::{Surface, serve},
+    socket::{ControlSocket, SocketError},
+    types::{
+        Accepted, ArbiterState, Behind, ErrorBody, EventKind, EventPage, EventRecord,
+        FailoverBody, Features, GuestState, PeerState, PeerStatus, Percentiles, ProtectBody,
+        Protection, Refused as RefusedCounts, Role, SeedProgress, Severity, Status, UnprotectBody,
+        VerifiedBackup, VerifyReport,
+    },
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+//! What the control API asks of a daemon's core.
+//!
+//! ```text
+//!   HTTP handler ── ControlRequest (bounded channel) ──▶ core
+//!        ▲                                                │
+//!        └──────────── oneshot reply ◀────────────────────┘
+//! ```
+//!
+//! The core may be a blocking thread (`blocking_recv`, `try_recv`) or a task. It
+//! answers quickly, with [`Accepted`] for what takes long. A request whose reply
+//! is dropped is answered to the operator as 503.
+
+use std::net::SocketAddr;
+
+use arbiter::NodeId;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+use super::types::{Accepted, Status, VerifyReport};
+
+/// Requests that wait for the core at most; more are refused with 503.
+pub const WAITING_MAX: usize = 16;
+
+/// Where the core puts its answer. Sending never blocks.
+pub type Reply<T> = oneshot::Sender<Result<T, Refused>>;
+
+/// What the daemon's core receives from.
+pub type ControlRequests = mpsc::Receiver<ControlRequest>;
+
+/// One thing that an operator wants.
+#[derive(Debug)]
+pub enum ControlRequest {
+    /// How is the VM?
+    Status(Reply<Status>),
+    /// Hand over to a backup, by plan and without loss.
+    Failover {
+        /// To whom; `None`: the best in sync.
+        to: Option<NodeId>,
+        /// Answered when the hand-over has begun.
+        reply: Reply<Accepted>,
+    },
+    /// Take a backup.
+    Protect {
+        /// Which; `None`: every configured peer.
+        backup: Option<NodeId>,
+        /// Where it listens, if not as configured.
+        address: Option<SocketAddr>,
+        /// Answered when the seeding has begun.
+        reply: Reply<Accepted>,
+    },
+    /// Let a backup go.
+    Unprotect {
+        /// Which; `None`: all.
+        backup: Option<NodeId>,
+        /// Answered when the arbiter has been asked.
+        reply: Reply<Accepted>,
+    },
+    /// Compare memory on all sides.
+    Verify(Reply<VerifyReport>),
+    /// Bytes for the guest's console.
+    ConsoleInput {
+        /// As typed.
+        bytes: Vec<u8>,
+        /// Answered when the console has them.
+        reply: Reply<Accepted>,
+    },
+    /// End the process in good order: an operator's `/stop`, or a signal.
+    Stop {
+        /// Who wants it, for the log.
+        reason: String,
+        /// Answered when the end has begun.
+        reply: Reply<Accepted>,
+    },
+}
+
+/// A request that the core does not take up.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{error}: {remedy}")]
+pub struct Refused {
+    /// Why.
+    pub kind: RefusedKind,
+    /// In words, lower case.
+    pub error: String,
+    /// What the operator can do.
+    pub remedy: String,
+}
+
+/// What stands in the way of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusedKind {
+    /// It does not go with the state of the VM or the role of the node (409).
+    State,
+    /// It names something that is not there (404).
+    Unknown,
+    /// It was tried and failed (500).
+    Failed,
+    /// Not now; the same request may be granted later (503).
+    Unavailable,
+}
+
+impl Refused {
+    /// A refusal from its words.
+    pub fn new(kind: RefusedKind, error: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { kind, error: error.into(), remedy: remedy.into() }
+    }
+}

@@ -1,0 +1,260 @@
+//! The control API's server: routes to a [`Surface`].
+//!
+//! What the core must answer goes through its bounded channel; a full channel
+//! or a late answer is 503. Events, metrics and the console's tail are read
+//! beside the core, so that they can be read while it is busy or stuck.
+
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Query, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    request::{ControlRequest, Refused, RefusedKind, Reply},
+    socket::ControlSocket,
+    types::{
+        Accepted, ErrorBody, EventPage, FailoverBody, ProtectBody, Status, UnprotectBody,
+        VerifyReport,
+    },
+};
+use crate::telemetry::{ConsoleTail, EventLog, Metrics};
+
+/// How long the core may take for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it may take to compare the memory of all sides.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(300);
+/// Longest wait of one `GET /events`.
+const EVENTS_WAIT_MS_MAX: u64 = 30_000;
+/// Largest body of a request, in bytes.
+const BODY_BYTES_MAX: usize = 64 << 10;
+/// How long open connections may keep a process that ends.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What the server shows and whom it asks.
+#[derive(Debug, Clone)]
+pub struct Surface {
+    /// To the core; [`super::WAITING_MAX`] long.
+    pub requests: mpsc::Sender<ControlRequest>,
+    /// What happened.
+    pub events: Arc<EventLog>,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    /// The last console bytes that were released.
+    pub console: Arc<ConsoleTail>,
+}
+
+/// Serves until `shutdown` resolves.
+///
+/// # Errors
+///
+/// If the socket fails.
+pub async fn serve(
+    socket: ControlSocket,
+    surface: Surface,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let (listener, _file) = socket.into_parts();
+    let (ending, ended) = oneshot::channel();
+    let graceful = async move {
+        shutdown.await;
+        let _ = ending.send(());
+    };
+    let serving = axum::serve(listener, router(surface)).with_graceful_shutdown(graceful);
+    let overtime = async move {
+        let _ = ended.await;
+        tokio::time::sleep(DRAIN_TIMEOUT).await;
+    };
+    tokio::select! {
+        result = serving => result,
+        () = overtime => Ok(()),
+    }
+}
+
+fn router(surface: Surface) -> Router {
+    Router::new()
+        .route("/status", get(status))
+        .route("/events", get(events))
+        .route("/metrics", get(metrics))
+        .route("/console", get(console).post(console_input))
+        .route("/failover", post(failover))
+        .route("/protect", post(protect))
+        .route("/unprotect", post(unprotect))
+        .route("/verify", post(verify))
+        .route("/stop", post(stop))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(surface)
+}
+
+async fn status(State(surface): State<Surface>) -> Result<Json<Status>, ApiError> {
+    surface.ask(ANSWER_TIMEOUT, ControlRequest::Status).await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EventsQuery {
+    #[serde(default)]
+    after: u64,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+async fn events(
+    State(surface): State<Surface>,
+    query: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<EventPage>, ApiError> {
+    let Query(query) = query.map_err(|error| {
+        ApiError::bad_request(error.body_text(), "ask like /events?after=0&wait_ms=1000")
+    })?;
+    let wait = Duration::from_millis(query.wait_ms.min(EVENTS_WAIT_MS_MAX));
+    let _ = tokio::time::timeout(wait, surface.events.wait_beyond(query.after)).await;
+    Ok(Json(surface.events.after(query.after)))
+}
+
+async fn metrics(State(surface): State<Surface>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], surface.metrics.render()).into_response()
+}
+
+async fn console(State(surface): State<Surface>) -> Response {
+    let kind = "application/octet-stream";
+    ([(header::CONTENT_TYPE, kind)], surface.console.last()).into_response()
+}
+
+async fn console_input(
+    State(surface): State<Surface>,
+    body: Bytes,
+) -> Result<Json<Accepted>, ApiError> {
+    let bytes = body.to_vec();
+    surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::ConsoleInput { bytes, reply }).await
+}
+
+async fn failover(
+    State(surface): State<Surface>,
+    body: Bytes,
+) -> Result<Json<Accepted>, ApiError> {
+    let FailoverBody { to } = parse(&body, "{\"to\": \"node-b\"}, or nothing")?;
+    surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::Failover { to, reply }).await
+}
+
+async fn protect(
+    State(surface): State<Surface>,
+    body: Bytes,
+) -> Result<Json<Accepted>, ApiError> {
+    let hint = "{\"backup\": \"node-b\", \"address\": \"10.1.0.2:7700\"}, or nothing";
+    let ProtectBody { backup, address } = parse(&body, hint)?;
+    surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::Protect { backup, address, reply }).await
+}
+
+async fn unprotect(
+    State(surface): State<Surface>,
+    body: Bytes,
+) -> Result<Json<Accepted>, ApiError> {
+    let UnprotectBody { backup } = parse(&body, "{\"backup\": \"node-b\"}, or nothing")?;
+    surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::Unprotect { backup, reply }).await
+}
+
+async fn verify(State(surface): State<Surface>) -> Result<Json<VerifyReport>, ApiError> {
+    surface.ask(VERIFY_TIMEOUT, ControlRequest::Verify).await
+}
+
+async fn stop(State(surface): State<Surface>) -> Result<Json<Accepted>, ApiError> {
+    let reason = "asked by the control API".to_owned();
+    surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::Stop { reason, reply }).await
+}
+
+async fn unknown_route() -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "no such route",
+        "use /status, /events, /metrics, /console, /failover, /protect, /unprotect, /verify or /stop",
+    )
+}
+
+async fn wrong_method() -> ApiError {
+    ApiError::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "wrong method for this route",
+        "GET reads (/status, /events, /metrics, /console), POST acts",
+    )
+}
+
+/// A body in JSON; an empty one stands for all defaults.
+fn parse<T: DeserializeOwned + Default>(body: &[u8], example: &str) -> Result<T, ApiError> {
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::bad_request(error.to_string(), format!("send {example}")))
+}
+
+impl Surface {
+    async fn ask<T>(
+        &self,
+        timeout: Duration,
+        request: impl FnOnce(Reply<T>) -> ControlRequest,
+    ) -> Result<Json<T>, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.try_send(request(reply)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ApiError::unavailable("too many requests wait"),
+            mpsc::error::TrySendError::Closed(_) => ApiError::unavailable("the process is ending"),
+        })?;
+        match tokio::time::timeout(timeout, answer).await {
+            Ok(Ok(Ok(answer))) => Ok(Json(answer)),
+            Ok(Ok(Err(refused))) => Err(refused.into()),
+            Ok(Err(_)) => Err(ApiError::unavailable("the process let go of the request")),
+            Err(_) => Err(ApiError::unavailable("the process does not answer in time")),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ApiError {
+    status: StatusCode,
+    body: ErrorBody,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { status, body: ErrorBody { error: error.into(), remedy: remedy.into() } }
+    }
+
+    fn bad_request(error: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error, remedy)
+    }
+
+    fn unavailable(error: &str) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            error,
+            "try again; if it lasts, see /events and the process's log",
+        )
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        let status = match refused.kind {
+            RefusedKind::State => StatusCode::CONFLICT,
+            RefusedKind::Unknown => StatusCode::NOT_FOUND,
+            RefusedKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            RefusedKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, refused.error, refused.remedy)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.body)).into_response()
+    }
+}
