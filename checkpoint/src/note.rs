@@ -30,6 +30,7 @@ pub enum Note {
     ArbiterForgot { known: Term, found: Option<Register> },
     GuestHeld { bytes: u64 },
     GuestFreed,
+    CutFailed { epoch: Epoch, why: String },
     HandOverBegun { to: NodeId },
     HandOverAborted { to: NodeId, why: String },
     HandedOver { to: NodeId, term: Term },
@@ -116,6 +117,9 @@ impl fmt::Display for Note {
                 write!(f, "{bytes} bytes of output wait for a commit: the guest is paused")
             }
             Self::GuestFreed => f.write_str("the held output has left: the guest runs again"),
+            Self::CutFailed { epoch, why } => {
+                write!(f, "the checkpoint of epoch {epoch} failed and is tried again: {why}")
+            }
             Self::HandOverBegun { to } => write!(f, "handing over to {to}: the guest is paused"),
             Self::HandOverAborted { to, why } => {
                 write!(f, "the handover to {to} is given up ({why}): the guest runs on here")

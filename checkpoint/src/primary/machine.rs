@@ -194,6 +194,13 @@ impl Primary {
             (Phase::Running | Phase::Draining(_), Event::CutDone { epoch, bytes }) => {
                 self.on_cut_done(epoch, bytes);
             }
+            (Phase::Running | Phase::Draining(_), Event::CutFailed { epoch, why }) => {
+                self.on_cut_failed(epoch, why);
+            }
+            (Phase::Running | Phase::Draining(_), Event::Stalled) => {
+                self.note(Note::Doubt { millis: 0 });
+                self.begin_doubt(true);
+            }
             (Phase::Running | Phase::Draining(_), Event::Encoded { close }) => {
                 self.on_encoded(close);
             }
@@ -228,6 +235,8 @@ impl Primary {
                 Phase::Ended,
                 Event::Timeout
                 | Event::CutDone { .. }
+                | Event::CutFailed { .. }
+                | Event::Stalled
                 | Event::Encoded { .. }
                 | Event::LinkUp { .. }
                 | Event::LinkRefused { .. }
@@ -321,9 +330,14 @@ impl Primary {
         if self.doubt.is_some_and(|doubt| doubt.by_pongs)
             && self.followers().all(|(_, link)| answered(link))
         {
-            self.doubt = None;
-            self.note(Note::DoubtResolved);
+            self.resolve_doubt();
         }
+    }
+
+    pub(super) fn resolve_doubt(&mut self) {
+        self.doubt = None;
+        self.note(Note::DoubtResolved);
+        self.act(Action::Confirm);
     }
 
     /// When a link that says nothing is given up.
@@ -653,6 +667,23 @@ impl Primary {
             let why = format!("it stages less than the {bytes} bytes of epoch {epoch}");
             self.note(Note::BackupRefused { backup: backup.clone(), why });
             self.outdate(&backup);
+        }
+        if order.stay_paused && self.phase == Phase::Running && !self.guest_held {
+            self.act(Action::FreeGuest);
+        }
+    }
+
+    /// The number is used for the next try: nobody has heard of it.
+    fn on_cut_failed(&mut self, epoch: Epoch, why: String) {
+        let order = self.cutting.take().expect("a cut was ordered");
+        assert_eq!(order.epoch, epoch, "the cut that was ordered is the one that failed");
+        self.next_epoch = epoch;
+        if let Phase::Draining(drain) = &mut self.phase {
+            drain.last = None;
+        }
+        self.note(Note::CutFailed { epoch, why });
+        for backup in order.joins {
+            self.disconnect(&backup);
         }
         if order.stay_paused && self.phase == Phase::Running && !self.guest_held {
             self.act(Action::FreeGuest);

@@ -94,6 +94,15 @@ pub enum Event {
         /// Captured page content, in bytes.
         bytes: u64,
     },
+    /// The cut that was ordered failed; the guest is as it was before.
+    CutFailed {
+        /// The epoch that it would have ended.
+        epoch: Epoch,
+        /// Why, in words.
+        why: String,
+    },
+    /// Something released was not said in time: this process stood still.
+    Stalled,
     /// Every chunk of an epoch is encoded and on its way to its followers.
     Encoded {
         /// As for a follower that has the epoch before; the machine fills in
@@ -267,6 +276,8 @@ pub enum Action {
         /// The last such epoch.
         through: Epoch,
     },
+    /// The right to run is confirmed: what was too old to be said may be said.
+    Confirm,
     /// No follower is left: output passes, and dirty pages are not tracked.
     PassOutput,
     /// Pause the guest until [`Action::FreeGuest`].

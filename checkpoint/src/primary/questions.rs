@@ -146,8 +146,7 @@ impl Primary {
                 let asked = self.asked.take().expect("asked");
                 // An answer from before the last doubt confirms nothing.
                 if self.doubt.is_some_and(|doubt| doubt.since <= asked.at) {
-                    self.doubt = None;
-                    self.note(Note::DoubtResolved);
+                    self.resolve_doubt();
                 }
             }
             Answer::Register(found) => self.on_other_register(found, retry_at),

@@ -748,7 +748,7 @@ impl Cluster {
                 self.later(delay, node, Happening::Ask { from: node, question });
             }
             Action::End(ending) => self.end(node, ending),
-            Action::Verified { .. } => {}
+            Action::Verified { .. } | Action::Confirm => {}
             Action::Note(note) => {
                 if self.trace {
                     let id = &self.nodes[node].id;
