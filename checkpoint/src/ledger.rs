@@ -53,6 +53,12 @@ impl Ledger {
         self.owed.remove(backup);
     }
 
+    /// Whether any backup is being seeded.
+    #[must_use]
+    pub fn any_seed(&self) -> bool {
+        !self.owed.is_empty()
+    }
+
     /// How many pages `backup` is owed; 0 if it is not being seeded.
     #[must_use]
     pub fn owed_pages(&self, backup: &NodeId) -> u64 {

@@ -1,33 +1,52 @@
 //! The daemon that stands by, and takes over.
+//!
+//! ```text
+//!   door (task) ── Knock ──▶ core (thread main) ── Apply ──▶ applier (thread "apply")
+//!                              │  ▲                              │ image: guest memory
+//!   session (task) ─ messages ─┘  │ Staged, Refused              ▼
+//!        └─ chunks ─▶ decoders (threads "decode-n") ──▶ staging (chunks, verified)
+//! ```
+//!
+//! The VM shell stands ready from the start: memory mapped, vCPUs created, the
+//! tap opened. A promotion finishes applying, sets the state, announces the
+//! guest's place on the network, and becomes a [`crate::primary`] core.
 
-use thiserror::Error;
+mod applier;
+mod core;
+mod decoder;
+mod session;
+mod staging;
+mod status;
 
-use crate::{config::VmConfig, daemon::ShellError, exit::Exit};
+use crate::{
+    config::VmConfig,
+    exit::Exit,
+    node::{Guest, Host, NodeError},
+    primary,
+};
 
 /// What the daemon needs to know.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The VM's configuration on this node.
     pub config: VmConfig,
+    /// Where it was read from, to go on as a backup after a handover.
+    pub path: std::path::PathBuf,
 }
 
-/// Why the daemon could not do its work.
-#[derive(Debug, Error)]
-pub enum Error {
-    /// Its control socket or threads are missing.
-    #[error(transparent)]
-    Shell(#[from] ShellError),
-    /// This build has no engine yet.
-    #[error("the backup's engine is not built yet: use a version of romulus that has it")]
-    NotBuiltYet,
-}
-
-/// Runs until the guest ends, an operator stops it, or this node is fenced.
+/// Stands by until it is stopped or promoted; once promoted, runs the guest.
 ///
 /// # Errors
 ///
-/// [`Error`], when the daemon could not go on.
-pub fn run(settings: Settings) -> Result<Exit, Error> {
-    let _ = settings;
-    Err(Error::NotBuiltYet)
+/// [`NodeError`], when the daemon could not start or the promotion failed.
+pub fn run(settings: Settings) -> Result<Exit, NodeError> {
+    let host = Host::start(settings.config)?;
+    let guest = Guest::new(&host.config, checkpoint::output::Mode::Passing)?;
+    guest.touch();
+    match core::stand_by(host, guest)? {
+        core::End::Stopped => Ok(Exit::Done),
+        core::End::Promoted(host, guest, promoted) => {
+            primary::end(primary::run_core(*host, *guest, promoted)?, &settings.path)
+        }
+    }
 }

@@ -1,0 +1,101 @@
+//! Decoder threads: verify chunks, decode them, stage them.
+
+use std::{
+    sync::{Arc, Mutex, mpsc},
+    thread::JoinHandle,
+};
+
+use arbiter::Term;
+use checkpoint::{
+    MemoryLayout,
+    chunk::{Chunk, Content},
+};
+use tokio::sync::mpsc as async_mpsc;
+
+use super::{core::Input, staging::Staging};
+
+/// Chunks that wait for a decoder; more wait in the network.
+const WAITING_MAX: usize = 8;
+
+/// A chunk and where it came from.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) session: u64,
+    pub(super) term: Term,
+    pub(super) chunk: Chunk,
+}
+
+/// Where sessions put chunks. Clones share.
+pub(super) type Arrivals = async_mpsc::Sender<Arrival>;
+
+/// Threads `decode-0`, … They end when the last [`Arrivals`] is gone.
+#[derive(Debug)]
+pub(super) struct Decoders {
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Decoders {
+    pub(super) fn start(
+        threads: u16,
+        layout: &MemoryLayout,
+        staging: &Arc<Staging>,
+        inputs: &mpsc::Sender<Input>,
+    ) -> std::io::Result<(Self, Arrivals)> {
+        let (arrivals, received) = async_mpsc::channel(WAITING_MAX);
+        let received = Arc::new(Mutex::new(received));
+        let threads = (0..threads)
+            .map(|index| {
+                let (received, layout, staging, inputs) =
+                    (received.clone(), layout.clone(), staging.clone(), inputs.clone());
+                std::thread::Builder::new()
+                    .name(format!("decode-{index}"))
+                    .spawn(move || work(&received, &layout, &staging, &inputs))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok((Self { threads }, arrivals))
+    }
+
+    /// Waits for the threads; every [`Arrivals`] must be gone or going.
+    pub(super) fn join(self) {
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(
+    received: &Mutex<async_mpsc::Receiver<Arrival>>,
+    layout: &MemoryLayout,
+    staging: &Staging,
+    inputs: &mpsc::Sender<Input>,
+) {
+    loop {
+        let next = received.lock().expect("no holder panics").blocking_recv();
+        let Some(Arrival { session, term, chunk }) = next else { return };
+        let (id, digest) = (chunk.id, chunk.digest);
+        let input = match chunk.decode(layout) {
+            Ok(content) => {
+                let pages = pages(&content);
+                if !staging.stage(session, id, content) {
+                    continue;
+                }
+                Input::Staged { session, term, id, digest, pages }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a chunk was refused");
+                Input::Refused { session, id }
+            }
+        };
+        let _ = inputs.send(input);
+    }
+}
+
+fn pages(content: &Content) -> u64 {
+    match content {
+        Content::Pages(pages) => {
+            let zero: u64 = pages.zero_runs().iter().map(|run| run.count).sum();
+            zero + pages.data_runs().map(|(run, _)| run.count).sum::<u64>()
+        }
+        Content::Sections(_) | Content::Outputs(_) => 0,
+    }
+}

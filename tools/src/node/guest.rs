@@ -1,0 +1,347 @@
+//! The guest of a configuration: the VM, its way out, and its shape.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, mpsc},
+    time::Duration,
+};
+
+use checkpoint::{
+    MemoryLayout, Sections,
+    chunk::Digest,
+    message::Machine,
+    output::{Mode, Output},
+};
+use thiserror::Error;
+use vmm::{
+    boot::{BootConfig, BootProtocol},
+    device::{DeviceConfig, DeviceError, Devices, NetworkConfig},
+    dirty::DirtyTracking,
+    event::VmEvent,
+    memory::GuestRam,
+    outlet::{Outlet, OutletConfig},
+    vm::{Vm, VmConfig, VmError},
+};
+
+use crate::{
+    config::{self, Kernel},
+    probe_guest::PROBE_GUEST,
+};
+
+/// When the guest's place is announced after a promotion: at once, and again
+/// for switches that were not listening.
+const ANNOUNCE_AT_MS: [u64; 4] = [0, 50, 200, 1000];
+/// The probe guest's exit code for "done".
+const EXIT_DONE: u32 = 0x10;
+
+/// Why there is no guest.
+#[derive(Debug, Error)]
+pub enum GuestError {
+    /// The VM could not be made, booted or restored.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The console's log cannot be written.
+    #[error("cannot write the console's log {path}: check the folder and its permissions", path = .path.display())]
+    Console {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The built-in guest could not be put where KVM's loader reads it.
+    #[error("cannot write the probe guest to {path}: check node.state_dir", path = .path.display())]
+    Probe {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The outlet's threads could not be started.
+    #[error("cannot start a thread: raise the limit of processes (`romulus doctor`)")]
+    Thread(#[source] std::io::Error),
+}
+
+type Callback = Box<dyn Fn() + Send + Sync>;
+
+/// A guest, or the shell for one.
+pub struct Guest {
+    vm: Mutex<Vm>,
+    ram: Arc<GuestRam>,
+    devices: Arc<Devices>,
+    outlet: Arc<Outlet>,
+    stale_release: Arc<OnceLock<Callback>>,
+    events: Mutex<Option<mpsc::Receiver<VmEvent>>>,
+    machine: Machine,
+    tracking: String,
+    backend: &'static str,
+}
+
+impl std::fmt::Debug for Guest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guest").field("machine", &self.machine).finish_non_exhaustive()
+    }
+}
+
+impl Guest {
+    /// Makes the VM of `config`, without a guest in it.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError`]
+    pub fn new(config: &config::VmConfig, mode: Mode) -> Result<Self, GuestError> {
+        let stale_release: Arc<OnceLock<Callback>> = Arc::default();
+        let on_stale = stale_release.clone();
+        let replication = &config.replication;
+        let outlet_config = OutletConfig {
+            release_age_max: replication.detection / 2,
+            held_bytes_max: (replication.held_output_mib_max.get() as usize) << 20,
+        };
+        let console = console(config)?;
+        let tell = Box::new(move || {
+            if let Some(tell) = on_stale.get() {
+                tell();
+            }
+        });
+        let outlet = Outlet::new(outlet_config, mode, console, tell).map_err(GuestError::Thread)?;
+        let outlet = Arc::new(outlet);
+        let (events, received) = mpsc::channel();
+        let vm = Vm::new(&vm_config(config), outlet.clone(), events)?;
+        let machine = machine(config, &vm);
+        Ok(Self {
+            ram: vm.memory().clone(),
+            devices: vm.devices().clone(),
+            tracking: vm.dirty_log().kind().to_string(),
+            backend: vm.fingerprint().backend,
+            vm: Mutex::new(vm),
+            outlet,
+            stale_release,
+            events: Mutex::new(Some(received)),
+            machine,
+        })
+    }
+
+    /// Loads the configured kernel; the guest is paused at its entry.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError`]
+    pub fn boot(&self, config: &config::VmConfig) -> Result<(), GuestError> {
+        let kernel = match &config.vm.kernel {
+            Kernel::File(path) => path.clone(),
+            Kernel::Probe => {
+                let name = format!("{}.{}.probe.elf", config.vm.name, config.node.name);
+                let path = config.node.state_dir.join(name);
+                std::fs::write(&path, PROBE_GUEST)
+                    .map_err(|source| GuestError::Probe { path: path.clone(), source })?;
+                path
+            }
+        };
+        let protocol = match config.vm.boot {
+            config::BootProtocol::Auto => BootProtocol::Auto,
+            config::BootProtocol::Pvh => BootProtocol::Pvh,
+            config::BootProtocol::LongMode => BootProtocol::LongMode,
+        };
+        let boot = BootConfig { kernel, cmdline: config.vm.cmdline.clone(), protocol };
+        Ok(self.vm().boot(&boot)?)
+    }
+
+    /// Touches all memory, so that no first touch falls into a promotion.
+    pub fn touch(&self) {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if let Err(error) = self.ram.touch(threads) {
+            tracing::warn!(%error, "memory is not touched beforehand: applying will be slower");
+        }
+    }
+
+    /// Sets the state that `sections` and the image in memory are, says again
+    /// what the last epoch said, and announces the guest's place. The guest is
+    /// then paused where it was saved.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError::Vm`]
+    pub fn take_over(&self, sections: &Sections, outputs: Vec<Output>) -> Result<(), GuestError> {
+        self.vm().restore(sections)?;
+        self.announce();
+        self.outlet.inject(outputs);
+        Ok(())
+    }
+
+    /// Announces the guest's place now and a few times again, from a thread.
+    fn announce(&self) {
+        let devices = self.devices.clone();
+        let announce = move || {
+            let mut slept = 0;
+            for at in ANNOUNCE_AT_MS {
+                std::thread::sleep(Duration::from_millis(at - slept));
+                slept = at;
+                match devices.announce() {
+                    Ok(()) => {}
+                    // Fenced meanwhile: somebody else announces.
+                    Err(DeviceError::Announce(error)) => {
+                        tracing::warn!(%error, "the guest's place was not announced");
+                        return;
+                    }
+                    Err(error) => tracing::warn!(%error, "the guest's place was not announced"),
+                }
+            }
+        };
+        if let Err(error) = self.devices.announce() {
+            tracing::warn!(%error, "the guest's place was not announced");
+        }
+        let spawned = std::thread::Builder::new().name("announce".into()).spawn(announce);
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "the guest's place is announced only once");
+        }
+    }
+
+    /// The VM. Whoever also needs the tracker locks that first.
+    pub fn vm(&self) -> MutexGuard<'_, Vm> {
+        self.vm.lock().expect("no holder panics")
+    }
+
+    /// The guest's memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// The guest's way out.
+    #[must_use]
+    pub fn outlet(&self) -> &Outlet {
+        &self.outlet
+    }
+
+    /// Where RAM lies.
+    #[must_use]
+    pub fn layout(&self) -> MemoryLayout {
+        self.ram.layout().clone()
+    }
+
+    /// What must be equal on both sides.
+    #[must_use]
+    pub fn machine(&self) -> Machine {
+        self.machine.clone()
+    }
+
+    /// How dirty pages are found.
+    #[must_use]
+    pub fn dirty_tracking(&self) -> String {
+        self.tracking.clone()
+    }
+
+    /// KVM's backend.
+    #[must_use]
+    pub fn backend(&self) -> String {
+        self.backend.to_owned()
+    }
+
+    /// Types `bytes` at the console; returns how many it took.
+    pub fn console_input(&self, bytes: &[u8]) -> usize {
+        self.devices.console_input(bytes)
+    }
+
+    /// BLAKE3 over the pages' digests, rising: meaningful while nothing writes.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        self.ram.digest_pages(512, |_, digests| {
+            for digest in digests {
+                hasher.update(digest);
+            }
+        });
+        hasher.finalize().into()
+    }
+
+    /// Calls `tell` whenever a release was found too old to act upon.
+    pub fn on_stale_release(&self, tell: impl Fn() + Send + Sync + 'static) {
+        let _ = self.stale_release.set(Box::new(tell));
+    }
+
+    /// Calls `ended` with the reason, and whether it is a failure, when the
+    /// guest ends by itself.
+    ///
+    /// # Errors
+    ///
+    /// If the thread `vm-events` cannot be started.
+    pub fn on_end(&self, ended: impl Fn(String, bool) + Send + 'static) -> std::io::Result<()> {
+        let Some(events) = self.events.lock().expect("no holder panics").take() else {
+            return Ok(());
+        };
+        std::thread::Builder::new().name("vm-events".into()).spawn(move || {
+            while let Ok(event) = events.recv() {
+                match verdict(&event) {
+                    Some(failed) => ended(event.to_string(), failed),
+                    None => tracing::warn!("{event}"),
+                }
+            }
+        })?;
+        Ok(())
+    }
+}
+
+/// Whether the event ends the guest, and whether that is a failure.
+fn verdict(event: &VmEvent) -> Option<bool> {
+    match event {
+        VmEvent::GuestExit { code } => Some(*code != EXIT_DONE),
+        VmEvent::Shutdown { .. } | VmEvent::SystemEvent { .. } | VmEvent::Halted { .. } => {
+            Some(false)
+        }
+        VmEvent::UnmappedMemory { .. }
+        | VmEvent::InternalError { .. }
+        | VmEvent::FailEntry { .. }
+        | VmEvent::Unexpected { .. } => Some(true),
+        VmEvent::DirtyRingStorm { .. } | VmEvent::DirtyLogFailed { .. } => None,
+    }
+}
+
+fn console(config: &config::VmConfig) -> Result<Box<dyn Write + Send>, GuestError> {
+    let Some(path) = &config.console.log else { return Ok(Box::new(std::io::sink())) };
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    let console = |source| GuestError::Console { path: path.clone(), source };
+    Ok(Box::new(file.map_err(console)?))
+}
+
+fn vm_config(config: &config::VmConfig) -> VmConfig {
+    let networks = config.network.iter().map(|network| NetworkConfig {
+        tap: network.tap.as_str().to_owned(),
+        create: false,
+        mac: network.mac.octets(),
+    });
+    VmConfig {
+        memory_bytes: u64::from(config.vm.memory_mib.get()) << 20,
+        vcpus: u8::try_from(config.vm.vcpus.get()).unwrap_or(u8::MAX),
+        hugepages: config.vm.hugepages,
+        dirty_tracking: match config.vm.dirty_tracking {
+            config::DirtyTracking::Auto => DirtyTracking::Auto,
+            config::DirtyTracking::Ring => DirtyTracking::Ring,
+            config::DirtyTracking::Bitmap => DirtyTracking::Bitmap,
+        },
+        devices: DeviceConfig { networks: networks.collect() },
+    }
+}
+
+fn machine(config: &config::VmConfig, vm: &Vm) -> Machine {
+    let fingerprint = vm.fingerprint();
+    let hex = |digest: &[u8]| digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let mut msrs = blake3::Hasher::new();
+    for msr in &fingerprint.msrs {
+        msrs.update(&msr.to_le_bytes());
+    }
+    let mut traits: BTreeMap<String, String> = [
+        ("cpu vendor".to_owned(), fingerprint.cpu_vendor.clone()),
+        ("cpu features".to_owned(), hex(&fingerprint.cpuid_digest)),
+        ("kvm backend".to_owned(), fingerprint.backend.to_owned()),
+        ("xsave bytes".to_owned(), fingerprint.xsave_bytes.to_string()),
+        ("model-specific registers".to_owned(), hex(msrs.finalize().as_bytes())),
+        ("devices".to_owned(), vm.devices().cmdline()),
+    ]
+    .into();
+    if let Some(network) = &config.network {
+        traits.insert("network mac".to_owned(), network.mac.to_string());
+    }
+    let layout = vm.memory().layout().clone();
+    Machine { layout, vcpus: config.vm.vcpus.get(), traits }
+}

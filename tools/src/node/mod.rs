@@ -1,0 +1,198 @@
+//! What primary and backup have in common: one process per VM on a host.
+//!
+//! ```text
+//!   Host ── runtime (network, control API), endpoint, arbiter client, telemetry
+//!     │
+//!     ├── primary::core   thread `main`: the primary's machine and its shell
+//!     └── backup::core    thread `main`: the backup's machine and its shell,
+//!                         which becomes a primary::core when it is promoted
+//! ```
+
+mod asker;
+mod guest;
+mod notes;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arbiter::NodeId;
+use thiserror::Error;
+use tokio::runtime::Runtime;
+use transport::{
+    ArbiterClient, BindError, Endpoint, Identity, Options, identity::IdentityError,
+};
+
+pub use asker::Asker;
+pub use guest::{Guest, GuestError};
+pub use notes::record_note;
+
+use crate::{
+    config::VmConfig,
+    control::ControlRequests,
+    daemon::{Shell, ShellError, Telemetry, runtime},
+};
+
+/// Why a daemon could not start or go on.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// Its control socket or threads are missing.
+    #[error(transparent)]
+    Shell(#[from] ShellError),
+    /// Its certificate or key does not serve.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Its certificate is another node's.
+    #[error(
+        "the certificate is that of `{certified}`, but node.name is `{configured}`: issue one with `romulus pki issue {configured}`"
+    )]
+    Misnamed {
+        /// Whose certificate it is.
+        certified: NodeId,
+        /// What the configuration says.
+        configured: NodeId,
+    },
+    /// Its UDP socket could not be bound.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The guest could not be made.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The register does not let this node run the guest.
+    #[error("{0}")]
+    Claim(String),
+    /// A thread could not be started.
+    #[error("cannot start a thread: raise the limit of processes (`romulus doctor`)")]
+    Thread(#[source] std::io::Error),
+    /// Another process of this node serves the VM.
+    #[error("another romulus process on this host serves `{0}`: stop it first")]
+    Running(String),
+    /// The state folder cannot be used.
+    #[error("cannot use state folder {path}: check that it exists and is writable", path = .path.display())]
+    State {
+        /// Which.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// Monotonic time since this process began, as the machines count it.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    begun: Instant,
+}
+
+impl Clock {
+    /// The time of `instant`.
+    #[must_use]
+    pub fn at(self, instant: Instant) -> Duration {
+        instant.saturating_duration_since(self.begun)
+    }
+}
+
+/// Everything around the machines that outlives a change of role.
+pub struct Host {
+    /// What the operator configured.
+    pub config: VmConfig,
+    /// Network and control API.
+    pub runtime: Runtime,
+    /// The node's UDP socket.
+    pub endpoint: Arc<Endpoint>,
+    /// The arbiter, from here.
+    pub arbiter: Arc<ArbiterClient>,
+    /// Events, figures, console.
+    pub telemetry: Telemetry,
+    /// What operators ask for.
+    pub requests: ControlRequests,
+    /// Time.
+    pub clock: Clock,
+    shell: Option<Shell2>,
+    /// Held so that no second process serves the VM on this host.
+    _lock: std::fs::File,
+}
+
+/// The part of the shell that is finished at the end.
+type Shell2 = crate::daemon::Serving;
+
+impl Host {
+    /// Binds everything that `config` names.
+    ///
+    /// # Errors
+    ///
+    /// [`NodeError`], before any guest is touched.
+    pub fn start(config: VmConfig) -> Result<Self, NodeError> {
+        let lock = lock_state(&config)?;
+        let files = &config.node.identity;
+        let identity = Identity::load(&files.ca, &files.cert, &files.key)?;
+        if *identity.node() != config.node.name {
+            return Err(NodeError::Misnamed {
+                certified: identity.node().clone(),
+                configured: config.node.name.clone(),
+            });
+        }
+        let runtime = runtime()?;
+        let shell = Shell::start(&runtime, &config.node.control)?;
+        let entered = runtime.enter();
+        let options = Options {
+            mtu_bytes_max: config.replication.mtu_max.get(),
+            data_streams: usize::from(config.replication.data_streams.get()).min(16),
+            request_timeout: Duration::from_millis(500),
+            connect_timeout: Duration::from_millis(500),
+            ..Options::default()
+        };
+        let endpoint = Arc::new(Endpoint::bind(config.node.listen, &identity, &options)?);
+        let arbiter = Arc::new(ArbiterClient::new(
+            endpoint.clone(),
+            config.arbiter.address,
+            config.arbiter.name.clone(),
+        ));
+        drop(entered);
+        let (requests, telemetry, serving) = shell.into_parts();
+        Ok(Self {
+            config,
+            runtime,
+            endpoint,
+            arbiter,
+            telemetry,
+            requests,
+            clock: Clock { begun: Instant::now() },
+            shell: Some(serving),
+            _lock: lock,
+        })
+    }
+
+    /// Ends sessions and the control API in good order.
+    pub fn finish(mut self) {
+        let shell = self.shell.take();
+        let endpoint = self.endpoint.clone();
+        let _ = self.runtime.block_on(async {
+            endpoint.close();
+            tokio::time::timeout(Duration::from_millis(500), async {
+                endpoint.closed().await;
+                if let Some(shell) = shell {
+                    shell.finish().await;
+                }
+            })
+            .await
+        });
+        // Tasks that still wait for a peer are not waited for.
+        self.runtime.shutdown_timeout(Duration::from_millis(200));
+    }
+}
+
+fn lock_state(config: &VmConfig) -> Result<std::fs::File, NodeError> {
+    let folder = &config.node.state_dir;
+    let path = folder.join(format!("{}.{}.lock", config.vm.name, config.node.name));
+    let state = |source| NodeError::State { path: folder.clone(), source };
+    std::fs::create_dir_all(folder).map_err(state)?;
+    let file = std::fs::File::create(path).map_err(state)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(NodeError::Running(config.vm.name.to_string()))
+        }
+        Err(std::fs::TryLockError::Error(source)) => Err(state(source)),
+    }
+}

@@ -1,0 +1,522 @@
+//! The primary's machine and the loop that carries out its actions.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use arbiter::{NodeId, Register, Term};
+use checkpoint::{
+    Answer, Epoch,
+    message::{Hello, Refusal, ToPrimary},
+    primary::{Action, Command, Config, Ending, Event, Primary},
+};
+use rand::Rng;
+
+use super::{
+    capture::{BlockPool, Captured},
+    cutter::{self, Cutter, Timings},
+    encoder::Encoders,
+    flights::{Complete, Flights},
+    peers::{self, Peers, SharedTerm},
+    seeder::{self, Seed},
+    status::Verification,
+    tracker::Tracker,
+};
+use crate::{
+    control::ControlRequest,
+    node::{Asker, Guest, Host, NodeError, record_note},
+};
+
+/// Memory for captures that is touched before the first checkpoint.
+const POOL_TOUCHED_BYTES: usize = 64 << 20;
+/// Pages that a seed may leave to the checkpoint that ends it.
+const SEED_PAGES_LEFT_MAX: u64 = 4096;
+const SEED_ROUNDS_MAX: u32 = 8;
+/// How often the core looks at how much output is held.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Everything that the core is told.
+#[derive(Debug)]
+pub(crate) enum Input {
+    CutDone { captured: Box<Captured>, timings: Timings },
+    CutFailed { epoch: Epoch, why: String },
+    Encoded(Complete),
+    LinkUp { backup: NodeId, committed: Option<Epoch>, staging_bytes_max: u64 },
+    LinkRefused { backup: NodeId, refusal: Refusal },
+    LinkDown { backup: NodeId },
+    Heard { backup: NodeId, term: Term, message: ToPrimary },
+    SeedRoundSent { backup: NodeId, chunks: u32, pages_left: u64 },
+    Answered(Answer),
+    Control(ControlRequest),
+    /// The guest ended by itself.
+    GuestEnded { reason: String, failed: bool },
+    /// The VM cannot be paused or resumed any more.
+    GuestLost(String),
+    /// The outlet found a release too old.
+    StaleRelease,
+}
+
+/// The right to run, and where the guest is.
+#[derive(Debug)]
+pub struct Promoted {
+    /// What the register holds.
+    pub register: Register,
+    /// The epoch that the guest is in.
+    pub first: Epoch,
+}
+
+/// How a primary's core ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The guest has ended, or was stopped by its operator.
+    Finished {
+        /// Whether the guest, or its VM, failed.
+        failed: bool,
+    },
+    /// This node lost the right to run.
+    Fenced,
+    /// Another node took over by plan.
+    HandedOver,
+}
+
+/// The core. Fields are visible to the status that is made of them.
+pub(super) struct Core {
+    pub(super) host: Host,
+    pub(super) guest: Arc<Guest>,
+    pub(super) machine: Primary,
+    pub(super) term: SharedTerm,
+    pub(super) peers: Peers,
+    pub(super) addresses: BTreeMap<NodeId, std::net::SocketAddr>,
+    pub(super) flights: Arc<Flights>,
+    pub(super) seeds: BTreeMap<NodeId, Seed>,
+    pub(super) arbiter_reachable: Option<bool>,
+    pub(super) guest_held: bool,
+    /// Cuts that are not committed: epoch and when the guest went on.
+    pub(super) cut_at: VecDeque<(Epoch, Instant)>,
+    pub(super) verification: Verification,
+    tracker: Arc<Tracker>,
+    pool: BlockPool,
+    cutter: Cutter,
+    encoders: Encoders,
+    asker: Asker,
+    inputs: mpsc::Sender<Input>,
+    /// When the event that is being handled was received.
+    received: Instant,
+    failed: bool,
+    held_bytes: u64,
+    ending: Option<Ending>,
+    /// A signal asked for the end: the process does not go on as a backup.
+    pub(super) stopping: bool,
+    beat: super::status::Beat,
+}
+
+/// Runs the guest, which is ready to run, as its primary.
+///
+/// # Errors
+///
+/// [`NodeError::Thread`] if its threads could not be started.
+pub fn run_core(host: Host, guest: Guest, promoted: Promoted) -> Result<End, NodeError> {
+    let (inputs, received) = mpsc::channel();
+    let mut core = Core::new(host, guest, promoted, inputs)?;
+    core.protect_all();
+    core.guest.vm().resume().map_err(crate::node::GuestError::from)?;
+    let end = core.work(&received);
+    core.cutter.stop();
+    let Core { host, guest, .. } = core;
+    drop(guest);
+    host.finish();
+    Ok(end)
+}
+
+impl Core {
+    fn new(
+        mut host: Host,
+        guest: Guest,
+        promoted: Promoted,
+        inputs: mpsc::Sender<Input>,
+    ) -> Result<Self, NodeError> {
+        let guest = Arc::new(guest);
+        let replication = &host.config.replication;
+        let in_flight_bytes = (replication.in_flight_mib_max.get() as usize) << 20;
+        let pool = BlockPool::new(POOL_TOUCHED_BYTES.min(in_flight_bytes), in_flight_bytes);
+        let tracker = Arc::new(Tracker::new(guest.clone()));
+        let flights = Arc::new(Flights::default());
+        let encoders =
+            Encoders::start(replication.encode_threads.get(), flights.clone(), &inputs)
+                .map_err(NodeError::Thread)?;
+        let cutter = Cutter::start(cutter::Tools {
+            guest: guest.clone(),
+            tracker: tracker.clone(),
+            pool: pool.clone(),
+            send_outputs: replication.resend_outputs,
+            inputs: inputs.clone(),
+        })
+        .map_err(NodeError::Thread)?;
+        let term = SharedTerm::default();
+        term.set(promoted.register.term);
+        let handle = host.runtime.handle().clone();
+        let peers = Peers::new(peers::Tools {
+            handle: handle.clone(),
+            endpoint: host.endpoint.clone(),
+            hello: Hello {
+                versions: transport::wire::VERSIONS.iter().map(|v| (*v).to_owned()).collect(),
+                vm: host.config.vm.name.clone(),
+                machine: guest.machine(),
+            },
+            term: term.clone(),
+            inputs: inputs.clone(),
+        });
+        listen(&mut host, &guest, &inputs)?;
+        let now = Instant::now();
+        let random = rand::rng().next_u64();
+        let machine = Primary::new(
+            machine_config(&host.config),
+            promoted.register,
+            promoted.first,
+            random,
+            host.clock.at(now),
+        );
+        let addresses =
+            host.config.peers.iter().map(|peer| (peer.name.clone(), peer.address)).collect();
+        let asker = Asker::new(handle, host.arbiter.clone(), host.config.vm.name.clone());
+        Ok(Self {
+            host,
+            guest,
+            machine,
+            term,
+            peers,
+            addresses,
+            flights,
+            seeds: BTreeMap::new(),
+            arbiter_reachable: None,
+            guest_held: false,
+            cut_at: VecDeque::new(),
+            verification: Verification::default(),
+            tracker,
+            pool,
+            cutter,
+            encoders,
+            asker,
+            inputs,
+            received: now,
+            failed: false,
+            held_bytes: 0,
+            ending: None,
+            stopping: false,
+            beat: super::status::Beat::new(),
+        })
+    }
+
+    fn protect_all(&mut self) {
+        for backup in self.addresses.keys().cloned().collect::<Vec<_>>() {
+            self.command(Command::Protect { backup });
+        }
+    }
+
+    fn work(&mut self, inputs: &mpsc::Receiver<Input>) -> End {
+        loop {
+            if let Some(end) = self.act() {
+                return end;
+            }
+            let wait = self.wait();
+            match inputs.recv_timeout(wait) {
+                Ok(input) => {
+                    self.received = Instant::now();
+                    self.take(input);
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    self.received = Instant::now();
+                    self.tell(Event::Timeout);
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => unreachable!("we hold a sender"),
+            }
+            self.look_at_outlet();
+            if self.beat.due(self.received, super::status::GAUGE_INTERVAL) {
+                self.gauge();
+            }
+        }
+    }
+
+    fn wait(&self) -> Duration {
+        let now = self.host.clock.at(Instant::now());
+        let due = self.machine.poll_timeout().map(|due| due.saturating_sub(now));
+        let look = if self.guest_held { LOOK } else { 20 * LOOK };
+        due.unwrap_or(look).min(look)
+    }
+
+    pub(super) fn tell(&mut self, event: Event) {
+        let now = self.host.clock.at(self.received);
+        self.machine.handle(now, event);
+        self.term.set(self.machine.register().term);
+    }
+
+    pub(super) fn command(&mut self, command: Command) {
+        self.tell(Event::Commanded(command));
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::CutDone { captured, timings } => self.on_cut_done(*captured, timings),
+            Input::CutFailed { epoch, why } => self.tell(Event::CutFailed { epoch, why }),
+            Input::Encoded(Complete { close, wire_bytes }) => {
+                self.host.telemetry.metrics.record_wire(wire_bytes);
+                self.tell(Event::Encoded { close });
+            }
+            Input::LinkUp { backup, committed, staging_bytes_max } => {
+                self.tell(Event::LinkUp { backup, committed, staging_bytes_max });
+            }
+            Input::LinkRefused { backup, refusal } => {
+                self.tell(Event::LinkRefused { backup, refusal });
+            }
+            Input::LinkDown { backup } => {
+                self.flights.unfollow(&backup);
+                self.tell(Event::LinkDown { backup });
+            }
+            Input::Heard { backup, term, message } => {
+                self.tell(Event::Heard { backup, term, message });
+            }
+            Input::SeedRoundSent { backup, chunks, pages_left } => {
+                self.tell(Event::SeedRoundSent { backup, chunks, pages_left });
+            }
+            Input::Answered(answer) => {
+                self.arbiter_reachable = Some(!matches!(answer, Answer::Unsent | Answer::Unknown));
+                self.tell(Event::Answered(answer));
+            }
+            Input::Control(request) => self.on_control(request),
+            Input::GuestEnded { reason, failed } => {
+                self.failed |= failed;
+                self.command(Command::Finish { reason });
+            }
+            Input::GuestLost(why) => {
+                self.failed = true;
+                self.command(Command::Finish { reason: why });
+            }
+            Input::StaleRelease => self.tell(Event::Stalled),
+        }
+    }
+
+    fn on_cut_done(&mut self, captured: Captured, timings: Timings) {
+        let metrics = &self.host.telemetry.metrics;
+        metrics.pause.record(timings.pause);
+        metrics.harvest.record(timings.harvest);
+        metrics.save.record(timings.save);
+        metrics.capture.record(timings.capture);
+        metrics.epochs.inc();
+        metrics.dirty_pages.inc_by(captured.pages());
+        let epoch = captured.epoch;
+        self.cut_at.push_back((epoch, Instant::now()));
+        if let Some(digest) = captured.digest {
+            self.verification.of_primary(epoch, digest);
+        }
+        self.tell(Event::CutDone { epoch, bytes: captured.bytes() });
+        // Who follows is settled before the first chunk is encoded.
+        if self.act_while_running() {
+            self.encoders.encode(captured);
+        }
+    }
+
+    /// Tells the machine when the held output has changed much.
+    fn look_at_outlet(&mut self) {
+        let bytes = self.guest.outlet().stats().held_bytes as u64;
+        self.host.telemetry.metrics.held.set(bytes as i64);
+        let bound = u64::from(self.host.config.replication.held_output_mib_max.get()) << 20;
+        if bytes.abs_diff(self.held_bytes) > bound / 16 || bytes == 0 && self.held_bytes > 0 {
+            self.held_bytes = bytes;
+            self.tell(Event::OutputHeld { bytes });
+        }
+    }
+
+    /// Carries out actions; `false` if the end is among them, which stays for
+    /// [`Core::act`].
+    fn act_while_running(&mut self) -> bool {
+        while let Some(action) = self.machine.poll_action() {
+            if let Action::End(ending) = action {
+                self.ending = Some(ending);
+                return false;
+            }
+            self.carry_out(action);
+        }
+        true
+    }
+
+    fn act(&mut self) -> Option<End> {
+        if self.act_while_running() {
+            return None;
+        }
+        let ending = self.ending.take()?;
+        Some(self.end(ending))
+    }
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Connect { backup } => {
+                if let Some(address) = self.addresses.get(&backup) {
+                    self.peers.connect(&backup, *address);
+                }
+            }
+            Action::Disconnect { backup, redial } => {
+                self.flights.unfollow(&backup);
+                self.peers.disconnect(&backup, redial);
+            }
+            Action::Send { backup, message } => self.peers.send(&backup, message),
+            Action::StartSeed { backup } => self.start_seed(backup),
+            Action::SeedRound { backup } => {
+                if let Some(seed) = self.seeds.get(&backup) {
+                    seed.round();
+                }
+            }
+            Action::StopSeed { backup } => {
+                self.seeds.remove(&backup);
+                self.tracker.end_seed(&backup);
+            }
+            Action::Cut(order) => {
+                for backup in &order.joins {
+                    self.seeds.remove(backup);
+                }
+                self.cutter.cut(order);
+            }
+            Action::Follow { backup, after } => {
+                if let Some(queue) = self.peers.chunk_queue(&backup) {
+                    self.flights.follow(backup, after, queue);
+                }
+            }
+            Action::Resend { backup, epoch, chunks } => {
+                self.host.telemetry.metrics.corrupt_chunks.inc_by(chunks.len() as u64);
+                self.flights.resend(&backup, epoch, &chunks);
+            }
+            Action::Verified { backup, epoch, digest } => {
+                self.verification.of_backup(backup, epoch, digest);
+            }
+            Action::Forget { through } => self.flights.forget(through),
+            Action::Release { through } => self.release(through),
+            Action::Confirm => self.guest.outlet().confirm(Instant::now()),
+            Action::PassOutput => self.pass(),
+            Action::HoldGuest => {
+                self.guest_held = true;
+                self.cutter.hold();
+            }
+            Action::FreeGuest => {
+                self.guest_held = false;
+                self.cutter.free();
+            }
+            Action::Ask(question) => {
+                let inputs = self.inputs.clone();
+                self.asker.ask(question, move |answer| {
+                    let _ = inputs.send(Input::Answered(answer));
+                });
+            }
+            Action::Note(note) => record_note(&self.host.telemetry, &note),
+            Action::End(_) => unreachable!("taken before"),
+        }
+    }
+
+    fn start_seed(&mut self, backup: NodeId) {
+        let Some(sink) = self.peers.chunk_sink(&backup) else { return };
+        let tools = seeder::Tools {
+            guest: self.guest.clone(),
+            tracker: self.tracker.clone(),
+            pool: self.pool.clone(),
+            sink,
+            inputs: self.inputs.clone(),
+            mib_per_s_max: self.host.config.replication.seed_mib_per_s_max,
+        };
+        let begun = self.tracker.begin_seed(backup.clone()).map_err(|error| error.to_string());
+        let seed = begun.and_then(|()| {
+            Seed::start(backup.clone(), tools).map_err(|error| error.to_string())
+        });
+        match seed {
+            Ok(seed) => drop(self.seeds.insert(backup, seed)),
+            Err(why) => {
+                tracing::error!(%backup, why, "the seed could not be begun");
+                self.tracker.end_seed(&backup);
+            }
+        }
+    }
+
+    fn release(&mut self, through: Epoch) {
+        self.guest.outlet().release(through, self.received);
+        let metrics = &self.host.telemetry.metrics;
+        while self.cut_at.front().is_some_and(|(epoch, _)| *epoch <= through) {
+            let (_, cut_at) = self.cut_at.pop_front().expect("looked at above");
+            metrics.commit.record(cut_at.elapsed());
+        }
+    }
+
+    fn pass(&mut self) {
+        self.guest.outlet().pass();
+        self.cut_at.clear();
+        if let Err(error) = self.tracker.rest() {
+            tracing::warn!(%error, "dirty tracking goes on");
+        }
+    }
+
+    fn end(&mut self, ending: Ending) -> End {
+        match ending {
+            Ending::Fenced { register } => {
+                self.guest.outlet().fence();
+                self.cutter.stop();
+                super::status::record_fence(&self.host.telemetry, register.as_ref());
+                End::Fenced
+            }
+            Ending::HandedOver { register } => {
+                self.guest.outlet().fence();
+                self.cutter.stop();
+                self.peers.flush(&register.primary, Duration::from_secs(1));
+                if self.stopping { End::Finished { failed: false } } else { End::HandedOver }
+            }
+            Ending::Finished { reason } => {
+                self.cutter.stop();
+                for backup in self.addresses.keys() {
+                    self.peers.flush(backup, Duration::from_millis(200));
+                }
+                super::status::record_finish(&self.host.telemetry, &reason, self.failed);
+                End::Finished { failed: self.failed }
+            }
+        }
+    }
+}
+
+/// Lets operators, the guest and the outlet speak to the core.
+fn listen(
+    host: &mut Host,
+    guest: &Arc<Guest>,
+    inputs: &mpsc::Sender<Input>,
+) -> Result<(), NodeError> {
+    let (_, empty) = tokio::sync::mpsc::channel(1);
+    let mut requests = std::mem::replace(&mut host.requests, empty);
+    let to_core = inputs.clone();
+    host.runtime.spawn(async move {
+        while let Some(request) = requests.recv().await {
+            let _ = to_core.send(Input::Control(request));
+        }
+    });
+    let to_core = inputs.clone();
+    guest.on_stale_release(move || {
+        let _ = to_core.send(Input::StaleRelease);
+    });
+    let to_core = inputs.clone();
+    guest
+        .on_end(move |reason, failed| {
+            let _ = to_core.send(Input::GuestEnded { reason, failed });
+        })
+        .map_err(NodeError::Thread)
+}
+
+fn machine_config(config: &crate::config::VmConfig) -> Config {
+    let replication = &config.replication;
+    Config {
+        node: config.node.name.clone(),
+        interval: replication.epoch,
+        heartbeat: replication.heartbeat,
+        drop_after: replication.drop,
+        freeze_gap: replication.drop.min(replication.detection) / 2,
+        ask_retry: Duration::from_millis(100),
+        epochs_in_flight_max: replication.in_flight_epochs_max.get() as usize,
+        bytes_in_flight_max: u64::from(replication.in_flight_mib_max.get()) << 20,
+        held_output_bytes_max: u64::from(replication.held_output_mib_max.get()) << 20,
+        seed_pages_left_max: SEED_PAGES_LEFT_MAX,
+        seed_rounds_max: SEED_ROUNDS_MAX,
+    }
+}
