@@ -55,32 +55,27 @@ fn chunk() -> Chunk {
     }
 }
 
-/// Every kind of frame once (some twice) with the octets of its body, in hex.
+/// Frames of every kind with the octets of their bodies, in hex.
 fn golden() -> Vec<(Frame, String)> {
+    [golden_greetings(), golden_session(), golden_asks(), golden_answers()].concat()
+}
+
+fn number(value: u8) -> String {
+    format!("{value:02x}00000000000000")
+}
+
+/// The register `{7, a, members}` for no or one member of one letter.
+fn register_hex(member: Option<char>) -> String {
+    let members = member.map_or("0000".to_owned(), |letter| format!("0100 01{:02x}", letter as u8));
+    format!("{} 0161 {members}", number(7))
+}
+
+fn golden_greetings() -> Vec<(Frame, String)> {
     let hello = Hello { versions: vec!["r/1".into()], vm: vm(), machine: machine() };
     let welcome = Welcome { version: "r/1".into(), committed: None, staging_bytes_max: 8 };
     let imaged = Welcome { committed: Some(Epoch::new(2)), ..welcome.clone() };
-    let close = Close {
-        epoch: Epoch::new(2),
-        seed_chunks: Some(3),
-        chunks: 4,
-        pages: 5,
-        digest: [0xcc; 32],
-    };
-    let (u64_of, reg) = (|n: u8| format!("{n:02x}00000000000000"), "0700000000000000 0161");
-    let reg_b = format!("{reg} 0100 0162");
-    let epoch = Epoch::new(2);
-    let node = |name: &str| name.parse().unwrap();
-    let to_backup = |message, hex: &str| (Frame::ToBackup(message), hex.to_owned());
-    let to_primary = |message, hex: &str| (Frame::ToPrimary(message), hex.to_owned());
-    let ask = |ask, hex: &str| (Frame::Ask(ask), hex.to_owned());
-    let answer = |answer, hex: &str| (Frame::Answer(answer), hex.to_owned());
     let refusal = |refusal, hex: &str| (Frame::Refusal(refusal), hex.to_owned());
-    let (one, two, five, eight, nine) = (u64_of(1), u64_of(2), u64_of(5), u64_of(8), u64_of(9));
-    let (cc, dd) = ("cc".repeat(32), "dd".repeat(32));
-    let execute = |operation, expected, hex: &str| {
-        ask(Ask::Execute(vm(), request(operation, expected)), &format!("02766d {nine} 0161 {hex}"))
-    };
+    let (one, two, eight) = (number(1), number(2), number(8));
     vec![
         (
             Frame::Hello(hello),
@@ -93,54 +88,70 @@ fn golden() -> Vec<(Frame, String)> {
         refusal(Refusal::Stale { current: Term::new(8) }, &format!("03 {eight}")),
         refusal(Refusal::Promoting, "04"),
         refusal(Refusal::Unready { reason: "é".into() }, "05 0200c3a9"),
+    ]
+}
+
+fn golden_session() -> Vec<(Frame, String)> {
+    let (epoch, seed_chunks, digest) = (Epoch::new(2), Some(3), [0xcc; 32]);
+    let joining = Close { epoch, seed_chunks, chunks: 4, pages: 5, digest };
+    let close = Close { seed_chunks: None, ..joining.clone() };
+    let (one, two, five) = (number(1), number(2), number(5));
+    let (alone, pair) = (register_hex(None), register_hex(Some('b')));
+    let (cc, dd) = ("cc".repeat(32), "dd".repeat(32));
+    let to_backup = |message, hex: &str| (Frame::ToBackup(message), hex.to_owned());
+    let to_primary = |message, hex: &str| (Frame::ToPrimary(message), hex.to_owned());
+    let ack = ToPrimary::Ack { committed: epoch, applied: Epoch::FIRST };
+    let hand_over = ToBackup::HandOver { epoch, register: register(&[]) };
+    let nack = ToPrimary::Nack { epoch, chunks: vec![1, 9] };
+    vec![
         to_backup(ToBackup::Heartbeat, ""),
         to_backup(ToBackup::BeginSeed, ""),
-        to_backup(
-            ToBackup::Close(close.clone()),
-            &format!("{two} 01 03000000 04000000 {five} {cc}"),
-        ),
-        to_backup(
-            ToBackup::Close(Close { seed_chunks: None, ..close }),
-            &format!("{two} 00 00000000 04000000 {five} {cc}"),
-        ),
-        to_backup(ToBackup::Membership(register(&["b"])), &reg_b),
-        to_backup(
-            ToBackup::HandOver { epoch, register: register(&[]) },
-            &format!("{two} {reg} 0000"),
-        ),
+        to_backup(ToBackup::Close(joining), &format!("{two} 01 03000000 04000000 {five} {cc}")),
+        to_backup(ToBackup::Close(close), &format!("{two} 00 00000000 04000000 {five} {cc}")),
+        to_backup(ToBackup::Membership(register(&["b"])), &pair),
+        to_backup(hand_over, &format!("{two} {alone}")),
         to_backup(ToBackup::Farewell { reason: "x".into() }, "010078"),
         to_primary(ToPrimary::Heartbeat, ""),
         to_primary(ToPrimary::SeedAck { chunks: 3 }, "03000000"),
-        to_primary(
-            ToPrimary::Ack { committed: epoch, applied: Epoch::FIRST },
-            &format!("{two}{one}"),
-        ),
-        to_primary(
-            ToPrimary::Nack { epoch, chunks: vec![1, 9] },
-            &format!("{two} 0200 01000000 09000000"),
-        ),
+        to_primary(ack, &format!("{two}{one}")),
+        to_primary(nack, &format!("{two} 0200 01000000 09000000")),
         (Frame::Chunk(chunk()), format!("01 01 0000 06000000 {dd} aabb")),
+    ]
+}
+
+fn golden_asks() -> Vec<(Frame, String)> {
+    let node = |name: &str| name.parse().unwrap();
+    let ask = |ask, hex: &str| (Frame::Ask(ask), hex.to_owned());
+    let execute = |operation, expected, hex: &str| {
+        let hex = format!("02766d {} 0161 {hex}", number(9));
+        ask(Ask::Execute(vm(), request(operation, expected)), &hex)
+    };
+    let (alone, pair) = (register_hex(None), register_hex(Some('b')));
+    vec![
         ask(Ask::Load(vm()), "02766d"),
         ask(Ask::List(None), "00"),
         ask(Ask::List(Some(vm())), "01 02766d"),
         execute(Operation::Create, None, "01 00"),
-        execute(Operation::Restart, Some(register(&[])), &format!("02 01{reg}0000")),
+        execute(Operation::Restart, Some(register(&[])), &format!("02 01 {alone}")),
         execute(Operation::Admit { backup: node("b") }, None, "03 0162 00"),
         execute(Operation::Drop { backup: node("b") }, None, "04 0162 00"),
-        execute(Operation::Promote, Some(register(&["b"])), &format!("05 01{reg_b}")),
+        execute(Operation::Promote, Some(register(&["b"])), &format!("05 01 {pair}")),
         execute(Operation::Switchover { successor: node("b") }, None, "06 0162 00"),
+    ]
+}
+
+fn golden_answers() -> Vec<(Frame, String)> {
+    let answer = |answer, hex: &str| (Frame::Answer(answer), hex.to_owned());
+    let (alone, pair, nine) = (register_hex(None), register_hex(Some('b')), number(9));
+    let records = Answer::Records { records: vec![(vm(), record())], more: true };
+    let moved = Outcome::Mismatch(Some(register(&[])));
+    vec![
         answer(Answer::Record(None), "00"),
-        answer(Answer::Record(Some(record())), &format!("01 {nine} {reg_b}")),
-        answer(Answer::Outcome(Outcome::Set(register(&["b"]))), &format!("01 {reg_b}")),
+        answer(Answer::Record(Some(record())), &format!("01 {nine} {pair}")),
+        answer(Answer::Outcome(Outcome::Set(register(&["b"]))), &format!("01 {pair}")),
         answer(Answer::Outcome(Outcome::Mismatch(None)), "02 00"),
-        answer(
-            Answer::Outcome(Outcome::Mismatch(Some(register(&[])))),
-            &format!("02 01 {reg}0000"),
-        ),
-        answer(
-            Answer::Records { records: vec![(vm(), record())], more: true },
-            &format!("01 0100 02766d {nine} {reg_b}"),
-        ),
+        answer(Answer::Outcome(moved), &format!("02 01 {alone}")),
+        answer(records, &format!("01 0100 02766d {nine} {pair}")),
         answer(Answer::Denied("x".into()), "010078"),
         answer(Answer::Failed("x".into()), "010078"),
     ]
