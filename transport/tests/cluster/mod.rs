@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 /// Bounds every wait; only a failure ever takes so long.
 pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(30), what).await.expect("it hangs")
+    tokio::time::timeout(Duration::from_secs(120), what).await.expect("it hangs")
 }
 
 pub(crate) fn node(name: &str) -> NodeId {
