@@ -128,10 +128,13 @@ pub fn create_authority(dir: &Path, days: u32, force: bool) -> Result<Files, Pki
     })?;
     let files = Files::of_authority(dir);
     let fail = |source| PkiError::Make { name: CA_NAME.to_owned(), source };
-    let mut params = parameters(Vec::new(), "Romulus cluster authority", days)?;
+    let key = KeyPair::generate().map_err(fail)?;
+    // Authorities of different clusters must differ by name: TLS tells them
+    // apart by it, and so do operators.
+    let mark = blake3::hash(key.public_key_raw()).to_hex();
+    let mut params = parameters(Vec::new(), &format!("Romulus cluster {}", &mark[..8]), days)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = KeyPair::generate().map_err(fail)?;
     let certificate = params.self_signed(&key).map_err(fail)?;
     write_pair(&files, &certificate.pem(), &key.serialize_pem(), force)?;
     Ok(files)

@@ -8,7 +8,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arbiter::{NodeId, Outcome, Record, Request, Term, VmId};
-use quinn::Connection;
+use quinn::{Connection, ConnectionError};
 use thiserror::Error;
 use tokio::{
     sync::Mutex,
@@ -17,6 +17,7 @@ use tokio::{
 
 use crate::{
     DialError, Endpoint,
+    endpoint::dial_error,
     session::{CloseCode, FrameReader, ReadFault, close},
     wire::{self, Answer, Ask, Frame, WireError},
 };
@@ -148,7 +149,7 @@ impl ArbiterClient {
         let mut unknown: Option<String> = None;
         loop {
             let attempt_deadline = deadline.min(Instant::now() + time / ATTEMPT_PART);
-            let fault = match self.attempt(&bytes, attempt_deadline).await {
+            let fault = match self.attempt(&bytes, attempt_deadline, deadline).await {
                 Ok(Answer::Denied(words)) => return Err(AskError::Denied { words }),
                 Ok(Answer::Failed(words)) => return Err(self.unknown(words)),
                 Ok(answer) => return Ok(answer),
@@ -174,10 +175,20 @@ impl ArbiterClient {
         }
     }
 
-    async fn attempt(&self, bytes: &[u8], deadline: Instant) -> Result<Answer, Fault> {
-        let connection = self.connection().await.map_err(Fault::Unsent)?;
-        let lost =
-            |error| Fault::Unsent(crate::endpoint::dial_error(&self.arbiter, self.address, error));
+    /// Asks once. An answer is waited for until `deadline`, a connection, which
+    /// takes longer on a new path, until `dial_deadline`.
+    async fn attempt(
+        &self,
+        bytes: &[u8],
+        deadline: Instant,
+        dial_deadline: Instant,
+    ) -> Result<Answer, Fault> {
+        let lost = |error| Fault::Unsent(dial_error(&self.arbiter, self.address, error));
+        let connection = timeout_at(dial_deadline, self.connection())
+            .await
+            .map_err(|_| lost(ConnectionError::TimedOut))?
+            .map_err(Fault::Unsent)?;
+        let deadline = deadline.max(Instant::now() + PAUSE);
         let (mut asks, answers) = connection.open_bi().await.map_err(lost)?;
         let mut reader = FrameReader::new(answers);
         let exchanged = timeout_at(deadline, async {
@@ -199,7 +210,7 @@ impl ArbiterClient {
         }
         if let Some(reason) = connection.close_reason() {
             // The certificate of a client is judged after its handshake.
-            let error = crate::endpoint::dial_error(&self.arbiter, self.address, reason);
+            let error = dial_error(&self.arbiter, self.address, reason);
             return Err(match error {
                 DialError::Certificate { .. } => Fault::Unsent(error),
                 error => Fault::Unknown(error.to_string()),

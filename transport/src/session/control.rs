@@ -75,6 +75,7 @@ impl<Message> ControlSender<Message> {
         Frame: From<Message>,
     {
         let bytes = wire::encode(term, &Frame::from(message))?;
+        self.link.require_open()?;
         match self.queue.try_send(Item::Frame(bytes.into())) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(self.link.error()),

@@ -55,9 +55,12 @@ pub(crate) enum CloseCode {
     Silent = 5,
 }
 
-/// Closes `connection` with a code and words for the other side's operator.
+/// Closes `connection` with a code and words for the other side's operator. One
+/// that is closed already keeps its reason.
 pub(crate) fn close(connection: &Connection, code: CloseCode, words: &str) {
-    connection.close(VarInt::from_u32(code as u32), words.as_bytes());
+    if connection.close_reason().is_none() {
+        connection.close(VarInt::from_u32(code as u32), words.as_bytes());
+    }
 }
 
 /// Why a session ended, or something could not be sent in it.
@@ -228,6 +231,14 @@ impl Link {
         match fault {
             ReadFault::Malformed(source) => self.end_malformed(source),
             ReadFault::Lost => self.end_finished(),
+        }
+    }
+
+    /// What is queued now would never be sent, if the session has ended.
+    fn require_open(&self) -> Result<(), SessionError> {
+        match self.shared.connection.close_reason() {
+            None => Ok(()),
+            Some(_) => Err(self.error()),
         }
     }
 

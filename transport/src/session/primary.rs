@@ -118,6 +118,7 @@ impl DataSender {
         chunk: Arc<Chunk>,
     ) -> Result<Option<(usize, Parcel)>, SessionError> {
         let preface = ChunkHead::preface(term, &chunk)?;
+        self.link.require_open()?;
         let mut parcel = [Bytes::from(preface), Bytes::from_owner(Content(chunk))];
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         for offset in 0..self.queues.len() {
