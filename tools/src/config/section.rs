@@ -142,15 +142,6 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A text that must be there.
-    pub(super) fn text_required(
-        &mut self,
-        key: &'static str,
-        example: &str,
-    ) -> Result<Found<String>, Fault> {
-        self.text(key)?.ok_or_else(|| self.missing(key, example))
-    }
-
     /// A text that is parsed further, if it is there.
     pub(super) fn parsed<T: FromStr<Err: std::fmt::Display>>(
         &mut self,
