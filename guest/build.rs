@@ -17,5 +17,7 @@ fn main() {
         println!("cargo:rustc-link-arg-bins={argument}");
     }
     println!("cargo:rustc-link-arg-bins=-Wl,-T,{script}");
-    println!("cargo:rustc-link-arg-bins=-Wl,--build-id=none,-z,noexecstack,-z,norelro,--no-warn-rwx-segments");
+    println!(
+        "cargo:rustc-link-arg-bins=-Wl,--build-id=none,-z,noexecstack,-z,norelro,--no-warn-rwx-segments"
+    );
 }

@@ -25,7 +25,7 @@ start32:
     movl %ebx, %esi
     call enter_paging
     lgdtl gdt_pointer
-    ljmp $0x10, $start64
+    ljmp $0x08, $start64
 
 # Turns long mode on; returns in compatibility mode with a 32-bit code segment.
 # Needs a stack only for its return address.
@@ -70,7 +70,7 @@ ap_start:
     movl %cr0, %eax
     orl $1, %eax
     movl %eax, %cr0
-    ljmpl $0x08, $ap_start32
+    ljmpl $0x28, $ap_start32
     .balign 4
 ap_gdt_pointer:
     .word gdt_end - gdt - 1
@@ -79,13 +79,13 @@ ap_start_end:
 
 .code32
 ap_start32:
-    movw $0x18, %ax
+    movw $0x10, %ax
     movw %ax, %ds
     movw %ax, %es
     movw %ax, %ss
     movl $boot_stack_top, %esp
     call enter_paging
-    ljmp $0x10, $ap_start64
+    ljmp $0x08, $ap_start64
 .code64
 ap_start64:
     movl ap_cpu(%rip), %edi
@@ -98,7 +98,7 @@ cpu_init:
     outb %al, $0x21
     outb %al, $0xa1
     lgdtq gdt_pointer(%rip)
-    movl $0x2b, %eax
+    movl $0x1b, %eax
     movw %ax, %ds
     movw %ax, %es
 
@@ -144,7 +144,7 @@ cpu_init:
     movl $80, %ecx
 1:  movl %eax, %edx
     andl $0xffff, %edx
-    orl $0x100000, %edx             # kernel code selector
+    orl $0x80000, %edx             # kernel code selector
     movl %edx, (%rbx)
     movl %eax, %edx
     andl $0xffff0000, %edx
@@ -156,26 +156,6 @@ cpu_init:
     decl %ecx
     jnz 1b
 2:  lidtq idt_pointer(%rip)
-
-    # System calls: kernel code 0x10, user selectors as Linux has them, one stub per vCPU.
-    movl $0xc0000080, %ecx          # EFER.SCE
-    rdmsr
-    orl $1, %eax
-    wrmsr
-    movl $0xc0000081, %ecx          # STAR
-    xorl %eax, %eax
-    movl $0x00230010, %edx
-    wrmsr
-    movl $0xc0000082, %ecx          # LSTAR
-    movl %ebp, %eax
-    shll $5, %eax
-    addl $syscall_stubs, %eax
-    xorl %edx, %edx
-    wrmsr
-    movl $0xc0000084, %ecx          # SFMASK: NT, AC, DF, IF, TF
-    movl $0x44700, %eax
-    xorl %edx, %edx
-    wrmsr
 
     # x87, SSE and, where there is, AVX for CPL3.
     movq %cr0, %rax
@@ -207,10 +187,10 @@ cpu_init:
     shll $16, %eax
     addl $user_stacks - 8, %eax
     movl %ebp, %edi
-    pushq $0x2b
+    pushq $0x1b
     pushq %rax
     pushq $0x202
-    pushq $0x33
+    pushq $0x23
     pushq $cpu_main
     iretq
 
@@ -218,18 +198,15 @@ cpu_init:
 
 .pushsection .data.boot, "aw", @progbits
     .balign 16
-# Laid out as Linux does: the PVM backend prefers the selectors it knows.
 gdt:
     .quad 0
-    .quad 0x00cf9b000000ffff        # 0x08 kernel code, 32 bits
-    .quad 0x00af9b000000ffff        # 0x10 kernel code, 64 bits
-    .quad 0x00cf93000000ffff        # 0x18 kernel data
-    .quad 0x00cffb000000ffff        # 0x20 user code, 32 bits
-    .quad 0x00cff3000000ffff        # 0x28 user data
-    .quad 0x00affb000000ffff        # 0x30 user code, 64 bits
-    .quad 0
+    .quad 0x00af9b000000ffff        # 0x08 kernel code, 64 bits
+    .quad 0x00cf93000000ffff        # 0x10 kernel data
+    .quad 0x00cff3000000ffff        # 0x18 user data
+    .quad 0x00affb000000ffff        # 0x20 user code, 64 bits
+    .quad 0x00cf9b000000ffff        # 0x28 kernel code, 32 bits
 gdt_tss:
-    .fill 16, 8, 0                  # 0x40 and on: one TSS descriptor of 16 bytes per vCPU
+    .fill 16, 8, 0                  # 0x30 and on: one TSS descriptor of 16 bytes per vCPU
 gdt_end:
     .balign 8
 gdt_pointer:

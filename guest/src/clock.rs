@@ -56,7 +56,8 @@ pub(crate) fn init(cpu: usize) {
 
 fn has_kvm_clock() -> bool {
     let [_, b, c, d] = cpu::cpuid(0x4000_0000, 0);
-    (b, c, d) == (0x4b4d_564b, 0x564b_4d56, 0x4d) && cpu::cpuid(0x4000_0001, 0)[0] & FEATURE_CLOCKSOURCE2 != 0
+    (b, c, d) == (0x4b4d_564b, 0x564b_4d56, 0x4d)
+        && cpu::cpuid(0x4000_0001, 0)[0] & FEATURE_CLOCKSOURCE2 != 0
 }
 
 /// Measured TSC rate.
@@ -70,7 +71,8 @@ pub(crate) fn kvm_clock_ns(cpu: usize) -> u64 {
     loop {
         let version = clock.version.load(Ordering::Acquire);
         let scale = clock.scale.load(Ordering::Relaxed);
-        let (tsc_then, system_ns) = (clock.tsc.load(Ordering::Relaxed), clock.system_ns.load(Ordering::Relaxed));
+        let (tsc_then, system_ns) =
+            (clock.tsc.load(Ordering::Relaxed), clock.system_ns.load(Ordering::Relaxed));
         let tsc = cpu::tsc();
         fence(Ordering::Acquire);
         if version % 2 == 1 || version != clock.version.load(Ordering::Relaxed) {
@@ -82,7 +84,7 @@ pub(crate) fn kvm_clock_ns(cpu: usize) -> u64 {
         let delta = u128::from(tsc.wrapping_sub(tsc_then));
         let shift = (scale >> 32) as u8 as i8;
         let shifted = if shift >= 0 { delta << shift } else { delta >> -shift };
-        return system_ns.wrapping_add((shifted * u128::from(scale as u32) >> 32) as u64);
+        return system_ns.wrapping_add(((shifted * u128::from(scale as u32)) >> 32) as u64);
     }
 }
 

@@ -26,12 +26,12 @@ pub(crate) struct PerCpu {
     events: AtomicU64,
     ticks: AtomicU64,
     devices: AtomicU64,
-    user_rsp: AtomicU64,
 }
 
 unsafe extern "C" {
     static kernel_pages: [[u8; 4096]; VCPUS_MAX];
     static uses_x2apic: AtomicU32;
+    fn system_call();
 }
 
 impl PerCpu {
@@ -69,7 +69,8 @@ fn syscall(number: u64, first: u64, second: u64, third: u64) -> u64 {
     // SAFETY: the stubs clobber what is listed; memory is clobbered by default.
     unsafe {
         asm!(
-            "syscall",
+            "call {system_call}",
+            system_call = sym system_call,
             inlateout("rax") number => result,
             in("rdi") first,
             in("rsi") second,
@@ -124,13 +125,17 @@ pub(crate) fn exit(code: u8) -> ! {
 /// Ports 0 to 0x3ff are open to CPL3 by the I/O bitmap.
 pub(crate) fn out8(port: u16, value: u8) {
     // SAFETY: port output touches no memory of ours.
-    unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
+    };
 }
 
 pub(crate) fn in8(port: u16) -> u8 {
     let value;
     // SAFETY: port input touches no memory of ours.
-    unsafe { asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags))
+    };
     value
 }
 
@@ -138,19 +143,25 @@ pub(crate) fn in8(port: u16) -> u8 {
 pub(crate) fn mmio_read32(address: u64) -> u32 {
     let value;
     // SAFETY: callers pass addresses of device registers, which are mapped and not ours to alias.
-    unsafe { asm!("mov {:e}, [{}]", out(reg) value, in(reg) address, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("mov {:e}, [{}]", out(reg) value, in(reg) address, options(nostack, preserves_flags))
+    };
     value
 }
 
 pub(crate) fn mmio_write32(address: u64, value: u32) {
     // SAFETY: as for reads; what a device does to memory is covered by the default memory clobber.
-    unsafe { asm!("mov [{}], {:e}", in(reg) address, in(reg) value, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("mov [{}], {:e}", in(reg) address, in(reg) value, options(nostack, preserves_flags))
+    };
 }
 
 pub(crate) fn mmio_read8(address: u64) -> u8 {
     let value;
     // SAFETY: as for 32 bits.
-    unsafe { asm!("mov {}, [{}]", out(reg_byte) value, in(reg) address, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("mov {}, [{}]", out(reg_byte) value, in(reg) address, options(nostack, preserves_flags))
+    };
     value
 }
 

@@ -61,7 +61,9 @@ pub(crate) fn init(platform: &Platform, params: &Params) -> &'static Memory {
         *slot = if start < end { Range { start, end } } else { Range::default() };
     }
     let image_end_address = (&raw const image_end) as u64;
-    let Some(home) = fill.iter_mut().find(|range| range.start <= 1 << 20 && range.end > image_end_address) else {
+    let Some(home) =
+        fill.iter_mut().find(|range| range.start <= 1 << 20 && range.end > image_end_address)
+    else {
         refuse(format_args!("no RAM at 1 MiB for the image"));
     };
     home.start = image_end_address;
@@ -84,7 +86,7 @@ impl Memory {
 
     pub(crate) fn ram_mib(&self) -> u64 {
         // Rounded, as firmware keeps a little of it.
-        (self.ram_pages + 255) / 256
+        self.ram_pages.div_ceil(256)
     }
 
     pub(crate) fn working_set_pages(&self) -> u64 {
@@ -149,7 +151,10 @@ fn reserve_working_set(fill: &mut [Range], params: &Params) -> (u64, Range) {
         .unwrap_or_else(|| WORKING_SET_PAGES_DEFAULT.min(largest.pages() / 2));
     let table_pages = (wanted * size_of::<PageRecord>() as u64).div_ceil(4096);
     if wanted + table_pages > largest.pages() {
-        refuse(format_args!("probe.wsmax={wanted} does not fit; the largest range has {} pages", largest.pages()));
+        refuse(format_args!(
+            "probe.wsmax={wanted} does not fit; the largest range has {} pages",
+            largest.pages()
+        ));
     }
     let table = largest.start;
     let start = table + table_pages * 4096;

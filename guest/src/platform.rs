@@ -68,14 +68,18 @@ impl Platform {
         // SAFETY: the boot stub stored the address; identity-mapped below 4 GiB by contract.
         let info = unsafe { (start_info_address as *const StartInfo).read_unaligned() };
         if info.magic != MAGIC || info.version < 1 || info.memory_map == 0 {
-            refuse(format_args!("no hvm_start_info of version 1 with a memory map (see guest/README.md)"));
+            refuse(format_args!(
+                "no hvm_start_info of version 1 with a memory map (see guest/README.md)"
+            ));
         }
         if info.command_line != 0 {
             platform.copy_command_line(info.command_line);
         }
         for index in 0..u64::from(info.memory_map_entries) {
             // SAFETY: the loader says that so many entries are there.
-            let entry = unsafe { (info.memory_map as *const MemoryMapEntry).add(index as usize).read_unaligned() };
+            let entry = unsafe {
+                (info.memory_map as *const MemoryMapEntry).add(index as usize).read_unaligned()
+            };
             platform.add_range(&entry);
         }
         platform

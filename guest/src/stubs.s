@@ -2,7 +2,7 @@
 #
 # The page of a vCPU (kernel_pages + 4096 * index); the stack grows down from its end:
 #    0 events   any interrupt taken        8 ticks     timer interrupts
-#   16 devices  device interrupts         24 user rsp  during a system call
+#   16 devices  device interrupts
 
 .pushsection .text.stubs, "ax", @progbits
 .code64
@@ -13,6 +13,9 @@ vector_stubs:
     .set vector, 0
     .rept 64
     .balign 16
+    .if vector == 6
+    jmp on_invalid_opcode
+    .endif
     .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
     pushq $0
     .endif
@@ -95,10 +98,10 @@ fatal:
     subq $kernel_pages, %rax
     shrq $12, %rax
     movq %rax, fatal_record + 56(%rip)
-    pushq $0x2b
+    pushq $0x1b
     pushq $fatal_stack_top - 8
     pushq $0x2
-    pushq $0x33
+    pushq $0x23
     pushq $fatal_main
     iretq
 2:  movq %rsp, %rax                 # a fault while reporting ends at once, another vCPU waits
@@ -113,26 +116,20 @@ fatal:
     jmp 3b
 
 # System calls: %rax = number, arguments in %rdi, %rsi, %rdx; %rcx, %r8 and %r11 are lost.
-# One entry of 32 bytes per vCPU finds its stack without swapgs.
-    .balign 32
-.global syscall_stubs
-syscall_stubs:
-    .set cpu, 0
-    .rept 8
-    .balign 32
-    movq %rsp, kernel_pages + cpu * 4096 + 24
-    movq $kernel_pages + cpu * 4096 + 4096, %rsp
-    jmp on_syscall
-    .set cpu, cpu + 1
-    .endr
-    .balign 32
+# The call is one certain invalid instruction: `syscall` enters with CPL 3 on the PVM backend, and
+# `int n` arrives as #UD there anyway. Any other #UD is fatal.
+.global system_call
+system_call:
+    ud2
+    ret
 
-on_syscall:
-    pushq $0x2b
-    pushq -4096 + 32(%rsp)
-    pushq %r11
-    pushq $0x33
-    pushq %rcx
+on_invalid_opcode:
+    cmpq $system_call, (%rsp)
+    je 1f
+    pushq $0
+    pushq $6
+    jmp fatal
+1:  addq $2, (%rsp)
     cmpl $1, %eax
     jb syscall_wait
     je syscall_rdmsr

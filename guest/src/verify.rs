@@ -50,7 +50,9 @@ static SHARES: [Share; VCPUS_MAX] = [const {
 
 /// Starts a run, unless this very run was started already or another is going on.
 pub(crate) fn start(run: u64, scope: VerifyScope, workers: usize) {
-    if state(workers) == VerifyState::Running || (state(workers) == VerifyState::Done && RUN.load(Ordering::Relaxed) == run) {
+    if state(workers) == VerifyState::Running
+        || (state(workers) == VerifyState::Done && RUN.load(Ordering::Relaxed) == run)
+    {
         return;
     }
     for share in &SHARES {
@@ -69,7 +71,9 @@ pub(crate) fn answer(workers: usize) -> VerifyAnswer {
     // The state first: counts read after it was seen done are final.
     let state = state(workers);
     let sum = |field: fn(&Share) -> &AtomicU64| {
-        SHARES.iter().fold(0_u64, |sum, share| sum.wrapping_add(field(share).load(Ordering::Relaxed)))
+        SHARES
+            .iter()
+            .fold(0_u64, |sum, share| sum.wrapping_add(field(share).load(Ordering::Relaxed)))
     };
     VerifyAnswer {
         state,
@@ -98,7 +102,8 @@ fn state(workers: usize) -> VerifyState {
     if started == 0 {
         return VerifyState::Idle;
     }
-    let all_finished = SHARES[..workers].iter().all(|share| share.finished.load(Ordering::Acquire) == started);
+    let all_finished =
+        SHARES[..workers].iter().all(|share| share.finished.load(Ordering::Acquire) == started);
     if all_finished { VerifyState::Done } else { VerifyState::Running }
 }
 
@@ -135,7 +140,11 @@ impl Checker {
                     return false;
                 }
                 self.run = started;
-                if scope().working_set { Phase::WorkingSet { next: self.index } } else { self.after_working_set() }
+                if scope().working_set {
+                    Phase::WorkingSet { next: self.index }
+                } else {
+                    self.after_working_set()
+                }
             }
             Phase::WorkingSet { next } => self.check_working_set_slice(next),
             Phase::Fill { next } => self.check_fill_slice(next),

@@ -11,6 +11,7 @@
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use romulus_probe::content::{content_word, header, page_seed};
+use romulus_probe::pace::{Pace, RATE_PER_S_MAX};
 use romulus_probe::{Content, PAGE_WORDS, Pattern, VCPUS_MAX, Write};
 
 use crate::memory::{Memory, PageRecord};
@@ -19,10 +20,8 @@ use crate::{apic, clock};
 
 /// Page writes in one slice.
 const SLICE_PAGES: u64 = 32;
-/// A worker that fell behind catches up with this much at most.
-const BACKLOG_NS_MAX: u64 = 50_000_000;
-/// Timer period of a vCPU with a pattern to hold.
-const ACTIVE_TICK_MS: u64 = 2;
+/// Shortest timer period of a vCPU with a pattern to hold.
+const ACTIVE_TICK_MS_MIN: u64 = 2;
 const CLASS_SHIFT: u32 = 56;
 
 /// What the first vCPU wants of the workers. The change count is bumped last.
@@ -34,8 +33,12 @@ struct Orders {
     kinds: AtomicU64,
 }
 
-static ORDERS: Orders =
-    Orders { changes: AtomicU64::new(0), pages: AtomicU64::new(0), rate_per_s: AtomicU64::new(0), kinds: AtomicU64::new(0x202) };
+static ORDERS: Orders = Orders {
+    changes: AtomicU64::new(0),
+    pages: AtomicU64::new(0),
+    rate_per_s: AtomicU64::new(0),
+    kinds: AtomicU64::new(0x202),
+};
 
 /// What a vCPU counts, on a cache line of its own.
 #[repr(align(64))]
@@ -57,7 +60,7 @@ static WORKERS: AtomicUsize = AtomicUsize::new(0);
 pub(crate) fn set_pattern(pattern: Pattern) -> Pattern {
     let pages = pattern.pages.min(Memory::get().working_set_pages());
     ORDERS.pages.store(pages, Ordering::Relaxed);
-    ORDERS.rate_per_s.store(pattern.rate_per_s.min(100_000_000), Ordering::Relaxed);
+    ORDERS.rate_per_s.store(pattern.rate_per_s.min(RATE_PER_S_MAX), Ordering::Relaxed);
     ORDERS.kinds.store(pattern.write as u64 | (pattern.content as u64) << 8, Ordering::Relaxed);
     ORDERS.changes.fetch_add(1, Ordering::Release);
     wake_all();
@@ -120,9 +123,7 @@ pub(crate) struct Worker {
     changes_seen: u64,
     pattern: Pattern,
     next_page: u64,
-    last_ns: u64,
-    /// Earned page writes, in billionths.
-    credit: u64,
+    pace: Pace,
     checker: Checker,
 }
 
@@ -137,8 +138,7 @@ impl Worker {
             changes_seen: 0,
             pattern: Pattern::default(),
             next_page: index,
-            last_ns: clock::now_ns(cpu),
-            credit: 0,
+            pace: Pace::new(0, 0),
             checker: Checker::new(index, workers),
         }
     }
@@ -159,10 +159,13 @@ impl Worker {
         // A change in between only means another refresh at the next slice.
         self.changes_seen = changes;
         self.pattern = pattern_now();
-        self.credit = 0;
-        self.last_ns = clock::now_ns(self.cpu);
-        let active = self.rate_share() > 0;
-        apic::set_timer_ms(if active { ACTIVE_TICK_MS.min(self.tick_ms_idle) } else { self.tick_ms_idle });
+        self.pace = Pace::new(self.rate_share(), clock::now_ns(self.cpu));
+        // A tick for every write that is due, within reason.
+        let period_ms = match self.pace.rate_per_s() {
+            0 => self.tick_ms_idle,
+            rate => (1000 / rate).max(ACTIVE_TICK_MS_MIN).min(self.tick_ms_idle),
+        };
+        apic::set_timer_ms(period_ms);
     }
 
     /// This worker's part of the rate; workers without a page have none.
@@ -176,24 +179,17 @@ impl Worker {
     }
 
     fn write_what_is_due(&mut self) -> bool {
-        let rate = self.rate_share();
-        if rate == 0 {
+        if self.pace.rate_per_s() == 0 {
             return false;
         }
-        let now = clock::now_ns(self.cpu);
-        // After a long pause (or a clock that jumped) the missed writes are not made up for.
-        let passed = now.saturating_sub(self.last_ns).min(BACKLOG_NS_MAX);
-        self.last_ns = now;
-        self.credit = (self.credit + passed * rate).min(BACKLOG_NS_MAX * rate);
-        let due = (self.credit / 1_000_000_000).min(SLICE_PAGES);
+        let due = self.pace.take_due(clock::now_ns(self.cpu), SLICE_PAGES);
         for _ in 0..due {
             self.write_next();
         }
-        self.credit -= due * 1_000_000_000;
         let counters = &COUNTERS[self.cpu];
         counters.written.fetch_add(due, Ordering::Relaxed);
         counters.progress.fetch_add(due, Ordering::Relaxed);
-        self.credit >= 1_000_000_000
+        self.pace.is_behind()
     }
 
     fn write_next(&mut self) {
@@ -231,7 +227,9 @@ fn write_page(page: u64, pattern: &Pattern) {
     // SAFETY: the page is in the working set and this worker is its only writer.
     unsafe {
         match (pattern.content, pattern.write) {
-            (Content::Same, Write::Sparse) if version != 0 => words.write_volatile(words.read_volatile()),
+            (Content::Same, Write::Sparse) if version != 0 => {
+                words.write_volatile(words.read_volatile())
+            }
             (Content::Same, Write::Page) if last_whole(record).is_some() => {
                 for index in 0..PAGE_WORDS {
                     words.add(index).write_volatile(words.add(index).read_volatile());
@@ -248,7 +246,13 @@ fn write_page(page: u64, pattern: &Pattern) {
 
 /// # Safety
 /// `words` is the page's memory and the caller its only writer.
-unsafe fn write_whole(page: u64, words: *mut u64, record: &PageRecord, class: Content, version: u64) {
+unsafe fn write_whole(
+    page: u64,
+    words: *mut u64,
+    record: &PageRecord,
+    class: Content,
+    version: u64,
+) {
     let seed = page_seed(page, version);
     for index in 1..PAGE_WORDS {
         // SAFETY: within the page.

@@ -40,10 +40,7 @@ pub enum Counter {
 
 /// What an answer proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "one at a time, and the crate has no heap"
-)]
+#[allow(clippy::large_enum_variant, reason = "one at a time, and the crate has no heap")]
 pub enum Verdict {
     /// The pending request was answered, and everything agrees.
     New(AskAnswer),
@@ -115,11 +112,7 @@ impl ClientLane {
             Some(ask) => ask,
             None => {
                 let seq = self.acknowledged.map_or(0, |seq| seq + 1);
-                Ask {
-                    client: self.client,
-                    seq,
-                    nonce: self.nonces.next_u64(),
-                }
+                Ask { client: self.client, seq, nonce: self.nonces.next_u64() }
             }
         };
         self.pending = Some(ask);
@@ -149,9 +142,8 @@ impl ClientLane {
         if answer.client != self.client {
             return Ok(Verdict::Foreign);
         }
-        let pending = self
-            .pending
-            .filter(|ask| ask.seq == answer.asked_seq && ask.nonce == answer.nonce);
+        let pending =
+            self.pending.filter(|ask| ask.seq == answer.asked_seq && ask.nonce == answer.nonce);
         Ok(match pending {
             Some(ask) => self.on_pending(ask, answer),
             None => self.on_unexpected(&answer),
@@ -159,11 +151,7 @@ impl ClientLane {
     }
 
     fn on_pending(&mut self, ask: Ask, answer: AskAnswer) -> Verdict {
-        let before = if ask.seq == 0 {
-            history::EMPTY
-        } else {
-            self.digest
-        };
+        let before = if ask.seq == 0 { history::EMPTY } else { self.digest };
         let digest = history::advance(before, self.client, ask.seq, ask.nonce);
         // A repeat is as good as the first: the first answer may have been lost on the way.
         let agrees = matches!(answer.status, AskStatus::Advanced | AskStatus::Repeat)
@@ -180,10 +168,7 @@ impl ClientLane {
         self.digest = digest;
         self.last = Some(answer);
         if answer.corrupt_pages > 0 {
-            return Verdict::Corrupt {
-                pages: answer.corrupt_pages,
-                first_bad: answer.first_bad,
-            };
+            return Verdict::Corrupt { pages: answer.corrupt_pages, first_bad: answer.first_bad };
         }
         Verdict::New(answer)
     }
@@ -201,10 +186,7 @@ impl ClientLane {
     }
 
     fn lost(&self, answer: &AskAnswer) -> Verdict {
-        Verdict::Lost {
-            acknowledged: self.acknowledged.unwrap_or(0),
-            guest_seq: answer.seq,
-        }
+        Verdict::Lost { acknowledged: self.acknowledged.unwrap_or(0), guest_seq: answer.seq }
     }
 
     fn compare(&self, last: &AskAnswer, now: &AskAnswer) -> Option<Verdict> {
@@ -214,21 +196,9 @@ impl ClientLane {
         let vcpus = (last.vcpus as usize).min(VCPUS_MAX);
         went_back(Counter::Answers, last.answers, now.answers, true)
             .or_else(|| {
-                went_back(
-                    Counter::CorruptPages,
-                    last.corrupt_pages,
-                    now.corrupt_pages,
-                    false,
-                )
+                went_back(Counter::CorruptPages, last.corrupt_pages, now.corrupt_pages, false)
             })
-            .or_else(|| {
-                went_back(
-                    Counter::KvmClock,
-                    last.kvm_clock_ns,
-                    now.kvm_clock_ns,
-                    false,
-                )
-            })
+            .or_else(|| went_back(Counter::KvmClock, last.kvm_clock_ns, now.kvm_clock_ns, false))
             .or_else(|| {
                 went_back(Counter::Tsc, last.tsc, now.tsc, false).filter(|_| self.checks_tsc)
             })

@@ -12,12 +12,7 @@ impl Guest {
     fn new() -> Self {
         Self {
             lanes: Lanes::new(),
-            vitals: Vitals {
-                vcpus: 2,
-                tsc: 1000,
-                kvm_clock_ns: 500,
-                ..Vitals::default()
-            },
+            vitals: Vitals { vcpus: 2, tsc: 1000, kvm_clock_ns: 500, ..Vitals::default() },
         }
     }
 
@@ -52,9 +47,7 @@ fn a_lost_answer_is_repeated_and_a_late_one_is_harmless() {
     run(&mut guest, &mut lane, 5);
     let lost = guest.serve(&lane.next_request());
     let again = guest.serve(&lane.next_request());
-    let Ok(Verdict::New(answer)) = lane.on_answer(&again) else {
-        panic!("the retry must count")
-    };
+    let Ok(Verdict::New(answer)) = lane.on_answer(&again) else { panic!("the retry must count") };
     assert_eq!(answer.status, AskStatus::Repeat);
     assert_eq!(lane.on_answer(&lost), Ok(Verdict::Duplicate));
     run(&mut guest, &mut lane, 1);
@@ -86,13 +79,7 @@ fn a_guest_that_went_back_one_step_is_found() {
     let mut shadow = ClientLane::new(3, 1);
     run(&mut restored, &mut shadow, 4);
     let answer = restored.serve(&lane.next_request());
-    assert_eq!(
-        lane.on_answer(&answer),
-        Ok(Verdict::Lost {
-            acknowledged: 4,
-            guest_seq: 3
-        })
-    );
+    assert_eq!(lane.on_answer(&answer), Ok(Verdict::Lost { acknowledged: 4, guest_seq: 3 }));
 }
 
 #[test]
@@ -103,13 +90,7 @@ fn a_guest_with_another_history_of_the_same_length_is_found() {
     run(&mut other, &mut ClientLane::new(3, 99), 5);
     other.vitals = guest.vitals;
     let answer = other.serve(&lane.next_request());
-    assert_eq!(
-        lane.on_answer(&answer),
-        Ok(Verdict::Lost {
-            acknowledged: 4,
-            guest_seq: 5
-        })
-    );
+    assert_eq!(lane.on_answer(&answer), Ok(Verdict::Lost { acknowledged: 4, guest_seq: 5 }));
 }
 
 #[test]
@@ -118,11 +99,7 @@ fn counters_that_go_back_are_named() {
     run(&mut guest, &mut lane, 5);
     guest.vitals.vcpu[1].progress = 0;
     let answer = guest.serve(&lane.next_request());
-    let wanted = Verdict::WentBack {
-        what: Counter::Progress { vcpu: 1 },
-        was: 15,
-        now: 3,
-    };
+    let wanted = Verdict::WentBack { what: Counter::Progress { vcpu: 1 }, was: 15, now: 3 };
     assert_eq!(lane.on_answer(&answer), Ok(wanted));
 }
 
@@ -130,21 +107,12 @@ fn counters_that_go_back_are_named() {
 fn the_tsc_check_can_be_left_out() {
     for checks in [true, false] {
         let (mut guest, lane) = (Guest::new(), ClientLane::new(3, 1));
-        let mut lane = if checks {
-            lane
-        } else {
-            lane.without_tsc_check()
-        };
+        let mut lane = if checks { lane } else { lane.without_tsc_check() };
         run(&mut guest, &mut lane, 2);
         guest.vitals.tsc = 0;
         let answer = guest.serve(&lane.next_request());
-        let went_back = matches!(
-            lane.on_answer(&answer),
-            Ok(Verdict::WentBack {
-                what: Counter::Tsc,
-                ..
-            })
-        );
+        let went_back =
+            matches!(lane.on_answer(&answer), Ok(Verdict::WentBack { what: Counter::Tsc, .. }));
         assert_eq!(went_back, checks);
     }
 }
@@ -155,13 +123,7 @@ fn corruption_is_a_verdict_of_its_own() {
     run(&mut guest, &mut lane, 1);
     (guest.vitals.corrupt_pages, guest.vitals.first_bad) = (2, 0x1000);
     let answer = guest.serve(&lane.next_request());
-    assert_eq!(
-        lane.on_answer(&answer),
-        Ok(Verdict::Corrupt {
-            pages: 2,
-            first_bad: 0x1000
-        })
-    );
+    assert_eq!(lane.on_answer(&answer), Ok(Verdict::Corrupt { pages: 2, first_bad: 0x1000 }));
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! | [`lane`] | the client's checker: proves that nothing it was told has been forgotten |
 //! | [`history`] | the digest that chains every request of a client to all before it |
 //! | [`pattern`] | how the guest dirties its working set |
+//! | [`pace`] | holding a rate in small batches |
 //! | [`content`] | what pages hold, as a function of page and version |
 //! | [`service`] | the guest's memory of its clients |
 //! | [`params`] | the guest's command line |
@@ -19,10 +20,12 @@
 #[cfg(test)]
 extern crate std;
 
+mod answer;
 pub mod content;
 pub mod history;
 pub mod lane;
 pub mod message;
+pub mod pace;
 pub mod params;
 pub mod pattern;
 pub mod service;

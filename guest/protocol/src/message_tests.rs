@@ -4,10 +4,7 @@ use super::*;
 use std::vec::Vec;
 
 fn answers() -> [Answer; 4] {
-    let vcpu = core::array::from_fn(|i| VcpuCounters {
-        progress: i as u64,
-        ticks: 100 + i as u64,
-    });
+    let vcpu = core::array::from_fn(|i| VcpuCounters { progress: i as u64, ticks: 100 + i as u64 });
     [
         Answer::Ask(AskAnswer {
             status: AskStatus::Repeat,
@@ -24,11 +21,7 @@ fn answers() -> [Answer; 4] {
             kvm_clock_ns: 13,
             vcpu,
         }),
-        Answer::Pattern(PatternAnswer {
-            pattern: Pattern::default(),
-            pages_max: 1,
-            changes: 2,
-        }),
+        Answer::Pattern(PatternAnswer { pattern: Pattern::default(), pages_max: 1, changes: 2 }),
         Answer::Verify(VerifyAnswer {
             state: VerifyState::Done,
             scope: VerifyScope::ALL,
@@ -60,20 +53,10 @@ fn answers() -> [Answer; 4] {
 
 fn requests() -> [Request; 6] {
     [
-        Request::Ask(Ask {
-            client: 1,
-            seq: 2,
-            nonce: 3,
-        }),
+        Request::Ask(Ask { client: 1, seq: 2, nonce: 3 }),
         Request::PatternGet,
         Request::PatternSet("pages:9,rate:8,write:sparse,content:zero".parse().unwrap()),
-        Request::VerifyStart {
-            run: 4,
-            scope: VerifyScope {
-                working_set: false,
-                fill: true,
-            },
-        },
+        Request::VerifyStart { run: 4, scope: VerifyScope { working_set: false, fill: true } },
         Request::VerifyPoll,
         Request::Stats,
     ]
@@ -81,12 +64,7 @@ fn requests() -> [Request; 6] {
 
 #[test]
 fn golden_bytes() {
-    let ask = Request::Ask(Ask {
-        client: 0x0102,
-        seq: 0x0304,
-        nonce: 0x0506,
-    })
-    .encode();
+    let ask = Request::Ask(Ask { client: 0x0102, seq: 0x0304, nonce: 0x0506 }).encode();
     let mut wanted = Vec::from(*b"RPRB\x01\x01\x00\x00\x02\x01\x00\x00\x00\x00\x00\x00");
     wanted.extend([4, 3, 0, 0, 0, 0, 0, 0, 6, 5, 0, 0, 0, 0, 0, 0]);
     assert_eq!(*ask, *wanted);
@@ -103,21 +81,12 @@ fn golden_bytes() {
     );
     assert_eq!(*Request::Stats.encode(), *b"RPRB\x01\x04\x00\x00");
 
-    let lens: Vec<usize> = answers()
-        .iter()
-        .map(|answer| answer.encode().len())
-        .collect();
+    let lens: Vec<usize> = answers().iter().map(|answer| answer.encode().len()).collect();
     assert_eq!(lens, [216, 48, 64, 232]);
     let ask = answers()[0].encode();
-    assert_eq!(
-        ask[..16],
-        *b"RPRB\x01\x81\x01\x00\x03\x00\x00\x00\x02\x00\x00\x00"
-    );
+    assert_eq!(ask[..16], *b"RPRB\x01\x81\x01\x00\x03\x00\x00\x00\x02\x00\x00\x00");
     assert_eq!(ask[80..88], 13u64.to_le_bytes());
-    assert_eq!(
-        ask[104..120],
-        [1, 0, 0, 0, 0, 0, 0, 0, 101, 0, 0, 0, 0, 0, 0, 0]
-    );
+    assert_eq!(ask[104..120], [1, 0, 0, 0, 0, 0, 0, 0, 101, 0, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]
@@ -139,12 +108,7 @@ fn every_truncation_and_extension_is_refused() {
         }
         let mut longer = message.to_vec();
         longer.push(0);
-        assert_eq!(
-            Request::decode(&longer),
-            Err(DecodeError::Length {
-                got: message.len() + 1
-            })
-        );
+        assert_eq!(Request::decode(&longer), Err(DecodeError::Length { got: message.len() + 1 }));
     }
 }
 
@@ -164,12 +128,6 @@ fn what_decodes_encodes_to_the_same_bytes() {
 
 #[test]
 fn a_request_is_not_an_answer() {
-    assert_eq!(
-        Answer::decode(&Request::Stats.encode()),
-        Err(DecodeError::Kind { got: 4 })
-    );
-    assert_eq!(
-        Request::decode(&answers()[3].encode()),
-        Err(DecodeError::Kind { got: 0x84 })
-    );
+    assert_eq!(Answer::decode(&Request::Stats.encode()), Err(DecodeError::Kind { got: 4 }));
+    assert_eq!(Request::decode(&answers()[3].encode()), Err(DecodeError::Kind { got: 0x84 }));
 }

@@ -21,7 +21,7 @@ pub const WORKING_SET_MAX: &str = "probe.wsmax";
 pub const FILL: &str = "probe.fill";
 /// Steps of the deterministic computation; the guest exits when it is done.
 pub const COMPUTE: &str = "probe.compute";
-/// Period of the timer of an idle vCPU 0, in ms.
+/// Timer period of an idle vCPU in ms (default 50).
 pub const TICK: &str = "probe.tick";
 /// A virtio-mmio device as Linux spells it, `4K@0xd0000000:5` (size@base:gsi); may be repeated.
 pub const VIRTIO_MMIO: &str = "virtio_mmio.device";
@@ -89,7 +89,7 @@ impl Default for Params {
             working_set_pages_max: None,
             fill: false,
             compute_steps: None,
-            tick_ms: 10,
+            tick_ms: 50,
             virtio: [None; VIRTIO_DEVICES_MAX],
         }
     }
@@ -99,10 +99,7 @@ impl Params {
     /// Reads a whole command line.
     pub fn parse(line: &str) -> Result<Self, ParamError> {
         let mut params = Self::default();
-        for (key, value) in line
-            .split_ascii_whitespace()
-            .filter_map(|word| word.split_once('='))
-        {
+        for (key, value) in line.split_ascii_whitespace().filter_map(|word| word.split_once('=')) {
             params.set(key, value)?;
         }
         Ok(params)
@@ -141,19 +138,12 @@ impl Params {
 }
 
 fn number(key: &'static str, value: &str, min: u64, max: u64) -> Result<u64, ParamError> {
-    value
-        .parse()
-        .ok()
-        .filter(|number| (min..=max).contains(number))
-        .ok_or(ParamError::Number(key))
+    value.parse().ok().filter(|number| (min..=max).contains(number)).ok_or(ParamError::Number(key))
 }
 
 fn address_with_prefix(value: &str) -> Result<(Ipv4Addr, u8), ParamError> {
     let parsed = value.split_once('/').and_then(|(address, prefix)| {
-        Some((
-            address.parse().ok()?,
-            prefix.parse().ok().filter(|prefix| *prefix <= 32)?,
-        ))
+        Some((address.parse().ok()?, prefix.parse().ok().filter(|prefix| *prefix <= 32)?))
     });
     parsed.ok_or(ParamError::Address(IP))
 }
@@ -169,11 +159,7 @@ fn virtio_mmio(value: &str) -> Option<VirtioMmio> {
         b'M' | b'm' => (&size[..size.len() - 1], 1024 * 1024),
         _ => (size, 1),
     };
-    Some(VirtioMmio {
-        base,
-        size: number_any_base(digits)?.checked_mul(unit)?,
-        gsi,
-    })
+    Some(VirtioMmio { base, size: number_any_base(digits)?.checked_mul(unit)?, gsi })
 }
 
 fn number_any_base(text: &str) -> Option<u64> {
@@ -201,41 +187,15 @@ mod tests {
         assert!(params.fill);
         assert_eq!(params.pattern.pages, 10);
         let devices: Vec<_> = params.virtio_devices().collect();
-        assert_eq!(
-            devices[0],
-            VirtioMmio {
-                base: 0xd000_0000,
-                size: 4096,
-                gsi: 5
-            }
-        );
-        assert_eq!(
-            devices[1],
-            VirtioMmio {
-                base: 0xfeb0_0e00,
-                size: 512,
-                gsi: 19
-            }
-        );
+        assert_eq!(devices[0], VirtioMmio { base: 0xd000_0000, size: 4096, gsi: 5 });
+        assert_eq!(devices[1], VirtioMmio { base: 0xfeb0_0e00, size: 512, gsi: 19 });
     }
 
     #[test]
     fn wrong_values_name_the_parameter() {
-        assert_eq!(
-            Params::parse("probe.vcpus=9"),
-            Err(ParamError::Number(VCPUS))
-        );
-        assert_eq!(
-            Params::parse("probe.ip=10.0.0.2"),
-            Err(ParamError::Address(IP))
-        );
-        assert_eq!(
-            Params::parse("probe.dirty=pages"),
-            Err(ParamError::Pattern(PatternError::Key))
-        );
-        assert_eq!(
-            Params::parse("virtio_mmio.device=4K@zz:5"),
-            Err(ParamError::Virtio)
-        );
+        assert_eq!(Params::parse("probe.vcpus=9"), Err(ParamError::Number(VCPUS)));
+        assert_eq!(Params::parse("probe.ip=10.0.0.2"), Err(ParamError::Address(IP)));
+        assert_eq!(Params::parse("probe.dirty=pages"), Err(ParamError::Pattern(PatternError::Key)));
+        assert_eq!(Params::parse("virtio_mmio.device=4K@zz:5"), Err(ParamError::Virtio));
     }
 }

@@ -99,12 +99,7 @@ impl FromStr for Pattern {
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            pages,
-            rate_per_s,
-            write,
-            content,
-        } = self;
+        let Self { pages, rate_per_s, write, content } = self;
         write!(
             f,
             "pages:{pages},rate:{rate_per_s},write:{},content:{}",
@@ -128,13 +123,7 @@ mod tests {
     #[test]
     fn parts_may_be_left_out() {
         let pattern: Pattern = "rate:5".parse().unwrap();
-        assert_eq!(
-            pattern,
-            Pattern {
-                rate_per_s: 5,
-                ..Pattern::default()
-            }
-        );
+        assert_eq!(pattern, Pattern { rate_per_s: 5, ..Pattern::default() });
     }
 
     #[test]
@@ -142,9 +131,6 @@ mod tests {
         assert_eq!("pages".parse::<Pattern>(), Err(PatternError::Key));
         assert_eq!("rate:x".parse::<Pattern>(), Err(PatternError::Number));
         assert_eq!("write:half".parse::<Pattern>(), Err(PatternError::Write));
-        assert_eq!(
-            "content:noise".parse::<Pattern>(),
-            Err(PatternError::Content)
-        );
+        assert_eq!("content:noise".parse::<Pattern>(), Err(PatternError::Content));
     }
 }

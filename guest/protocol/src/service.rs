@@ -37,25 +37,14 @@ pub struct Lanes {
 impl Lanes {
     /// Lanes that know nobody.
     pub const fn new() -> Self {
-        Self {
-            last: [None; LANES_MAX],
-            opening_nonce: [0; LANES_MAX],
-            answers: 0,
-        }
+        Self { last: [None; LANES_MAX], opening_nonce: [0; LANES_MAX], answers: 0 }
     }
 
     /// Answers a request.
     pub fn on_ask(&mut self, ask: &Ask, vitals: &Vitals) -> AskAnswer {
         let index = ask.client as usize;
         if index >= LANES_MAX {
-            return answer(
-                AskStatus::NoLane,
-                ask,
-                0,
-                history::EMPTY,
-                self.answers,
-                vitals,
-            );
+            return answer(AskStatus::NoLane, ask, 0, history::EMPTY, self.answers, vitals);
         }
         if ask.seq == 0 {
             return self.on_open(ask, vitals);
@@ -67,10 +56,7 @@ impl Lanes {
             return self.advance(ask, last.digest, vitals);
         }
         if ask.seq == last.seq && ask.nonce == last.nonce {
-            return AskAnswer {
-                status: AskStatus::Repeat,
-                ..last
-            };
+            return AskAnswer { status: AskStatus::Repeat, ..last };
         }
         let status = match ask.seq {
             seq if seq > last.seq => AskStatus::Gap,
@@ -87,19 +73,9 @@ impl Lanes {
         match self.last[index] {
             Some(last) if self.opening_nonce[index] == ask.nonce => {
                 if last.seq == 0 {
-                    return AskAnswer {
-                        status: AskStatus::Repeat,
-                        ..last
-                    };
+                    return AskAnswer { status: AskStatus::Repeat, ..last };
                 }
-                answer(
-                    AskStatus::Stale,
-                    ask,
-                    last.seq,
-                    last.digest,
-                    self.answers,
-                    vitals,
-                )
+                answer(AskStatus::Stale, ask, last.seq, last.digest, self.answers, vitals)
             }
             _ => {
                 self.opening_nonce[index] = ask.nonce;
@@ -111,14 +87,7 @@ impl Lanes {
     fn advance(&mut self, ask: &Ask, before: u64, vitals: &Vitals) -> AskAnswer {
         self.answers += 1;
         let digest = history::advance(before, ask.client, ask.seq, ask.nonce);
-        let answer = answer(
-            AskStatus::Advanced,
-            ask,
-            ask.seq,
-            digest,
-            self.answers,
-            vitals,
-        );
+        let answer = answer(AskStatus::Advanced, ask, ask.seq, digest, self.answers, vitals);
         self.last[ask.client as usize] = Some(answer);
         answer
     }

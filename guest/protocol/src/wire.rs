@@ -12,25 +12,16 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Self {
-            rest: bytes,
-            whole_len: bytes.len(),
-        }
+        Self { rest: bytes, whole_len: bytes.len() }
     }
 
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let (head, rest) = self
             .rest
             .split_first_chunk::<N>()
-            .ok_or(DecodeError::Length {
-                got: self.whole_len,
-            })?;
+            .ok_or(DecodeError::Length { got: self.whole_len })?;
         self.rest = rest;
         Ok(*head)
-    }
-
-    pub(crate) fn u8(&mut self) -> Result<u8, DecodeError> {
-        Ok(self.array::<1>()?[0])
     }
 
     pub(crate) fn u32(&mut self) -> Result<u32, DecodeError> {
@@ -43,13 +34,7 @@ impl<'a> Reader<'a> {
 
     /// Everything must have been consumed: a longer message is of another version.
     pub(crate) fn finish(self) -> Result<(), DecodeError> {
-        if self.rest.is_empty() {
-            Ok(())
-        } else {
-            Err(DecodeError::Length {
-                got: self.whole_len,
-            })
-        }
+        if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::Length { got: self.whole_len }) }
     }
 }
 
@@ -66,10 +51,6 @@ impl<'a> Writer<'a> {
     pub(crate) fn put(&mut self, bytes: &[u8]) {
         self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
         self.len += bytes.len();
-    }
-
-    pub(crate) fn u8(&mut self, value: u8) {
-        self.put(&[value]);
     }
 
     pub(crate) fn u32(&mut self, value: u32) {
