@@ -38,11 +38,7 @@ pub(super) fn write_hello(writer: &mut Writer, hello: &Hello) -> Result<(), Wire
 }
 
 pub(super) fn read_hello(reader: &mut Reader<'_>) -> Result<Hello, WireError> {
-    Ok(Hello {
-        versions: read_versions(reader)?,
-        vm: reader.id()?,
-        machine: read_machine(reader)?,
-    })
+    Ok(Hello { versions: read_versions(reader)?, vm: reader.id()?, machine: read_machine(reader)? })
 }
 
 pub(super) fn write_welcome(writer: &mut Writer, welcome: &Welcome) -> Result<(), WireError> {

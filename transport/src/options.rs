@@ -1,0 +1,148 @@
+//! What an operator may tune about the transport, and the QUIC settings that
+//! follow from it.
+//!
+//! The traps of quinn 0.11 that are avoided here: an initial MTU of 16 KiB or
+//! more panics; segmentation offload with packets above 6,500 bytes exceeds the
+//! kernel's 64 KiB and stalls; large packets hang on the default congestion
+//! window of a few of them.
+
+use std::{sync::Arc, time::Duration};
+
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt, congestion::CubicConfig};
+use thiserror::Error;
+
+/// The smallest packet that every QUIC path carries: RFC 9000, section 14.
+const MTU_BYTES_MIN: u16 = 1200;
+/// The largest packet with which ten still fit one offloaded send.
+const MTU_BYTES_OFFLOAD_MAX: u16 = 6500;
+/// Most streams for data that a peer may open.
+pub(crate) const DATA_STREAMS_MAX: usize = 16;
+/// Most control or RPC streams that a peer may have open at once.
+const CONTROL_STREAMS_MAX: u32 = 64;
+/// How many QUIC frames may be on their way, in bytes, over a whole connection.
+const WINDOW_BYTES: u32 = 32 << 20;
+/// As [`WINDOW_BYTES`], for one stream.
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+
+/// Settings of an endpoint. Both ends need not agree.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Largest UDP payload to try, in bytes: 1452 for Ethernet, up to 8952 with
+    /// jumbo frames, 65000 on loopback. Larger ones than the path carries are
+    /// found out and not used, but for above 6500, where the path must carry at
+    /// least 6500.
+    pub mtu_bytes_max: u16,
+    /// How many streams carry chunks, 1 to 16.
+    pub data_streams: usize,
+    /// How long a TLS handshake may take.
+    pub connect_timeout: Duration,
+    /// How long the peer may take to answer a Hello, and a caller to say it.
+    pub answer_timeout: Duration,
+    /// How long one request to the arbiter may take, repeats included.
+    pub request_timeout: Duration,
+    /// After how long without a packet a connection counts as lost. Failure is
+    /// detected by heartbeats, sooner; this only frees what is left.
+    pub idle_timeout: Duration,
+    /// How many bytes may be sent before the first acknowledgement.
+    pub initial_window_bytes: u64,
+    /// Size of the UDP socket's buffers that is asked for; the kernel's
+    /// `net.core.rmem_max` and `wmem_max` bound it.
+    pub socket_buffer_bytes: usize,
+    /// Most handshakes at once; more callers wait or are turned away.
+    pub handshakes_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mtu_bytes_max: 1452,
+            data_streams: 4,
+            connect_timeout: Duration::from_secs(1),
+            answer_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(2),
+            idle_timeout: Duration::from_secs(10),
+            initial_window_bytes: 4 << 20,
+            socket_buffer_bytes: 8 << 20,
+            handshakes_max: 64,
+        }
+    }
+}
+
+/// An option that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum InvalidOptions {
+    /// [`Options::mtu_bytes_max`] is out of range.
+    #[error("mtu of {0} bytes is out of range: use 1200 to 65000, 1452 for ordinary Ethernet")]
+    Mtu(u16),
+    /// [`Options::data_streams`] is out of range.
+    #[error("{0} data streams are out of range: use 1 to {DATA_STREAMS_MAX}")]
+    DataStreams(usize),
+    /// [`Options::idle_timeout`] is out of range.
+    #[error("idle timeout of {0:?} is out of range: use 100 ms to 1 hour")]
+    IdleTimeout(Duration),
+    /// [`Options::handshakes_max`] is out of range.
+    #[error("{0} handshakes at once are out of range: use 1 to 4096")]
+    Handshakes(usize),
+}
+
+impl Options {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidOptions`] names the first that is out of range.
+    pub fn check(&self) -> Result<(), InvalidOptions> {
+        if !(MTU_BYTES_MIN..=65000).contains(&self.mtu_bytes_max) {
+            return Err(InvalidOptions::Mtu(self.mtu_bytes_max));
+        }
+        if !(1..=DATA_STREAMS_MAX).contains(&self.data_streams) {
+            return Err(InvalidOptions::DataStreams(self.data_streams));
+        }
+        let idle_range = Duration::from_millis(100)..=Duration::from_secs(3600);
+        if !idle_range.contains(&self.idle_timeout) {
+            return Err(InvalidOptions::IdleTimeout(self.idle_timeout));
+        }
+        if !(1..=4096).contains(&self.handshakes_max) {
+            return Err(InvalidOptions::Handshakes(self.handshakes_max));
+        }
+        Ok(())
+    }
+
+    /// Largest UDP payload that this side takes. A sender never exceeds what
+    /// its peer announces.
+    pub(crate) fn udp_payload_bytes_max(&self) -> u16 {
+        if self.mtu_bytes_max > MTU_BYTES_OFFLOAD_MAX {
+            65527
+        } else {
+            self.mtu_bytes_max.max(1472)
+        }
+    }
+
+    /// The QUIC settings of a connection; `keep_alive` for those that have no
+    /// heartbeats of their own.
+    pub(crate) fn transport(&self, keep_alive: Option<Duration>) -> Arc<TransportConfig> {
+        let idle = IdleTimeout::try_from(self.idle_timeout).expect("options were checked");
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(self.mtu_bytes_max);
+        let mut cubic = CubicConfig::default();
+        cubic.initial_window(self.initial_window_bytes);
+        let mut transport = TransportConfig::default();
+        transport
+            .max_concurrent_uni_streams(VarInt::from_u32(DATA_STREAMS_MAX as u32))
+            .max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS_MAX))
+            .max_idle_timeout(Some(idle))
+            .keep_alive_interval(keep_alive)
+            .receive_window(VarInt::from_u32(WINDOW_BYTES))
+            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+            .send_window(u64::from(WINDOW_BYTES))
+            // Whole chunks one after the other: the first is complete sooner.
+            .send_fairness(false)
+            .datagram_receive_buffer_size(None)
+            .congestion_controller_factory(Arc::new(cubic))
+            .mtu_discovery_config(Some(discovery));
+        if self.mtu_bytes_max > MTU_BYTES_OFFLOAD_MAX {
+            transport.initial_mtu(MTU_BYTES_OFFLOAD_MAX).enable_segmentation_offload(false);
+        }
+        Arc::new(transport)
+    }
+}

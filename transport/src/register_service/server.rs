@@ -1,0 +1,213 @@
+//! Serving a register store to nodes.
+//!
+//! ```text
+//!   connection task (one per node) ─▶ stream task (one per request) ─┐ bounded queue
+//!                                                                    ▼
+//!                                           thread `romulus-register`: the store
+//! ```
+
+use std::{net::SocketAddr, sync::Arc, thread};
+
+use arbiter::{NodeId, Store, StoreError};
+use quinn::{Connection, RecvStream, SendStream, ServerConfig};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::AbortHandle,
+    time::timeout,
+};
+
+use crate::{
+    Options,
+    doorway::{self, AcceptError, Caller},
+    identity::{ALPN_ARBITER, Identity},
+    session::{CloseCode, FrameReader, ReadFault, close},
+    socket::{self, BindError},
+    wire::{self, Answer, Ask, Frame, LIST_RECORDS_MAX, WireError},
+};
+
+/// Requests that wait for the store.
+const JOBS_MAX: usize = 256;
+
+struct Job {
+    ask: Ask,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// An arbiter that serves until it is dropped. Must be made within a tokio
+/// runtime.
+#[derive(Debug)]
+pub struct ArbiterServer {
+    quinn: quinn::Endpoint,
+    local: SocketAddr,
+    door: AbortHandle,
+}
+
+impl ArbiterServer {
+    /// Binds `address` and serves `store` to every node of the cluster.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`].
+    ///
+    /// # Panics
+    ///
+    /// If the system cannot start a thread.
+    pub fn serve(
+        address: SocketAddr,
+        identity: &Identity,
+        options: &Options,
+        store: Box<dyn Store + Send>,
+    ) -> Result<Self, BindError> {
+        options.check()?;
+        let options = Arc::new(options.clone());
+        let mut config = ServerConfig::with_crypto(Arc::new(identity.server(ALPN_ARBITER)?));
+        config.transport_config(options.transport(None));
+        let (quinn, local) = socket::bind(address, identity, &options, config)?;
+        let (jobs, queue) = mpsc::channel(JOBS_MAX);
+        thread::Builder::new()
+            .name("romulus-register".to_owned())
+            .spawn(move || work(store, queue))
+            .expect("the system starts a thread");
+        let door = tokio::spawn(doorway::keep(quinn.clone(), options.clone(), move |admitted| {
+            attend(admitted, jobs.clone(), options.clone())
+        }));
+        Ok(Self { quinn, local, door: door.abort_handle() })
+    }
+
+    /// Where it is bound.
+    #[must_use]
+    pub fn local_address(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Stops serving: requests whose answers are not out yet stay unanswered.
+    /// Waits until the nodes have been told.
+    pub async fn shutdown(self) {
+        self.hang_up();
+        self.quinn.wait_idle().await;
+    }
+
+    fn hang_up(&self) {
+        self.quinn.close((CloseCode::Done as u32).into(), b"the arbiter is shutting down");
+    }
+}
+
+impl Drop for ArbiterServer {
+    fn drop(&mut self) {
+        self.door.abort();
+        self.hang_up();
+    }
+}
+
+/// Owns the store. Ends with the last connection and the door.
+fn work(mut store: Box<dyn Store + Send>, mut jobs: mpsc::Receiver<Job>) {
+    while let Some(Job { ask, answer }) = jobs.blocking_recv() {
+        // Nobody waits any more: a node that asks again does so with a new job.
+        if !answer.is_closed() {
+            let _ = answer.send(decide(store.as_mut(), &ask));
+        }
+    }
+}
+
+fn decide(store: &mut dyn Store, ask: &Ask) -> Answer {
+    let answered = match ask {
+        Ask::Load(vm) => store.load(vm).map(Answer::Record),
+        Ask::Execute(vm, request) => store.execute(vm, request).map(Answer::Outcome),
+        Ask::List(after) => store.list().map(|records| {
+            let mut after: Vec<_> = records
+                .into_iter()
+                .filter(|(vm, _)| after.as_ref().is_none_or(|after| vm > after))
+                .collect();
+            let more = after.len() > LIST_RECORDS_MAX;
+            after.truncate(LIST_RECORDS_MAX);
+            Answer::Records { records: after, more }
+        }),
+    };
+    answered.unwrap_or_else(|error| match &error {
+        StoreError::Illegal(_) => Answer::Denied(error.to_string()),
+        StoreError::Io { .. }
+        | StoreError::Damaged { .. }
+        | StoreError::InUse { .. }
+        | StoreError::Poisoned { .. } => {
+            tracing::error!(%error, "the register store failed");
+            Answer::Failed(error.to_string())
+        }
+    })
+}
+
+async fn attend(
+    admitted: Result<Caller, AcceptError>,
+    jobs: mpsc::Sender<Job>,
+    options: Arc<Options>,
+) {
+    // The doorway has logged who was not admitted.
+    let Ok(Caller { connection, peer, place }) = admitted else { return };
+    drop(place);
+    while let Ok((answers, asks)) = connection.accept_bi().await {
+        let answering = Answering {
+            connection: connection.clone(),
+            peer: peer.clone(),
+            jobs: jobs.clone(),
+            options: options.clone(),
+        };
+        tokio::spawn(answering.run(answers, asks));
+    }
+}
+
+/// One request of one node.
+struct Answering {
+    connection: Connection,
+    peer: NodeId,
+    jobs: mpsc::Sender<Job>,
+    options: Arc<Options>,
+}
+
+impl Answering {
+    async fn run(self, mut answers: SendStream, asks: RecvStream) {
+        let mut reader = FrameReader::new(asks);
+        let Ok(asked) = timeout(self.options.answer_timeout, reader.frame()).await else { return };
+        let (term, ask) = match asked {
+            Ok(Some((term, Frame::Ask(ask)))) => (term, ask),
+            Ok(Some((_, other))) => return self.refuse(&WireError::Unexpected(other.kind())),
+            Ok(None) => return self.refuse(&WireError::Early),
+            Err(ReadFault::Malformed(error)) => return self.refuse(&error),
+            Err(ReadFault::Lost) => return,
+        };
+        let answer = match impostor(&self.peer, &ask) {
+            Some(words) => Answer::Denied(words),
+            None => match self.decided(ask).await {
+                Some(answer) => answer,
+                None => return,
+            },
+        };
+        let bytes = wire::encode(term, &Frame::Answer(answer)).or_else(|error| {
+            let words = format!("the arbiter's answer cannot be sent: {error}");
+            wire::encode(term, &Frame::Answer(Answer::Failed(words)))
+        });
+        if let Ok(bytes) = bytes {
+            let _ = answers.write_all(&bytes).await;
+            let _ = answers.finish();
+        }
+    }
+
+    async fn decided(&self, ask: Ask) -> Option<Answer> {
+        let (answer, decided) = oneshot::channel();
+        self.jobs.send(Job { ask, answer }).await.ok()?;
+        decided.await.ok()
+    }
+
+    fn refuse(&self, error: &WireError) {
+        tracing::warn!(peer = %self.peer, %error, "malformed request");
+        close(&self.connection, CloseCode::Malformed, &error.to_string());
+    }
+}
+
+/// Why `peer` may not ask this, if it speaks for another node.
+fn impostor(peer: &NodeId, ask: &Ask) -> Option<String> {
+    match ask {
+        Ask::Execute(_, request) if request.caller != *peer => {
+            Some(format!("{peer} asked in the name of {}", request.caller))
+        }
+        Ask::Execute(..) | Ask::Load(_) | Ask::List(_) => None,
+    }
+}

@@ -1,0 +1,236 @@
+//! The arbiter's service over loopback: answers, impostors, restarts.
+
+mod cluster;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use arbiter::{
+    FileStore, Operation, Outcome, Record, Register, Request, Stamp, Store, StoreError, Term, VmId,
+};
+use cluster::{ANYWHERE, Cluster, node, path_of, within};
+use romulus_transport::{ArbiterClient, ArbiterServer, AskError, DialError, Options};
+
+fn vm(name: &str) -> VmId {
+    name.parse().unwrap()
+}
+
+fn create(caller: &str, stamp: u64) -> Request {
+    let (expected, operation) = (None, Operation::Create);
+    Request { caller: node(caller), expected, operation, stamp: Stamp::new(stamp) }
+}
+
+fn first(primary: &str) -> Register {
+    Register { term: Term::FIRST, primary: node(primary), in_sync: [].into() }
+}
+
+fn long_lived() -> Options {
+    Options { idle_timeout: Duration::from_secs(600), ..Options::default() }
+}
+
+fn client(cluster: &Cluster, name: &str, address: SocketAddr) -> ArbiterClient {
+    let endpoint = cluster.endpoint_at(name, ANYWHERE, &long_lived());
+    ArbiterClient::new(Arc::new(endpoint), address, node("arbiter"))
+}
+
+/// An arbiter in a runtime of its own, to be killed without a word.
+struct Process {
+    runtime: tokio::runtime::Runtime,
+    server: ArbiterServer,
+}
+
+impl Process {
+    async fn start(cluster: &Cluster, at: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let identity = cluster.identity("arbiter");
+        let path = path_of(&cluster.dir, "register");
+        let serving = within(async {
+            loop {
+                // The one before may not have let go of file and port yet.
+                let _inside = runtime.enter();
+                if let Ok(store) = FileStore::open(&path)
+                    && let Ok(server) =
+                        ArbiterServer::serve(at, &identity, &long_lived(), Box::new(store))
+                {
+                    break server;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        let server = serving.await;
+        Self { runtime, server }
+    }
+
+    fn kill(self) {
+        self.runtime.shutdown_background();
+        drop(self.server);
+    }
+}
+
+#[tokio::test]
+async fn nodes_are_answered() {
+    let cluster = Cluster::new();
+    let process = Process::start(&cluster, ANYWHERE).await;
+    let (a, b) = (
+        client(&cluster, "a", process.server.local_address()),
+        client(&cluster, "b", process.server.local_address()),
+    );
+    assert_eq!(within(a.load(&vm("web"))).await.unwrap(), None);
+    let claimed = within(a.execute(&vm("web"), &create("a", 1))).await.unwrap();
+    assert_eq!(claimed, Outcome::Set(first("a")));
+    let lost = within(b.execute(&vm("web"), &create("b", 2))).await.unwrap();
+    assert_eq!(lost, Outcome::Mismatch(Some(first("a"))));
+    let record = Record { register: first("a"), stamp: Stamp::new(1) };
+    assert_eq!(within(b.load(&vm("web"))).await.unwrap(), Some(record.clone()));
+    assert_eq!(within(b.list()).await.unwrap(), [(vm("web"), record)]);
+    process.kill();
+}
+
+#[tokio::test]
+async fn nobody_asks_in_anothers_name_nor_for_the_impossible() {
+    let cluster = Cluster::new();
+    let process = Process::start(&cluster, ANYWHERE).await;
+    let a = client(&cluster, "a", process.server.local_address());
+    let denied = within(a.execute(&vm("web"), &create("b", 1))).await.unwrap_err();
+    assert_eq!(denied.to_string(), "the arbiter denies the request: a asked in the name of b");
+    assert!(!denied.may_have_happened());
+    let impossible = Request { operation: Operation::Promote, ..create("a", 1) };
+    let denied = within(a.execute(&vm("web"), &impossible)).await.unwrap_err();
+    assert!(matches!(denied, AskError::Denied { .. }), "{denied:?}");
+    assert_eq!(within(a.load(&vm("web"))).await.unwrap(), None);
+    process.kill();
+}
+
+#[tokio::test]
+async fn a_killed_arbiter_comes_back_and_knows_what_it_did() {
+    let cluster = Cluster::new();
+    let process = Process::start(&cluster, ANYWHERE).await;
+    let address = process.server.local_address();
+    let a = client(&cluster, "a", address);
+    within(a.execute(&vm("web"), &create("a", 1))).await.unwrap();
+    process.kill();
+    let process = Process::start(&cluster, address).await;
+    // Over the connection that is dead by now, without the client knowing.
+    let again = within(a.execute(&vm("web"), &create("a", 1))).await.unwrap();
+    assert_eq!(again, Outcome::Set(first("a")));
+    let twin = within(a.execute(&vm("web"), &create("a", 2))).await.unwrap();
+    assert_eq!(twin, Outcome::Mismatch(Some(first("a"))));
+    process.kill();
+}
+
+#[tokio::test]
+async fn an_absent_arbiter_was_not_asked() {
+    let cluster = Cluster::new();
+    let process = Process::start(&cluster, ANYWHERE).await;
+    let address = process.server.local_address();
+    process.kill();
+    let a = client(&cluster, "a", address);
+    let unsent = within(a.execute(&vm("web"), &create("a", 1))).await.unwrap_err();
+    assert!(
+        matches!(&unsent, AskError::Unsent { source: DialError::Unreachable { .. } }),
+        "{unsent:?}"
+    );
+    assert!(!unsent.may_have_happened());
+}
+
+#[tokio::test]
+async fn an_arbiter_of_another_name_or_cluster_was_not_asked() {
+    let cluster = Cluster::new();
+    let process = Process::start(&cluster, ANYWHERE).await;
+    let address = process.server.local_address();
+    let endpoint = Arc::new(cluster.endpoint("a"));
+    let wrong = ArbiterClient::new(endpoint, address, node("b"));
+    let stranger = client(&Cluster::new(), "a", address);
+    for client in [wrong, stranger] {
+        let error = within(client.load(&vm("web"))).await.unwrap_err();
+        assert!(
+            matches!(&error, AskError::Unsent { source: DialError::Certificate { .. } }),
+            "{error:?}"
+        );
+    }
+    process.kill();
+}
+
+/// A store that fails as told.
+struct Failing {
+    inner: FileStore,
+    slow: bool,
+}
+
+impl Store for Failing {
+    fn load(&self, vm: &VmId) -> Result<Option<Record>, StoreError> {
+        self.inner.load(vm)
+    }
+
+    fn execute(&mut self, vm: &VmId, request: &Request) -> Result<Outcome, StoreError> {
+        let outcome = self.inner.execute(vm, request)?;
+        if std::mem::take(&mut self.slow) {
+            // A disk that takes longer than the client waits at first.
+            std::thread::sleep(Duration::from_millis(700));
+            return Ok(outcome);
+        }
+        if request.stamp == Stamp::new(99) {
+            return Err(StoreError::Poisoned { path: "register".into() });
+        }
+        Ok(outcome)
+    }
+
+    fn list(&self) -> Result<Vec<(VmId, Record)>, StoreError> {
+        self.inner.list()
+    }
+}
+
+fn serve_failing(cluster: &Cluster, slow: bool) -> ArbiterServer {
+    let inner = FileStore::open(&path_of(&cluster.dir, "register")).unwrap();
+    let identity = cluster.identity("arbiter");
+    let store = Box::new(Failing { inner, slow });
+    ArbiterServer::serve(ANYWHERE, &identity, &Options::default(), store).unwrap()
+}
+
+#[tokio::test]
+async fn a_late_answer_is_asked_for_again() {
+    let cluster = Cluster::new();
+    let server = serve_failing(&cluster, true);
+    let a = client(&cluster, "a", server.local_address());
+    let claimed = within(a.execute(&vm("web"), &create("a", 1))).await.unwrap();
+    assert_eq!(claimed, Outcome::Set(first("a")));
+    within(server.shutdown()).await;
+}
+
+#[tokio::test]
+async fn a_failed_store_leaves_it_unknown() {
+    let cluster = Cluster::new();
+    let server = serve_failing(&cluster, false);
+    let a = client(&cluster, "a", server.local_address());
+    let unknown = within(a.execute(&vm("web"), &create("a", 99))).await.unwrap_err();
+    assert!(unknown.may_have_happened());
+    assert!(unknown.to_string().contains("restart the arbiter"), "{unknown}");
+    // It did happen, here.
+    assert!(within(a.load(&vm("web"))).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn long_lists_come_whole_and_many_nodes_at_once_are_served() {
+    let cluster = Cluster::new();
+    let server = serve_failing(&cluster, false);
+    let asking = ["a", "b", "c"].map(|name| {
+        let client = client(&cluster, name, server.local_address());
+        tokio::spawn(async move {
+            for number in 0..100 {
+                let vm = vm(&format!("{name}-{number:03}"));
+                client.execute(&vm, &create(name, 1000 + number)).await.unwrap();
+            }
+            client
+        })
+    });
+    let mut clients = Vec::new();
+    for asked in asking {
+        clients.push(within(asked).await.unwrap());
+    }
+    let list = within(clients[0].list()).await.unwrap();
+    assert_eq!(list.len(), 300);
+    assert!(list.is_sorted_by(|(first, _), (second, _)| first < second));
+}
