@@ -4,12 +4,16 @@
 //! `transport`, and ends at SIGTERM or SIGINT; every answer it gave is on disk
 //! by then.
 
-use thiserror::Error;
-
 use arbiter::{FileStore, Store, StoreError};
-use transport::identity::{Identity, IdentityError};
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use transport::{ArbiterServer, BindError, Identity, Options, identity::IdentityError};
 
-use crate::{config::ArbiterConfig, daemon::ShellError, exit::Exit};
+use crate::{
+    config::ArbiterConfig,
+    daemon::{ShellError, runtime},
+    exit::Exit,
+};
 
 /// Why the arbiter could not do its work.
 #[derive(Debug, Error)]
@@ -33,9 +37,9 @@ pub enum ArbiterError {
     /// No threads or no signals.
     #[error(transparent)]
     Shell(#[from] ShellError),
-    /// This build has no way to answer nodes yet.
-    #[error("the arbiter's service is not built yet: use a version of romulus that has it")]
-    NotBuiltYet,
+    /// The address cannot be served.
+    #[error(transparent)]
+    Bind(#[from] BindError),
 }
 
 /// Serves until a signal ends it.
@@ -52,6 +56,20 @@ pub fn run(config: ArbiterConfig) -> Result<Exit, ArbiterError> {
     }
     let store = FileStore::open(&config.store)?;
     let vms = store.list()?.len();
-    tracing::info!(name = %config.name, listen = %config.listen, vms, "the register is open");
-    Err(ArbiterError::NotBuiltYet)
+    runtime()?.block_on(async {
+        let caught = |source| ShellError::System { action: "catch signals", source };
+        let mut terminate = signal(SignalKind::terminate()).map_err(caught)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(caught)?;
+        let options = Options::default();
+        let server = ArbiterServer::serve(config.listen, &identity, &options, Box::new(store))?;
+        let address = server.local_address();
+        tracing::info!(name = %config.name, %address, vms, "the register is open");
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("the arbiter ends");
+        server.shutdown().await;
+        Ok(Exit::Done)
+    })
 }

@@ -195,7 +195,8 @@ fn an_arbiters_file() {
     assert_eq!(config.store, folder.path().join("register"));
     assert_eq!(config.control, None);
     let told = complaint(&text.replace("store", "stroe"));
-    assert!(told.contains("arbiter.store: is missing"), "{told}");
+    let expected = "arbiter.store: is missing: line 4 has `stroe`, did you mean that?";
+    assert!(told.contains(expected), "{told}");
 }
 
 proptest::proptest! {
