@@ -9,6 +9,16 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod arbiter_daemon;
+pub mod backup;
+pub mod cli;
 pub mod config;
 pub mod control;
+pub mod daemon;
+pub mod doctor;
+mod exit;
+pub mod primary;
+pub mod rehearsal;
 pub mod telemetry;
+
+pub use exit::Exit;

@@ -71,16 +71,24 @@ pub enum Command {
         file: PathBuf,
     },
     /// Show whether a VM is protected, and if not, why not
-    #[command(after_help = "Examples:\n  romulus status web-1\n  romulus status /etc/romulus/web-1.toml --json")]
+    #[command(
+        after_help = "Examples:\n  romulus status web-1\n  romulus status /etc/romulus/web-1.toml --json"
+    )]
     Status(StatusArgs),
     /// Show what happened to a VM
-    #[command(after_help = "Examples:\n  romulus events web-1\n  romulus events web-1 --follow --json")]
+    #[command(
+        after_help = "Examples:\n  romulus events web-1\n  romulus events web-1 --follow --json"
+    )]
     Events(EventsArgs),
     /// Hand the guest over to a backup, by plan and without loss
-    #[command(after_help = "Examples:\n  romulus failover web-1\n  romulus failover web-1 --to node-b")]
+    #[command(
+        after_help = "Examples:\n  romulus failover web-1\n  romulus failover web-1 --to node-b"
+    )]
     Failover(FailoverArgs),
     /// Take a backup and bring it in sync while the guest runs
-    #[command(after_help = "Examples:\n  romulus protect web-1\n  romulus protect web-1 --backup node-c --address 10.1.0.3:7700")]
+    #[command(
+        after_help = "Examples:\n  romulus protect web-1\n  romulus protect web-1 --backup node-c --address 10.1.0.3:7700"
+    )]
     Protect(ProtectArgs),
     /// Let a backup go; without one the guest runs unprotected
     #[command(after_help = "Example:\n  romulus unprotect web-1 --backup node-b")]
@@ -98,7 +106,9 @@ pub enum Command {
     #[command(after_help = "Exit code 1 if something that is needed is missing.")]
     Doctor,
     /// Show all of it on this machine, in one minute
-    #[command(after_help = "Examples:\n  romulus demo\n  romulus demo --epoch 10 --memory 1024 --dirty-rate 2000 --keep")]
+    #[command(
+        after_help = "Examples:\n  romulus demo\n  romulus demo --epoch 10 --memory 1024 --dirty-rate 2000 --keep"
+    )]
     Demo(DemoArgs),
     /// Look into configuration files
     Config {

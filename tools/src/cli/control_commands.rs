@@ -9,12 +9,9 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    args::{
-        EventsArgs, FailoverArgs, ProtectArgs, StatusArgs, UnprotectArgs, VmArg,
-    },
+    args::{EventsArgs, FailoverArgs, ProtectArgs, StatusArgs, UnprotectArgs, VmArg},
     failure::Failure,
-    progress, render,
-    target,
+    progress, render, target,
 };
 use crate::{
     control::{Accepted, Client, FailoverBody, ProtectBody, UnprotectBody},
@@ -65,8 +62,7 @@ pub(super) fn unprotect(arguments: &UnprotectArgs, json: bool) -> Result<Exit, F
 
 pub(super) fn protect(arguments: &ProtectArgs, json: bool) -> Result<Exit, Failure> {
     let client = target::client(&arguments.vm.vm)?;
-    let body =
-        ProtectBody { backup: arguments.backup.clone(), address: arguments.address };
+    let body = ProtectBody { backup: arguments.backup.clone(), address: arguments.address };
     wait(begin_protection(&client, &body, arguments, json))?
 }
 

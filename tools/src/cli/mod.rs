@@ -13,7 +13,7 @@ use std::{ffi::OsString, io::Write};
 use clap::{Parser, error::ErrorKind};
 
 pub use self::{
-    args::{Cli, Command, DemoArgs},
+    args::{Cli, Command, DemoArgs, ProbeClientArgs},
     failure::Failure,
     target::{ENV_RUN_DIR, RUN_DIR},
 };
@@ -69,12 +69,23 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
 }
 
 /// With `--json` the error is an object on stdout, so that scripts find it
-/// where they read; people find it on stderr.
+/// where they read; people find it on stderr, with its causes.
 fn report(failure: &Failure, json: bool) {
     if json {
         let body = failure.body();
         let _ = writeln!(std::io::stdout(), "{}", serde_json::to_string(&body).unwrap_or_default());
-    } else {
-        let _ = writeln!(std::io::stderr(), "romulus: {failure}");
+        return;
     }
+    let mut told = failure.to_string();
+    let mut text = format!("romulus: {told}\n");
+    let mut cause = std::error::Error::source(failure);
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !told.contains(&words) {
+            text.push_str(&format!("  because {words}\n"));
+        }
+        told = words;
+        cause = error.source();
+    }
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }

@@ -64,7 +64,10 @@ pub(super) fn status(status: &Status) -> String {
     row("held", bytes(status.held_bytes));
     row("pause", percentiles(&status.pause_us));
     row("commit", percentiles(&status.commit_us));
-    row("wire", format!("{} per epoch, {} epochs", bytes(status.wire_bytes_per_epoch), status.epochs));
+    row(
+        "wire",
+        format!("{} per epoch, {} epochs", bytes(status.wire_bytes_per_epoch), status.epochs),
+    );
     let refused = &status.refused;
     row(
         "refused",
@@ -101,13 +104,9 @@ pub(super) fn event(event: &EventRecord) -> String {
 }
 
 pub(super) fn verification(report: &VerifyReport) -> String {
-    let verdict = if report.equal {
-        paint(Colour::Green, "equal")
-    } else {
-        paint(Colour::Red, "different")
-    };
-    let mut text =
-        format!("{verdict}: {} pages at epoch {}\n", report.pages, report.epoch);
+    let verdict =
+        if report.equal { paint(Colour::Green, "equal") } else { paint(Colour::Red, "different") };
+    let mut text = format!("{verdict}: {} pages at epoch {}\n", report.pages, report.epoch);
     let _ = writeln!(text, "  {:LABEL_WIDTH$} {}", "primary", report.digest);
     for backup in &report.backups {
         let _ = write!(text, "  {:LABEL_WIDTH$} {}", backup.node.as_str(), backup.digest);

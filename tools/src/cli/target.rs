@@ -22,7 +22,9 @@ pub enum TargetError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// Neither a file nor a name.
-    #[error("`{given}` is neither a VM.toml, nor a control socket, nor a VM's name: try `/etc/romulus/web-1.toml` or `web-1`")]
+    #[error(
+        "`{given}` is neither a VM.toml, nor a control socket, nor a VM's name: try `/etc/romulus/web-1.toml` or `web-1`"
+    )]
     Unclear {
         /// What was typed.
         given: String,

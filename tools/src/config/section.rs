@@ -92,14 +92,18 @@ impl<'a> Section<'a> {
         Some(Found { value: spanned.into_inner(), line, key: self.full(key) })
     }
 
-    /// A complaint about a key that is not there.
+    /// A complaint about a key that is not there, or is there under a name
+    /// that nearly fits.
     pub(super) fn missing(&self, key: &str, example: &str) -> Fault {
-        Fault {
-            line: self.line,
-            key: self.full(key),
-            problem: "is missing".to_owned(),
-            remedy: format!("add it, for example {example}"),
-        }
+        let written = self.table.keys().find(|name| is_near(name.get_ref(), key));
+        let remedy = match written {
+            Some(name) => {
+                let line = self.source.line(name.span().start);
+                format!("line {line} has `{}`, did you mean that?", name.get_ref())
+            }
+            None => format!("add it, for example {example}"),
+        };
+        Fault { line: self.line, key: self.full(key), problem: "is missing".to_owned(), remedy }
     }
 
     /// A sub-table, if it is there.
@@ -140,15 +144,6 @@ impl<'a> Section<'a> {
             DeValue::String(text) => Ok(Some(found.with(text.to_string()))),
             other => Err(mismatch(&found.key, found.line, "a text in quotes", other.type_str())),
         }
-    }
-
-    /// A text that must be there.
-    pub(super) fn text_required(
-        &mut self,
-        key: &'static str,
-        example: &str,
-    ) -> Result<Found<String>, Fault> {
-        self.text(key)?.ok_or_else(|| self.missing(key, example))
     }
 
     /// A text that is parsed further, if it is there.
@@ -252,11 +247,10 @@ impl<'a> Section<'a> {
         let known = self.known.borrow();
         let near = known
             .iter()
-            .map(|name| (edit_distance(key.get_ref(), name), *name))
-            .min()
-            .filter(|(distance, name)| *distance <= 1 + name.len() / 4);
+            .filter(|name| is_near(key.get_ref(), name))
+            .min_by_key(|name| edit_distance(key.get_ref(), name));
         let remedy = match near {
-            Some((_, name)) => format!("did you mean `{name}`?"),
+            Some(name) => format!("did you mean `{name}`?"),
             None => format!("known here are {}", known.join(", ")),
         };
         Err(Fault {
@@ -275,6 +269,11 @@ fn mismatch(key: &str, line: usize, expected: &str, have: &str) -> Fault {
         problem: format!("is of the type {have}"),
         remedy: format!("it must be {expected}"),
     }
+}
+
+/// Whether `written` is probably a slip of the pen for `name`.
+fn is_near(written: &str, name: &str) -> bool {
+    edit_distance(written, name) <= 1 + name.len() / 4
 }
 
 /// Levenshtein's distance: insertions, deletions and changes of single characters.

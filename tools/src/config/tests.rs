@@ -67,57 +67,104 @@ fn a_sound_file_and_its_defaults() {
     assert_eq!(config.peers.len(), 1);
 }
 
+/// A sound line, what is written instead, and the complaint.
+const MISTAKES: &[(&str, &str, &str)] = &[
+    (
+        "epoch_ms = 10",
+        "epcoh_ms = 10",
+        "vm.toml:29: replication.epcoh_ms: is not a setting: did you mean `epoch_ms`?",
+    ),
+    ("[network]", "[netwrk]", "vm.toml:7: netwrk: is not a setting: did you mean `network`?"),
+    ("vcpus = 2", "vcpus = 65", "vm.toml:4: vm.vcpus: 65 is out of range: use 1 to 64 vCPUs"),
+    ("vcpus = 2", "vcpus = -1", "vm.toml:4: vm.vcpus: -1 is out of range: use 1 to 64 vCPUs"),
+    (
+        "vcpus = 2",
+        "vcpus = \"2\"",
+        "vm.toml:4: vm.vcpus: is of the type string: it must be a whole number",
+    ),
+    (
+        "memory_mib = 512",
+        "memory_mib = 32",
+        "vm.toml:3: vm.memory_mib: 32 is out of range: use 64 to 1048576 MiB",
+    ),
+    (
+        "memory_mib = 512\n",
+        "",
+        "vm.toml:1: vm.memory_mib: is missing: add it, for example memory_mib = 512",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"gone.elf\"",
+        "vm.toml:5: vm.kernel: cannot read gone.elf: No such file or directory (os error 2): name a readable ELF file, or \"probe\" for the guest that is built in",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\nboot = \"bios\"",
+        "vm.toml:6: vm.boot: \"bios\" is no choice: use one of \"auto\", \"pvh\", \"long-mode\"",
+    ),
+    (
+        "name = \"web-1\"",
+        "name = \"Web\"",
+        "vm.toml:2: vm.name: \"Web\": `Web` is no name: use 1 to 63 of a-z, 0-9 and `-`, beginning and ending with a letter or digit: write it like name = \"web-1\"",
+    ),
+    (
+        "52:54:00:00:00:01",
+        "53:54:00:00:00:01",
+        "vm.toml:9: network.mac: \"53:54:00:00:00:01\": a group's address or none, where one station's is needed: write it like mac = \"52:54:00:00:00:01\"",
+    ),
+    (
+        "tap = \"tap0\"",
+        "tap = \"a-very-long-interface\"",
+        "vm.toml:8: network.tap: \"a-very-long-interface\": no interface name, which has 1 to 15 of letters, digits, `-`, `_` and `.`: write it like tap = \"tap0\"",
+    ),
+    (
+        "listen = \"10.1.0.1:7700\"",
+        "listen = \"10.1.0.1\"",
+        "vm.toml:13: node.listen: \"10.1.0.1\": invalid socket address syntax: write it like listen = \"10.1.0.1:7700\"",
+    ),
+    (
+        "state_dir = \"state\"",
+        "state_dir = \"ca.pem/x\"",
+        "vm.toml:14: node.state_dir: ca.pem is no folder: name a folder, or one that can be created",
+    ),
+    ("key = \"node.key\"", "key = \"\"", "vm.toml:18: node.key: is empty: name a path"),
+    (
+        "name = \"node-b\"",
+        "name = \"node-a\"",
+        "vm.toml:21: peers.name: node-a is this node itself: list only the other nodes",
+    ),
+    (
+        "name = \"node-b\"",
+        "name = \"arbiter\"",
+        "vm.toml:21: peers.name: arbiter is the arbiter: give the arbiter and the nodes names of their own",
+    ),
+    (
+        "[arbiter]\n",
+        "[[peers]]\nname = \"node-b\"\naddress = \"10.1.0.3:1\"\n[arbiter]\n",
+        "vm.toml:25: peers.name: node-b is listed twice: list every node once",
+    ),
+    (
+        "epoch_ms = 10",
+        "heartbeat_ms = 60",
+        "vm.toml:28: replication.detection_ms: 150 ms are less than 3 heartbeats of 60 ms: use at least 180, or a shorter heartbeat_ms",
+    ),
+    (
+        "epoch_ms = 10",
+        "epoch_ms = 150\ndrop_ms = 900",
+        "vm.toml:28: replication.detection_ms: 150 ms are not more than an epoch of 150 ms: use more than 150, or a shorter epoch_ms",
+    ),
+    (
+        "epoch_ms = 10",
+        "resend_outputs = 1",
+        "vm.toml:29: replication.resend_outputs: is of the type integer: it must be true or false",
+    ),
+    ("[vm]", "[vm", "vm.toml:1: unclosed table, expected `]`: correct the TOML syntax"),
+];
 #[test]
 fn what_can_be_written_wrongly() {
-    let cases = [
-        ("epoch_ms = 10", "epcoh_ms = 10",
-         "vm.toml:28: replication.epcoh_ms: is not a setting: did you mean `epoch_ms`?"),
-        ("[network]", "[netwrk]",
-         "vm.toml:7: netwrk: is not a setting: did you mean `network`?"),
-        ("vcpus = 2", "vcpus = 65",
-         "vm.toml:4: vm.vcpus: 65 is out of range: use 1 to 64 vCPUs"),
-        ("vcpus = 2", "vcpus = -1",
-         "vm.toml:4: vm.vcpus: -1 is out of range: use 1 to 64 vCPUs"),
-        ("vcpus = 2", "vcpus = \"2\"",
-         "vm.toml:4: vm.vcpus: is of the type string: it must be a whole number"),
-        ("memory_mib = 512", "memory_mib = 32",
-         "vm.toml:3: vm.memory_mib: 32 is out of range: use 64 to 1048576 MiB"),
-        ("memory_mib = 512\n", "",
-         "vm.toml:1: vm.memory_mib: is missing: add it, for example memory_mib = 512"),
-        ("kernel = \"probe\"", "kernel = \"gone.elf\"",
-         "vm.toml:5: vm.kernel: cannot read gone.elf: No such file or directory (os error 2): name a readable ELF file, or \"probe\" for the guest that is built in"),
-        ("kernel = \"probe\"", "kernel = \"probe\"\nboot = \"bios\"",
-         "vm.toml:6: vm.boot: \"bios\" is no choice: use one of \"auto\", \"pvh\", \"long-mode\""),
-        ("name = \"web-1\"", "name = \"Web\"",
-         "vm.toml:2: vm.name: \"Web\": `Web` is no name: use 1 to 63 of a-z, 0-9 and `-`, beginning and ending with a letter or digit: write it like name = \"web-1\""),
-        ("52:54:00:00:00:01", "53:54:00:00:00:01",
-         "vm.toml:9: network.mac: \"53:54:00:00:00:01\": a group's address or none, where one station's is needed: write it like mac = \"52:54:00:00:00:01\""),
-        ("tap = \"tap0\"", "tap = \"a-very-long-interface\"",
-         "vm.toml:8: network.tap: \"a-very-long-interface\": no interface name, which has 1 to 15 of letters, digits, `-`, `_` and `.`: write it like tap = \"tap0\""),
-        ("listen = \"10.1.0.1:7700\"", "listen = \"10.1.0.1\"",
-         "vm.toml:13: node.listen: \"10.1.0.1\": invalid socket address syntax: write it like listen = \"10.1.0.1:7700\""),
-        ("state_dir = \"state\"", "state_dir = \"ca.pem/x\"",
-         "vm.toml:14: node.state_dir: ca.pem is no folder: name a folder, or one that can be created"),
-        ("key = \"node.key\"", "key = \"\"",
-         "vm.toml:18: node.key: is empty: name a path"),
-        ("name = \"node-b\"", "name = \"node-a\"",
-         "vm.toml:21: peers.name: node-a is this node itself: list only the other nodes"),
-        ("name = \"node-b\"", "name = \"arbiter\"",
-         "vm.toml:21: peers.name: arbiter is the arbiter: give the arbiter and the nodes names of their own"),
-        ("[arbiter]\n", "[[peers]]\nname = \"node-b\"\naddress = \"10.1.0.3:1\"\n[arbiter]\n",
-         "vm.toml:25: peers.name: node-b is listed twice: list every node once"),
-        ("epoch_ms = 10", "heartbeat_ms = 60",
-         "vm.toml:27: replication.detection_ms: 150 ms are less than 3 heartbeats of 60 ms: use at least 180, or a shorter heartbeat_ms"),
-        ("epoch_ms = 10", "epoch_ms = 150\ndrop_ms = 900",
-         "vm.toml:27: replication.detection_ms: 150 ms are not more than an epoch of 150 ms: use more than 150, or a shorter epoch_ms"),
-        ("epoch_ms = 10", "resend_outputs = 1",
-         "vm.toml:28: replication.resend_outputs: is of the type integer: it must be true or false"),
-        ("[vm]", "[vm",
-         "vm.toml:1: unclosed table, expected `]`: correct the TOML syntax"),
-    ];
-    for (sound, wrong, expected) in cases {
+    for (sound, wrong, expected) in MISTAKES {
         assert!(SOUND.contains(sound), "{sound}");
-        assert_eq!(complaint(&SOUND.replacen(sound, wrong, 1)), expected);
+        assert_eq!(complaint(&SOUND.replacen(sound, wrong, 1)), *expected);
     }
 }
 
@@ -125,7 +172,10 @@ fn what_can_be_written_wrongly() {
 fn a_long_socket_path_is_refused() {
     let long = format!("/{}.sock", "x".repeat(120));
     let told = complaint(&SOUND.replacen("web-1.sock", &long, 1));
-    assert!(told.contains("node.control: a socket's path has at most 107 bytes, not 126"), "{told}");
+    assert!(
+        told.contains("node.control: a socket's path has at most 107 bytes, not 126"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -146,7 +196,8 @@ fn an_arbiters_file() {
     assert_eq!(config.store, folder.path().join("register"));
     assert_eq!(config.control, None);
     let told = complaint(&text.replace("store", "stroe"));
-    assert!(told.contains("arbiter.store: is missing"), "{told}");
+    let expected = "arbiter.store: is missing: line 4 has `stroe`, did you mean that?";
+    assert!(told.contains(expected), "{told}");
 }
 
 proptest::proptest! {

@@ -27,9 +27,7 @@ const STAGING_MIB_MIN: u64 = 256;
 
 pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
     let mut root = Source::new(text).parse()?;
-    let mut required = |key, example| {
-        root.section(key)?.ok_or_else(|| root.missing(key, example))
-    };
+    let mut required = |key, example| root.section(key)?.ok_or_else(|| root.missing(key, example));
     let vm = required("vm", "[vm] with name, memory_mib, vcpus and kernel")?;
     let node = required("node", "[node] with name, listen, state_dir, control, ca, cert and key")?;
     let arbiter = required("arbiter", "[arbiter] with name and address")?;
@@ -156,8 +154,7 @@ fn parse_peers(
     let mut seen = BTreeSet::new();
     let mut peers = Vec::new();
     for mut section in sections {
-        let name: Found<arbiter::NodeId> =
-            section.parsed_required("name", "name = \"node-b\"")?;
+        let name: Found<arbiter::NodeId> = section.parsed_required("name", "name = \"node-b\"")?;
         let address = section.parsed_required("address", "address = \"10.1.0.2:7700\"")?.value;
         section.finish()?;
         if name.value == node.name {
@@ -173,10 +170,9 @@ fn parse_peers(
             ));
         }
         if !seen.insert(name.value.clone()) {
-            return Err(name.fault(
-                format!("{} is listed twice", name.value),
-                "list every node once",
-            ));
+            return Err(
+                name.fault(format!("{} is listed twice", name.value), "list every node once")
+            );
         }
         peers.push(Peer { name: name.value, address });
     }
@@ -190,9 +186,8 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let drop = section.number("drop_ms", 120, 1..=600_000, " ms")?;
     check_timing(&epoch, &heartbeat, &detection, &drop)?;
     let staging_default = u64::from(vm.memory_mib.get() / 2).max(STAGING_MIB_MIN);
-    let mut mib = |key, default| {
-        nonzero_u32(&section.number(key, default, 1..=MEMORY_MIB_MAX, " MiB")?)
-    };
+    let mut mib =
+        |key, default| nonzero_u32(&section.number(key, default, 1..=MEMORY_MIB_MAX, " MiB")?);
     let in_flight_mib_max = mib("in_flight_mib_max", 256)?;
     let held_output_mib_max = mib("held_output_mib_max", 64)?;
     let staging_mib_max = mib("staging_mib_max", staging_default)?;

@@ -24,9 +24,9 @@ pub use self::{
     server::{Surface, serve},
     socket::{ControlSocket, SocketError},
     types::{
-        Accepted, ArbiterState, Behind, ErrorBody, EventKind, EventPage, EventRecord,
-        FailoverBody, Features, GuestState, PeerState, PeerStatus, Percentiles, ProtectBody,
-        Protection, Refused as RefusedCounts, Role, SeedProgress, Severity, Status, UnprotectBody,
+        Accepted, ArbiterState, Behind, ErrorBody, EventKind, EventPage, EventRecord, FailoverBody,
+        Features, GuestState, PeerState, PeerStatus, Percentiles, ProtectBody, Protection,
+        Refused as RefusedCounts, Role, SeedProgress, Severity, Status, UnprotectBody,
         VerifiedBackup, VerifyReport,
     },
 };

@@ -138,18 +138,12 @@ async fn console_input(
     surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::ConsoleInput { bytes, reply }).await
 }
 
-async fn failover(
-    State(surface): State<Surface>,
-    body: Bytes,
-) -> Result<Json<Accepted>, ApiError> {
+async fn failover(State(surface): State<Surface>, body: Bytes) -> Result<Json<Accepted>, ApiError> {
     let FailoverBody { to } = parse(&body, "{\"to\": \"node-b\"}, or nothing")?;
     surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::Failover { to, reply }).await
 }
 
-async fn protect(
-    State(surface): State<Surface>,
-    body: Bytes,
-) -> Result<Json<Accepted>, ApiError> {
+async fn protect(State(surface): State<Surface>, body: Bytes) -> Result<Json<Accepted>, ApiError> {
     let hint = "{\"backup\": \"node-b\", \"address\": \"10.1.0.2:7700\"}, or nothing";
     let ProtectBody { backup, address } = parse(&body, hint)?;
     surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::Protect { backup, address, reply }).await

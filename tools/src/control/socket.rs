@@ -66,7 +66,11 @@ impl ControlSocket {
         };
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             let mut builder = fs::DirBuilder::new();
-            builder.recursive(true).mode(0o755).create(folder).map_err(fail("make the folder of"))?;
+            builder
+                .recursive(true)
+                .mode(0o755)
+                .create(folder)
+                .map_err(fail("make the folder of"))?;
         }
         refuse_occupied(path)?;
         let staged = staging_name(path);
@@ -103,9 +107,7 @@ fn staging_name(path: &Path) -> PathBuf {
 fn refuse_occupied(path: &Path) -> Result<(), SocketError> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => {
-            Err(SocketError::Io { action: "look at", path: path.to_owned(), source })
-        }
+        Err(source) => Err(SocketError::Io { action: "look at", path: path.to_owned(), source }),
         Ok(metadata) if !metadata.file_type().is_socket() => {
             Err(SocketError::NotASocket { path: path.to_owned() })
         }

@@ -151,3 +151,38 @@ async fn pass_signals(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::{Signal as Raised, raise};
+
+    use super::*;
+    use crate::control::{Accepted, Client, ClientError};
+
+    #[test]
+    fn operators_and_signals_reach_the_core() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vm.sock");
+        let runtime = runtime().unwrap();
+        let mut shell = Shell::start(&runtime, &path).unwrap();
+        let client = Client::new(&path);
+        let asked = runtime.spawn({
+            let client = client.clone();
+            async move { client.stop().await }
+        });
+        let Some(ControlRequest::Stop { reply, .. }) = shell.requests.blocking_recv() else {
+            panic!("the operator's wish got lost");
+        };
+        reply.send(Ok(Accepted { message: "ending".to_owned() })).unwrap();
+        assert_eq!(runtime.block_on(asked).unwrap().unwrap().message, "ending");
+
+        raise(Raised::SIGTERM).unwrap();
+        let Some(ControlRequest::Stop { reason, .. }) = shell.requests.blocking_recv() else {
+            panic!("the signal got lost");
+        };
+        assert_eq!(reason, "SIGTERM");
+        runtime.block_on(shell.finish());
+        let answer = runtime.block_on(client.status());
+        assert!(matches!(answer, Err(ClientError::Absent { .. })), "{answer:?}");
+    }
+}

@@ -64,8 +64,7 @@ impl EventLog {
     pub fn after(&self, after: u64) -> EventPage {
         let kept = self.kept.lock().expect("no holder panics");
         let oldest = kept.front().map_or(1, |event| event.sequence);
-        let events: Vec<_> =
-            kept.iter().filter(|event| event.sequence > after).cloned().collect();
+        let events: Vec<_> = kept.iter().filter(|event| event.sequence > after).cloned().collect();
         EventPage {
             next_after: events.last().map_or(after, |event| event.sequence),
             forgotten: oldest.saturating_sub(after.saturating_add(1)),

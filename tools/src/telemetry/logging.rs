@@ -30,9 +30,9 @@ pub fn init(format: LogFormat, verbosity: u8) {
         LogFormat::Human => registry
             .with(fmt::layer().with_writer(io::stderr).with_target(false).with_ansi(coloured()))
             .try_init(),
-        LogFormat::Json => {
-            registry.with(fmt::layer().json().flatten_event(true).with_writer(io::stderr)).try_init()
-        }
+        LogFormat::Json => registry
+            .with(fmt::layer().json().flatten_event(true).with_writer(io::stderr))
+            .try_init(),
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, "logging was set up before");

@@ -196,7 +196,12 @@ mod tests {
         assert!((249..=251).contains(&percentiles.p50), "{percentiles:?}");
         assert!((749..=751).contains(&percentiles.max), "{percentiles:?}");
         let text = metrics.render();
-        for line in ["romulus_wire_bytes_total 4000", "romulus_held_output_bytes 77", "romulus_pause_seconds_count 2", "# HELP romulus_protected Whether a failure now would lose nothing: 1 or 0."] {
+        for line in [
+            "romulus_wire_bytes_total 4000",
+            "romulus_held_output_bytes 77",
+            "romulus_pause_seconds_count 2",
+            "# HELP romulus_protected Whether a failure now would lose nothing: 1 or 0.",
+        ] {
             assert!(text.contains(line), "{line} is not in:\n{text}");
         }
     }

@@ -1,0 +1,13 @@
+//! Rehearsing failures on one machine: hosts as network namespaces, and a
+//! client that notices whatever a guest forgets.
+
+pub mod netns;
+mod probe_args;
+pub mod probe_client;
+mod probe_lane;
+mod probe_report;
+
+pub use self::{
+    probe_client::{ProbeClientError, print_line},
+    probe_report::{Gap, ProbeReport, ProbeSettings, Progress},
+};
