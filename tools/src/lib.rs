@@ -1,1 +1,5 @@
 //! The composition root.
+
+#![forbid(unsafe_code)]
+
+pub mod probe_guest;
