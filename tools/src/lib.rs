@@ -17,7 +17,9 @@ pub mod control;
 pub mod daemon;
 pub mod doctor;
 mod exit;
+pub mod node;
 pub mod primary;
+pub mod probe_guest;
 pub mod rehearsal;
 pub mod telemetry;
 

@@ -55,7 +55,7 @@ async fn both_sides_are_heard_in_order() {
     assert_eq!(ended.to_string(), "a ended the session: the drill is over");
     let ended = within(primary.receiver.next()).await;
     assert_eq!(ended, Err(SessionError::Ended { peer: node("b") }));
-    assert!(primary.control.send(TERM, ToBackup::Heartbeat).is_err());
+    assert!(primary.control.send(TERM, ToBackup::Heartbeat { ping: 1 }).is_err());
 }
 
 #[tokio::test]
@@ -161,14 +161,14 @@ async fn messages_pass_chunks_that_nobody_takes() {
     // The first chunk proves that the flood is here, before the message is.
     assert!(matches!(within(backup.receiver.next()).await, Ok(Incoming::Chunk(..))));
     for _ in 0..5 {
-        primary.control.send(TERM, ToBackup::Heartbeat).unwrap();
+        primary.control.send(TERM, ToBackup::Heartbeat { ping: 1 }).unwrap();
         // At most what was read already may come before the message.
         let mut chunks = 0;
         while let Incoming::Chunk(..) = within(backup.receiver.next()).await.unwrap() {
             chunks += 1;
         }
         assert!(chunks < 60, "{chunks} chunks before a message");
-        backup.control.send(TERM, ToPrimary::Heartbeat).unwrap();
+        backup.control.send(TERM, ToPrimary::Heartbeat { pong: 1 }).unwrap();
         within(primary.receiver.next()).await.unwrap();
     }
     primary.link.close("enough");
@@ -223,9 +223,9 @@ async fn a_frame_that_waited_while_the_floor_rose_is_stale() {
     backup.floor.raise(Term::new(6));
     let heard = within(backup.receiver.next()).await;
     assert_eq!(heard, Ok(Incoming::Stale { term: TERM, chunk: None }));
-    backup.control.send(Term::new(6), ToPrimary::Heartbeat).unwrap();
+    backup.control.send(Term::new(6), ToPrimary::Heartbeat { pong: 1 }).unwrap();
     let answer = within(primary.receiver.next()).await;
-    assert_eq!(answer, Ok((Term::new(6), ToPrimary::Heartbeat)));
+    assert_eq!(answer, Ok((Term::new(6), ToPrimary::Heartbeat { pong: 1 })));
 }
 
 #[tokio::test]
@@ -234,7 +234,7 @@ async fn finishing_delivers_everything() {
     let (a, b) = (cluster.endpoint("a"), cluster.endpoint("b"));
     let (primary, mut backup) = cluster.session(&a, &b, "b").await;
     for _ in 0..500 {
-        primary.control.send(TERM, ToBackup::Heartbeat).unwrap();
+        primary.control.send(TERM, ToBackup::Heartbeat { ping: 1 }).unwrap();
     }
     let farewell = ToBackup::Farewell { reason: "powered off".into() };
     primary.control.send(TERM, farewell.clone()).unwrap();
@@ -267,7 +267,7 @@ fn garbage() -> Vec<(Vec<u8>, &'static str)> {
         (with(4, &[0xff; 4]), "beyond its limit"),
         (with(16, &[1]), "reserved"),
         (
-            wire::encode(TERM, &Frame::ToPrimary(ToPrimary::Heartbeat)).unwrap(),
+            wire::encode(TERM, &Frame::ToPrimary(ToPrimary::Heartbeat { pong: 1 })).unwrap(),
             "a backup's heartbeat frame has no place here",
         ),
     ]
@@ -408,17 +408,17 @@ async fn after_a_killed_peer_came_back_the_old_session_ends_and_a_new_one_stands
     let first = Process::start(&cluster, "b", ANYWHERE).await;
     let address = first.endpoint.local_address();
     let (mut primary, backup) = cluster.session(&a, &first.endpoint, "b").await;
-    backup.control.send(TERM, ToPrimary::Heartbeat).unwrap();
+    backup.control.send(TERM, ToPrimary::Heartbeat { pong: 1 }).unwrap();
     within(primary.receiver.next()).await.unwrap();
     first.kill();
     drop(backup);
     let second = Process::start(&cluster, "b", address).await;
     let (mut again, backup) = cluster.session(&a, &second.endpoint, "b").await;
-    backup.control.send(TERM, ToPrimary::Heartbeat).unwrap();
-    assert_eq!(within(again.receiver.next()).await, Ok((TERM, ToPrimary::Heartbeat)));
+    backup.control.send(TERM, ToPrimary::Heartbeat { pong: 1 }).unwrap();
+    assert_eq!(within(again.receiver.next()).await, Ok((TERM, ToPrimary::Heartbeat { pong: 1 })));
     // The successor does not know the old connection and says so to the next
     // packet of it, long before its idle timeout.
-    let _ = primary.control.send(TERM, ToBackup::Heartbeat);
+    let _ = primary.control.send(TERM, ToBackup::Heartbeat { ping: 1 });
     match within(primary.receiver.next()).await {
         Err(SessionError::Lost { source, .. }) => assert_eq!(source, quinn::ConnectionError::Reset),
         other => panic!("{other:?}"),

@@ -104,14 +104,16 @@ fn golden_session() -> Vec<(Frame, String)> {
     let hand_over = ToBackup::HandOver { epoch, register: register(&[]) };
     let nack = ToPrimary::Nack { epoch, chunks: vec![1, 9] };
     vec![
-        to_backup(ToBackup::Heartbeat, ""),
+        to_backup(ToBackup::Heartbeat { ping: 2 }, &two),
         to_backup(ToBackup::BeginSeed, ""),
         to_backup(ToBackup::Close(joining), &format!("{two} 01 03000000 04000000 {five} {cc}")),
         to_backup(ToBackup::Close(close), &format!("{two} 00 00000000 04000000 {five} {cc}")),
         to_backup(ToBackup::Membership(register(&["b"])), &pair),
         to_backup(hand_over, &format!("{two} {alone}")),
         to_backup(ToBackup::Farewell { reason: "x".into() }, "010078"),
-        to_primary(ToPrimary::Heartbeat, ""),
+        to_backup(ToBackup::Verify { epoch }, &two),
+        to_primary(ToPrimary::Heartbeat { pong: 5 }, &five),
+        to_primary(ToPrimary::Verified { epoch, digest }, &format!("{two} {cc}")),
         to_primary(ToPrimary::SeedAck { chunks: 3 }, "03000000"),
         to_primary(ack, &format!("{two}{one}")),
         to_primary(nack, &format!("{two} 0200 01000000 09000000")),
@@ -334,7 +336,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
             let vm = vm.parse().unwrap();
             Frame::Ask(Ask::Execute(vm, request(Operation::Promote, Some(register))))
         }),
-        Just(Frame::ToPrimary(ToPrimary::Heartbeat)),
+        any::<u64>().prop_map(|pong| Frame::ToPrimary(ToPrimary::Heartbeat { pong })),
     ]
 }
 

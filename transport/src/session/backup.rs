@@ -110,6 +110,17 @@ impl BackupReceiver {
         Ok(self.sift(incoming))
     }
 
+    /// As [`BackupReceiver::next`], but leaves chunks where they are: for a
+    /// reader that has no room for another one. May be cancelled.
+    ///
+    /// # Errors
+    ///
+    /// As [`BackupReceiver::next`].
+    pub async fn next_control(&mut self) -> Result<Incoming, SessionError> {
+        let incoming = self.control.recv().await.ok_or_else(|| self.link.error())?;
+        Ok(self.sift(incoming))
+    }
+
     /// The floor may have been raised since the frame was read.
     fn sift(&self, incoming: Incoming) -> Incoming {
         match incoming {

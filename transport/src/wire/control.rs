@@ -13,18 +13,27 @@ use super::{
 
 pub(super) fn to_backup_kind(message: &ToBackup) -> Kind {
     match message {
-        ToBackup::Heartbeat => Kind::PrimaryHeartbeat,
+        ToBackup::Heartbeat { .. } => Kind::PrimaryHeartbeat,
         ToBackup::BeginSeed => Kind::BeginSeed,
         ToBackup::Close(_) => Kind::Close,
         ToBackup::Membership(_) => Kind::Membership,
         ToBackup::HandOver { .. } => Kind::HandOver,
+        ToBackup::Verify { .. } => Kind::Verify,
         ToBackup::Farewell { .. } => Kind::Farewell,
     }
 }
 
 pub(super) fn write_to_backup(writer: &mut Writer, message: &ToBackup) -> Result<(), WireError> {
     match message {
-        ToBackup::Heartbeat | ToBackup::BeginSeed => Ok(()),
+        ToBackup::BeginSeed => Ok(()),
+        ToBackup::Heartbeat { ping: number } => {
+            writer.u64(*number);
+            Ok(())
+        }
+        ToBackup::Verify { epoch } => {
+            writer.u64(epoch.get());
+            Ok(())
+        }
         ToBackup::Close(close) => {
             write_close(writer, close);
             Ok(())
@@ -43,7 +52,7 @@ pub(super) fn write_to_backup(writer: &mut Writer, message: &ToBackup) -> Result
 
 pub(super) fn read_to_backup(kind: Kind, reader: &mut Reader<'_>) -> Result<ToBackup, WireError> {
     match kind {
-        Kind::PrimaryHeartbeat => Ok(ToBackup::Heartbeat),
+        Kind::PrimaryHeartbeat => Ok(ToBackup::Heartbeat { ping: reader.u64()? }),
         Kind::BeginSeed => Ok(ToBackup::BeginSeed),
         Kind::Close => read_close(reader).map(ToBackup::Close),
         Kind::Membership => read_register(reader).map(ToBackup::Membership),
@@ -51,6 +60,7 @@ pub(super) fn read_to_backup(kind: Kind, reader: &mut Reader<'_>) -> Result<ToBa
             let epoch = Epoch::new(reader.u64()?);
             Ok(ToBackup::HandOver { epoch, register: read_register(reader)? })
         }
+        Kind::Verify => Ok(ToBackup::Verify { epoch: Epoch::new(reader.u64()?) }),
         Kind::Farewell => Ok(ToBackup::Farewell { reason: reader.text(TEXT_BYTES_MAX)? }),
         other => Err(WireError::Unexpected(other)),
     }
@@ -58,16 +68,17 @@ pub(super) fn read_to_backup(kind: Kind, reader: &mut Reader<'_>) -> Result<ToBa
 
 pub(super) fn to_primary_kind(message: &ToPrimary) -> Kind {
     match message {
-        ToPrimary::Heartbeat => Kind::BackupHeartbeat,
+        ToPrimary::Heartbeat { .. } => Kind::BackupHeartbeat,
         ToPrimary::SeedAck { .. } => Kind::SeedAck,
         ToPrimary::Ack { .. } => Kind::Ack,
         ToPrimary::Nack { .. } => Kind::Nack,
+        ToPrimary::Verified { .. } => Kind::Verified,
     }
 }
 
 pub(super) fn write_to_primary(writer: &mut Writer, message: &ToPrimary) -> Result<(), WireError> {
     match message {
-        ToPrimary::Heartbeat => {}
+        ToPrimary::Heartbeat { pong } => writer.u64(*pong),
         ToPrimary::SeedAck { chunks } => writer.u32(*chunks),
         ToPrimary::Ack { committed, applied } => {
             writer.u64(committed.get());
@@ -80,13 +91,17 @@ pub(super) fn write_to_primary(writer: &mut Writer, message: &ToPrimary) -> Resu
                 writer.u32(*chunk);
             }
         }
+        ToPrimary::Verified { epoch, digest } => {
+            writer.u64(epoch.get());
+            writer.slice(digest);
+        }
     }
     Ok(())
 }
 
 pub(super) fn read_to_primary(kind: Kind, reader: &mut Reader<'_>) -> Result<ToPrimary, WireError> {
     match kind {
-        Kind::BackupHeartbeat => Ok(ToPrimary::Heartbeat),
+        Kind::BackupHeartbeat => Ok(ToPrimary::Heartbeat { pong: reader.u64()? }),
         Kind::SeedAck => Ok(ToPrimary::SeedAck { chunks: reader.u32()? }),
         Kind::Ack => {
             let committed = Epoch::new(reader.u64()?);
@@ -97,6 +112,10 @@ pub(super) fn read_to_primary(kind: Kind, reader: &mut Reader<'_>) -> Result<ToP
             let count = reader.count(NACK_CHUNKS_MAX)?;
             let chunks = (0..count).map(|_| reader.u32()).collect::<Result<_, _>>()?;
             Ok(ToPrimary::Nack { epoch, chunks })
+        }
+        Kind::Verified => {
+            let epoch = Epoch::new(reader.u64()?);
+            Ok(ToPrimary::Verified { epoch, digest: reader.array()? })
         }
         other => Err(WireError::Unexpected(other)),
     }

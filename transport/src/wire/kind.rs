@@ -66,7 +66,7 @@ kinds! {
     /// The backup does not.
     Refusal = 0x03, "refusal", SMALL_BYTES_MAX;
     /// The primary lives.
-    PrimaryHeartbeat = 0x10, "primary's heartbeat", 0;
+    PrimaryHeartbeat = 0x10, "primary's heartbeat", 8;
     /// A seed begins.
     BeginSeed = 0x11, "begin-seed", 0;
     /// An epoch is whole.
@@ -77,14 +77,18 @@ kinds! {
     HandOver = 0x14, "hand-over", SMALL_BYTES_MAX;
     /// The guest has ended.
     Farewell = 0x15, "farewell", SMALL_BYTES_MAX;
+    /// The digest of the image at an epoch is wanted.
+    Verify = 0x16, "verify", 8;
     /// The backup lives.
-    BackupHeartbeat = 0x20, "backup's heartbeat", 0;
+    BackupHeartbeat = 0x20, "backup's heartbeat", 8;
     /// Seed chunks are verified.
     SeedAck = 0x21, "seed-ack", 4;
     /// Epochs are committed.
     Ack = 0x22, "ack", 16;
     /// Chunks are missing or damaged.
     Nack = 0x23, "nack", 10 + 4 * NACK_CHUNKS_MAX as u32;
+    /// The digest of the image at an epoch.
+    Verified = 0x24, "verified", 40;
     /// A part of an epoch or a seed.
     Chunk = 0x30, "chunk", CHUNK_HEAD_BYTES as u32 + BODY_BYTES_MAX as u32;
     /// To the arbiter: what is the record of a VM?
