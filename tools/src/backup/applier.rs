@@ -19,7 +19,7 @@ use super::{
     core::Input,
     staging::{EpochContent, Staging, content_bytes},
 };
-use crate::{node::Guest, telemetry::Telemetry};
+use crate::{daemon::Telemetry, node::Guest};
 
 #[derive(Debug)]
 enum Order {

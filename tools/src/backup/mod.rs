@@ -30,8 +30,6 @@ use crate::{
 pub struct Settings {
     /// The VM's configuration on this node.
     pub config: VmConfig,
-    /// Where it was read from, to go on as a backup after a handover.
-    pub path: std::path::PathBuf,
 }
 
 /// Stands by until it is stopped or promoted; once promoted, runs the guest.
@@ -46,7 +44,7 @@ pub fn run(settings: Settings) -> Result<Exit, NodeError> {
     match core::stand_by(host, guest)? {
         core::End::Stopped => Ok(Exit::Done),
         core::End::Promoted(host, guest, promoted) => {
-            primary::end(primary::run_core(*host, *guest, promoted)?, &settings.path)
+            primary::end(primary::run_core(*host, *guest, promoted)?)
         }
     }
 }

@@ -7,12 +7,12 @@ use transport::identity::pki::PkiError;
 
 use super::{args::DemoArgs, target::TargetError};
 use crate::{
-    arbiter_daemon, backup,
+    arbiter_daemon,
     config::ConfigError,
     control::{ClientError, ErrorBody},
     daemon::ShellError,
     exit::Exit,
-    primary,
+    node::NodeError,
     rehearsal::ProbeClientError,
 };
 
@@ -28,12 +28,9 @@ pub enum Failure {
     /// The control API refused or is not there.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The primary could not go on.
+    /// The daemon could not start or go on.
     #[error(transparent)]
-    Primary(#[from] primary::Error),
-    /// The backup could not go on.
-    #[error(transparent)]
-    Backup(#[from] backup::Error),
+    Node(#[from] NodeError),
     /// The arbiter could not go on.
     #[error(transparent)]
     Arbiter(#[from] arbiter_daemon::ArbiterError),
@@ -70,8 +67,7 @@ impl Failure {
         match self {
             Self::Config(_) | Self::Target(_) => Exit::Usage,
             Self::Client(_)
-            | Self::Primary(_)
-            | Self::Backup(_)
+            | Self::Node(_)
             | Self::Arbiter(_)
             | Self::Shell(_)
             | Self::Pki(_)

@@ -64,8 +64,9 @@ pub struct Shell {
     serving: Serving,
 }
 
+/// The control API, as long as it is served.
 #[derive(Debug)]
-struct Serving {
+pub struct Serving {
     shutdown: Option<oneshot::Sender<()>>,
     task: Option<JoinHandle<io::Result<()>>>,
 }
@@ -99,10 +100,19 @@ impl Shell {
         Ok(Self { requests, telemetry, serving })
     }
 
+    /// Takes the shell apart: requests and telemetry for the core, and what
+    /// keeps the control API alive.
+    #[must_use]
+    pub fn into_parts(self) -> (ControlRequests, Telemetry, Serving) {
+        (self.requests, self.telemetry, self.serving)
+    }
+}
+
+impl Serving {
     /// Ends the control API after answering what is under way.
     pub async fn finish(mut self) {
-        drop(self.serving.shutdown.take());
-        if let Some(task) = self.serving.task.take() {
+        drop(self.shutdown.take());
+        if let Some(task) = self.task.take() {
             match task.await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "the control API ended badly"),

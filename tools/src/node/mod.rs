@@ -31,7 +31,7 @@ pub use notes::record_note;
 use crate::{
     config::VmConfig,
     control::ControlRequests,
-    daemon::{Shell, ShellError, Telemetry, runtime},
+    daemon::{Serving, Shell, ShellError, Telemetry, runtime},
 };
 
 /// Why a daemon could not start or go on.
@@ -108,13 +108,10 @@ pub struct Host {
     pub requests: ControlRequests,
     /// Time.
     pub clock: Clock,
-    shell: Option<Shell2>,
+    serving: Serving,
     /// Held so that no second process serves the VM on this host.
     _lock: std::fs::File,
 }
-
-/// The part of the shell that is finished at the end.
-type Shell2 = crate::daemon::Serving;
 
 impl Host {
     /// Binds everything that `config` names.
@@ -158,22 +155,19 @@ impl Host {
             telemetry,
             requests,
             clock: Clock { begun: Instant::now() },
-            shell: Some(serving),
+            serving,
             _lock: lock,
         })
     }
 
     /// Ends sessions and the control API in good order.
-    pub fn finish(mut self) {
-        let shell = self.shell.take();
+    pub fn finish(self) {
         let endpoint = self.endpoint.clone();
         let _ = self.runtime.block_on(async {
             endpoint.close();
             tokio::time::timeout(Duration::from_millis(500), async {
                 endpoint.closed().await;
-                if let Some(shell) = shell {
-                    shell.finish().await;
-                }
+                self.serving.finish().await;
             })
             .await
         });

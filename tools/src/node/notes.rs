@@ -4,7 +4,7 @@ use checkpoint::Note;
 
 use crate::{
     control::{EventKind, Severity},
-    telemetry::Telemetry,
+    daemon::Telemetry,
 };
 
 /// Records `note` in the event log and counts what is counted.

@@ -35,8 +35,6 @@ use crate::{config::VmConfig, exit::Exit, node::{Guest, Host, NodeError}};
 pub struct Settings {
     /// The VM's configuration on this node.
     pub config: VmConfig,
-    /// Where it was read from, to go on as a backup after a handover.
-    pub path: std::path::PathBuf,
 }
 
 /// Runs until the guest ends, an operator stops it, or this node is fenced.
@@ -51,7 +49,7 @@ pub fn run(settings: Settings) -> Result<Exit, NodeError> {
     let register = claim::claim(&host)?;
     guest.boot(&host.config)?;
     let promoted = Promoted { register, first: checkpoint::Epoch::FIRST };
-    end(run_core(host, guest, promoted)?, &settings.path)
+    end(run_core(host, guest, promoted)?)
 }
 
 /// Turns the end of a primary into the end of its process.
@@ -59,19 +57,28 @@ pub fn run(settings: Settings) -> Result<Exit, NodeError> {
 /// # Errors
 ///
 /// [`NodeError::Thread`] if the process could not go on as a backup.
-pub fn end(end: End, path: &std::path::Path) -> Result<Exit, NodeError> {
-    use std::os::unix::process::CommandExt;
-
+pub fn end(end: End) -> Result<Exit, NodeError> {
     match end {
         End::Finished { failed: false } => Ok(Exit::Done),
         End::Finished { failed: true } => Ok(Exit::Failed),
         End::Fenced => Ok(Exit::Fenced),
-        End::HandedOver => {
-            tracing::info!("going on as a backup");
-            let program = std::env::current_exe().map_err(NodeError::Thread)?;
-            let mut command = std::process::Command::new(program);
-            // The new process image keeps pid, log and standard streams.
-            Err(NodeError::Thread(command.args(crate::cli::log_arguments()).arg("backup").arg(path).exec()))
-        }
+        End::HandedOver => Err(become_backup()),
     }
+}
+
+/// Replaces this process by one that stands by, with the same pid, arguments
+/// and standard streams. Returns only if that fails.
+fn become_backup() -> NodeError {
+    use std::os::unix::process::CommandExt;
+
+    tracing::info!("going on as a backup");
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return NodeError::Thread(error),
+    };
+    let role = |argument: std::ffi::OsString| {
+        if argument == "run" { "backup".into() } else { argument }
+    };
+    let arguments = std::env::args_os().skip(1).map(role);
+    NodeError::Thread(std::process::Command::new(program).args(arguments).exec())
 }

@@ -21,7 +21,8 @@ use crate::{
         PeerState, PeerStatus, Protection, Refused, RefusedCounts, RefusedKind, Reply, Role,
         SeedProgress, Severity, Status, VerifiedBackup, VerifyReport,
     },
-    telemetry::{Metrics, Telemetry},
+    daemon::Telemetry,
+    telemetry::Metrics,
 };
 
 /// Comparisons of memory that are under way.
