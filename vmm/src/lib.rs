@@ -1,4 +1,15 @@
 //! The KVM edge: boot, vCPUs, memory, dirty tracking, devices, saved state.
+//!
+//! [`vm::Vm`] puts the parts together; `README.md` tells where to start.
 
+pub mod boot;
 pub mod device;
+pub mod dirty;
+pub mod event;
+pub mod host;
+mod ioctl;
+pub mod memory;
 pub mod outlet;
+pub mod state;
+pub mod vcpu;
+pub mod vm;

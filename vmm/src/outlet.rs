@@ -41,7 +41,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use romulus_checkpoint::{
+use checkpoint::{
     Epoch,
     output::{Channel, HeldOutput, Mode, Output},
 };

@@ -1,6 +1,6 @@
 //! Little-endian reading of saved device state: bounded, and all of it.
 
-use romulus_checkpoint::SectionError;
+use checkpoint::SectionError;
 
 /// What is left of a section's body.
 pub(crate) struct Body<'a> {

@@ -3,7 +3,7 @@
 
 use std::{process::Command, sync::Arc, time::Duration};
 
-use romulus_checkpoint::output::Mode;
+use checkpoint::output::Mode;
 use vm_memory::GuestAddress;
 
 use super::GuestMemory;

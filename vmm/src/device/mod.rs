@@ -32,7 +32,7 @@ use std::{
 };
 
 use kvm_ioctls::{IoEventAddress, VmFd};
-use romulus_checkpoint::{Section, SectionError, Sections};
+use checkpoint::{Section, SectionError, Sections};
 use thiserror::Error;
 use virtio_bindings::bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::EventFd;
@@ -49,7 +49,7 @@ use self::{
 use crate::outlet::{Outlet, SpeakError};
 
 /// Guest memory whose writes by the VMM are remembered.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
+pub use crate::memory::GuestMemory;
 
 /// Where virtio-mmio devices begin.
 pub const SLOTS_BASE: u64 = 0xd000_0000;

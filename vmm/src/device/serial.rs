@@ -22,7 +22,7 @@ use std::{
     },
 };
 
-use romulus_checkpoint::{Section, SectionError, Sections};
+use checkpoint::{Section, SectionError, Sections};
 use vm_superio::{
     Serial, SerialState, Trigger,
     serial::{Error, NoEvents},
@@ -237,7 +237,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use romulus_checkpoint::output::Mode;
+    use checkpoint::output::Mode;
 
     use super::*;
     use crate::device::fixture;

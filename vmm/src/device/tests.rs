@@ -1,6 +1,6 @@
 //! All devices together, on KVM and a real tap.
 
-use romulus_checkpoint::output::Mode;
+use checkpoint::output::Mode;
 
 use super::*;
 use fixture::{in_new_network, ip, require_tun};

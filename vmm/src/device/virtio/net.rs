@@ -32,7 +32,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use romulus_checkpoint::output::{Channel, Output};
+use checkpoint::output::{Channel, Output};
 use virtio_bindings::bindings::{virtio_config, virtio_net, virtio_ring};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::Bytes;
@@ -232,7 +232,7 @@ impl Net {
     pub(crate) fn decode(
         &self,
         bytes: &[u8],
-    ) -> Result<Restored, romulus_checkpoint::SectionError> {
+    ) -> Result<Restored, checkpoint::SectionError> {
         self.lock().transport.decode(bytes, &self.memory)
     }
 

@@ -2,7 +2,7 @@
 
 use std::{os::unix::net::UnixDatagram, time::Instant};
 
-use romulus_checkpoint::{Epoch, output::Mode};
+use checkpoint::{Epoch, output::Mode};
 use vm_memory::{GuestAddress, GuestMemoryBackend, bitmap::AtomicBitmap};
 
 use super::*;

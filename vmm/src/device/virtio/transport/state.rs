@@ -14,7 +14,7 @@
 //! Decoding changes nothing; what it returns has been checked against this
 //! device and its guest's memory, so adopting it cannot fail.
 
-use romulus_checkpoint::SectionError;
+use checkpoint::SectionError;
 use virtio_bindings::bindings::virtio_ring;
 use virtio_queue::{Queue, QueueState, QueueT};
 

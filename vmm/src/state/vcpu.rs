@@ -1,0 +1,200 @@
+//! One vCPU's state. Called on the vCPU's own thread, out of the guest.
+
+use checkpoint::{Section, Sections};
+use kvm_bindings::{Msrs, kvm_msr_entry};
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use super::{
+    StateError, VERSION,
+    plain::{Plain, bytes_of, from_bytes},
+};
+use crate::{
+    host::{Capabilities, Host, HostError},
+    ioctl,
+};
+
+/// The deadline of the local APIC's timer: it counts only once the APIC's
+/// state is set, so it is written after it, too.
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
+
+const PARTS: [&str; 9] =
+    ["mp_state", "regs", "sregs", "xsave", "xcrs", "debugregs", "events", "lapic", "msrs"];
+
+/// What vCPUs of this host have to save.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VcpuShape {
+    pub(crate) sregs2: bool,
+    pub(crate) xsave2: bool,
+    pub(crate) xsave_bytes: usize,
+    /// Rising.
+    pub(crate) msrs: Vec<u32>,
+}
+
+impl VcpuShape {
+    /// Finds out with a scratch VM which registers can be read and written
+    /// back: KVM lists some that it refuses.
+    pub(crate) fn probe(host: &Host) -> Result<Self, HostError> {
+        let ask = |call| move |error: kvm_ioctls::Error| HostError::Ask { call, source: error.into() };
+        let list = host.kvm().get_msr_index_list().map_err(ask("KVM_GET_MSR_INDEX_LIST"))?;
+        let vm = host.kvm().create_vm().map_err(ask("KVM_CREATE_VM"))?;
+        let vcpu = scratch_vcpu(host, &vm)?;
+        let mut msrs = list.as_slice().to_vec();
+        msrs.retain(|msr| can_restore(&vcpu, *msr));
+        msrs.sort_unstable();
+        msrs.dedup();
+        let Capabilities { sregs2, xsave2, xsave_bytes, .. } = *host.capabilities();
+        Ok(Self { sregs2, xsave2, xsave_bytes, msrs })
+    }
+}
+
+fn scratch_vcpu(host: &Host, vm: &VmFd) -> Result<VcpuFd, HostError> {
+    let ask = |call| move |error: kvm_ioctls::Error| HostError::Ask { call, source: error.into() };
+    vm.create_irq_chip().map_err(ask("KVM_CREATE_IRQCHIP"))?;
+    let vcpu = vm.create_vcpu(0).map_err(ask("KVM_CREATE_VCPU"))?;
+    vcpu.set_cpuid2(&host.cpuid(0, 1)?).map_err(ask("KVM_SET_CPUID2"))?;
+    Ok(vcpu)
+}
+
+fn can_restore(vcpu: &VcpuFd, msr: u32) -> bool {
+    let entry = kvm_msr_entry { index: msr, ..Default::default() };
+    let Ok(mut one) = Msrs::from_entries(&[entry]) else { return false };
+    matches!(vcpu.get_msrs(&mut one), Ok(1)) && matches!(vcpu.set_msrs(&one), Ok(1))
+}
+
+/// The names of vCPU `index`'s sections.
+pub(crate) fn section_names(index: u8) -> impl Iterator<Item = String> {
+    PARTS.iter().map(move |part| name(index, part))
+}
+
+fn name(index: u8, part: &str) -> String {
+    format!("vcpu.{index:02}.{part}")
+}
+
+/// Reads all state. The order matters twice: `mp_state` first, as asking for
+/// it lets KVM take pending INIT and start-up IPIs; the timer's deadline
+/// before the APIC, so that a timer that fires in between comes twice rather
+/// than never.
+pub(crate) fn save(
+    vcpu: &VcpuFd,
+    index: u8,
+    shape: &VcpuShape,
+) -> Result<Vec<Section>, StateError> {
+    let mut sections = Vec::with_capacity(PARTS.len());
+    let mut add = |part, bytes| {
+        sections.push(Section { name: name(index, part), version: VERSION, bytes });
+    };
+    let at = |call| move |error: kvm_ioctls::Error| kvm_error(call, index)(error.into());
+    add("mp_state", bytes_of(&[vcpu.get_mp_state().map_err(at("KVM_GET_MP_STATE"))?]));
+    add("regs", bytes_of(&[vcpu.get_regs().map_err(at("KVM_GET_REGS"))?]));
+    add("sregs", save_sregs(vcpu, index, shape)?);
+    let mut xsave = vec![0; shape.xsave_bytes];
+    ioctl::get_xsave(vcpu, shape.xsave2, &mut xsave).map_err(kvm_error("KVM_GET_XSAVE", index))?;
+    add("xsave", xsave);
+    add("xcrs", bytes_of(&[vcpu.get_xcrs().map_err(at("KVM_GET_XCRS"))?]));
+    let debug = vcpu.get_debug_regs().map_err(at("KVM_GET_DEBUGREGS"))?;
+    add("debugregs", bytes_of(&[debug]));
+    add("msrs", save_msrs(vcpu, index, &shape.msrs)?);
+    add("lapic", bytes_of(&[vcpu.get_lapic().map_err(at("KVM_GET_LAPIC"))?]));
+    add("events", bytes_of(&[vcpu.get_vcpu_events().map_err(at("KVM_GET_VCPU_EVENTS"))?]));
+    Ok(sections)
+}
+
+/// Sets all state, in the order that works on every backend tried.
+pub(crate) fn restore(
+    vcpu: &VcpuFd,
+    index: u8,
+    shape: &VcpuShape,
+    sections: &Sections,
+) -> Result<(), StateError> {
+    let saved = Saved { index, sections };
+    let at = |call| move |error: kvm_ioctls::Error| kvm_error(call, index)(error.into());
+    vcpu.set_xcrs(&saved.one("xcrs")?).map_err(at("KVM_SET_XCRS"))?;
+    restore_sregs(vcpu, shape, &saved)?;
+    vcpu.set_regs(&saved.one("regs")?).map_err(at("KVM_SET_REGS"))?;
+    let xsave = saved.bytes("xsave", shape.xsave_bytes)?;
+    ioctl::set_xsave(vcpu, xsave).map_err(kvm_error("KVM_SET_XSAVE", index))?;
+    let msrs: Vec<kvm_msr_entry> = saved.all("msrs")?;
+    set_msrs(vcpu, index, &msrs)?;
+    vcpu.set_lapic(&saved.one("lapic")?).map_err(at("KVM_SET_LAPIC"))?;
+    let deadline: Vec<_> =
+        msrs.iter().filter(|msr| msr.index == MSR_TSC_DEADLINE).copied().collect();
+    set_msrs(vcpu, index, &deadline)?;
+    vcpu.set_mp_state(saved.one("mp_state")?).map_err(at("KVM_SET_MP_STATE"))?;
+    vcpu.set_debug_regs(&saved.one("debugregs")?).map_err(at("KVM_SET_DEBUGREGS"))?;
+    vcpu.set_vcpu_events(&saved.one("events")?).map_err(at("KVM_SET_VCPU_EVENTS"))
+}
+
+fn save_sregs(vcpu: &VcpuFd, index: u8, shape: &VcpuShape) -> Result<Vec<u8>, StateError> {
+    if shape.sregs2 {
+        let sregs = ioctl::get_sregs2(vcpu).map_err(kvm_error("KVM_GET_SREGS2", index))?;
+        return Ok(bytes_of(&[sregs]));
+    }
+    let sregs = vcpu.get_sregs().map_err(|e| kvm_error("KVM_GET_SREGS", index)(e.into()))?;
+    Ok(bytes_of(&[sregs]))
+}
+
+fn restore_sregs(vcpu: &VcpuFd, shape: &VcpuShape, saved: &Saved) -> Result<(), StateError> {
+    let index = saved.index;
+    if shape.sregs2 {
+        return ioctl::set_sregs2(vcpu, &saved.one("sregs")?)
+            .map_err(kvm_error("KVM_SET_SREGS2", index));
+    }
+    let sregs = saved.one("sregs")?;
+    vcpu.set_sregs(&sregs).map_err(|e| kvm_error("KVM_SET_SREGS", index)(e.into()))
+}
+
+fn save_msrs(vcpu: &VcpuFd, index: u8, msrs: &[u32]) -> Result<Vec<u8>, StateError> {
+    let entries: Vec<_> =
+        msrs.iter().map(|msr| kvm_msr_entry { index: *msr, ..Default::default() }).collect();
+    let mut read = Msrs::from_entries(&entries).expect("KVM's own list fits KVM's own limit");
+    let count =
+        vcpu.get_msrs(&mut read).map_err(|e| kvm_error("KVM_GET_MSRS", index)(e.into()))?;
+    if let Some(msr) = msrs.get(count) {
+        return Err(StateError::Msr { vcpu: index, msr: *msr, act: "read" });
+    }
+    Ok(bytes_of(read.as_slice()))
+}
+
+fn set_msrs(vcpu: &VcpuFd, index: u8, msrs: &[kvm_msr_entry]) -> Result<(), StateError> {
+    let too_many = |_| StateError::Shape("model-specific registers");
+    let written = Msrs::from_entries(msrs).map_err(too_many)?;
+    let count =
+        vcpu.set_msrs(&written).map_err(|e| kvm_error("KVM_SET_MSRS", index)(e.into()))?;
+    match msrs.get(count) {
+        Some(msr) => Err(StateError::Msr { vcpu: index, msr: msr.index, act: "written" }),
+        None => Ok(()),
+    }
+}
+
+fn kvm_error(call: &'static str, index: u8) -> impl FnOnce(std::io::Error) -> StateError {
+    StateError::kvm(call, format!("vcpu {index}"))
+}
+
+/// The sections of one vCPU.
+struct Saved<'a> {
+    index: u8,
+    sections: &'a Sections,
+}
+
+impl Saved<'_> {
+    fn one<T: Plain>(&self, part: &str) -> Result<T, StateError> {
+        let bytes = self.bytes(part, size_of::<T>())?;
+        Ok(from_bytes(bytes).expect("its size was checked")[0])
+    }
+
+    fn all<T: Plain>(&self, part: &str) -> Result<Vec<T>, StateError> {
+        let name = name(self.index, part);
+        let bytes = self.sections.body(&name, VERSION)?;
+        let expected = bytes.len().next_multiple_of(size_of::<T>());
+        from_bytes(bytes).ok_or(StateError::Size { name, found: bytes.len(), expected })
+    }
+
+    fn bytes(&self, part: &str, expected: usize) -> Result<&[u8], StateError> {
+        let name = name(self.index, part);
+        let bytes = self.sections.body(&name, VERSION)?;
+        if bytes.len() != expected {
+            return Err(StateError::Size { name, found: bytes.len(), expected });
+        }
+        Ok(bytes)
+    }
+}

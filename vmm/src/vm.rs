@@ -1,0 +1,448 @@
+//! One virtual machine: memory, vCPUs, interrupt controllers and devices.
+//!
+//! ```text
+//!            boot, restore            resume
+//!   Shell ─────────────────▶ Paused ─────────▶ Running
+//!     ▲                       │  ▲               │
+//!     └── a restore failed ───┘  └──── pause ────┘
+//! ```
+//!
+//! A shell has everything but a guest: that is what a backup keeps ready.
+//! State is saved and set only while paused; asking at another time is an
+//! error, not a torn checkpoint. Dirty pages may be harvested at any time.
+//!
+//! A checkpoint is `pause`, [`Vm::capture`], copy the pages, `resume`.
+
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use checkpoint::{PageSet, Section, SectionError, Sections};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{VcpuFd, VmFd};
+use thiserror::Error;
+
+use crate::{
+    boot::{self, BootConfig, BootError},
+    device::{DeviceConfig, DeviceError, Devices},
+    dirty::{DirtyLog, DirtyLogError, DirtyTracking},
+    event::VmEvent,
+    host::{Host, HostError, fingerprint::Fingerprint},
+    memory::{GuestRam, MemoryError},
+    outlet::Outlet,
+    state::{self, StateError, VcpuShape, machine},
+    vcpu::{VcpuContext, VcpuError, Vcpus},
+};
+
+/// Most vCPUs of a guest.
+pub const VCPUS_MAX: u8 = 64;
+/// Three pages that Intel's real mode needs, above all RAM and devices.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// What a VM is made of. Both hosts of a pair need the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmConfig {
+    /// RAM, in bytes: a multiple of 2 MiB.
+    pub memory_bytes: u64,
+    /// vCPUs, 1 to [`VCPUS_MAX`].
+    pub vcpus: u8,
+    /// Whether to ask for transparent huge pages.
+    pub hugepages: bool,
+    /// How to find dirty pages.
+    pub dirty_tracking: DirtyTracking,
+    /// What the guest has beside CPUs and memory.
+    pub devices: DeviceConfig,
+}
+
+/// Why a VM does not do what it should.
+#[derive(Debug, Error)]
+pub enum VmError {
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// vCPUs failed.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The dirty log failed.
+    #[error(transparent)]
+    Dirty(#[from] DirtyLogError),
+    /// State was not saved or restored.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Devices failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The guest does not boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// More vCPUs than possible.
+    #[error("{asked} vcpus are not possible: choose 1 to {max}")]
+    VcpuCount {
+        /// How many were asked for.
+        asked: u8,
+        /// How many are possible here.
+        max: usize,
+    },
+    /// KVM did not make a part of the machine.
+    #[error("kvm refused {call} for a new VM; `romulus doctor` tells what this host can do")]
+    Create {
+        /// Which call.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A call came at the wrong time.
+    #[error("cannot {act} a VM that is {now}")]
+    Phase {
+        /// What was asked.
+        act: &'static str,
+        /// What the VM is doing.
+        now: &'static str,
+    },
+}
+
+/// How long the parts of a pause took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PauseTimings {
+    /// From the first kick until the last vCPU was out of the guest.
+    pub vcpus: Duration,
+    /// Until all devices were parked, after that.
+    pub devices: Duration,
+}
+
+/// What ends an epoch, except for the pages' content.
+#[derive(Debug)]
+pub struct Captured {
+    /// The state of vCPUs, machine and devices.
+    pub sections: Sections,
+    /// Pages that KVM's log named.
+    pub guest_pages: u64,
+    /// Pages that the VMM had written.
+    pub vmm_pages: u64,
+    /// How long the harvest took (vCPUs save their state meanwhile).
+    pub harvest: Duration,
+    /// How long all of it took.
+    pub total: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Shell,
+    Paused,
+    Running,
+}
+
+/// A virtual machine. Dropping it ends its threads.
+pub struct Vm {
+    // Fields are dropped in this order: first those that run the guest.
+    vcpus: Vcpus,
+    devices: Arc<Devices>,
+    dirty: Arc<DirtyLog>,
+    fd: Arc<VmFd>,
+    ram: Arc<GuestRam>,
+    fingerprint: Fingerprint,
+    /// The body of the section that describes the machine.
+    shape: Vec<u8>,
+    section_names: Vec<String>,
+    phase: Phase,
+}
+
+impl Vm {
+    /// Makes a shell: memory mapped, vCPUs created and parked, devices parked.
+    /// The guest's output goes to `outlet`, what happens to it to `events`.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`]
+    pub fn new(
+        config: &VmConfig,
+        outlet: Arc<Outlet>,
+        events: mpsc::Sender<VmEvent>,
+    ) -> Result<Self, VmError> {
+        let host = Host::open()?;
+        let max = host.capabilities().vcpus_max.min(usize::from(VCPUS_MAX));
+        if config.vcpus == 0 || usize::from(config.vcpus) > max {
+            return Err(VmError::VcpuCount { asked: config.vcpus, max });
+        }
+        let vcpu_shape = Arc::new(VcpuShape::probe(&host)?);
+        let ram = Arc::new(GuestRam::new(config.memory_bytes, config.hugepages)?);
+        let fd = Arc::new(create_machine(&host)?);
+        let capabilities = host.capabilities();
+        let dirty = DirtyLog::new(Arc::clone(&fd), &ram, capabilities, config.dirty_tracking)?;
+        let dirty = Arc::new(dirty);
+        let fds = create_vcpus(&host, &fd, &dirty, config.vcpus)?;
+        let tsc_khz = fds[0].get_tsc_khz().map_err(create_error("KVM_GET_TSC_KHZ"))?;
+        let cpuid = host.cpuid(0, config.vcpus)?;
+        let fingerprint = host.fingerprint(&cpuid, &vcpu_shape.msrs, tsc_khz);
+        let memory = ram.memory().clone();
+        let devices = Devices::new(&config.devices, Arc::clone(&fd), memory, outlet)?;
+        let devices = Arc::new(devices);
+        let context = VcpuContext {
+            devices: Arc::clone(&devices),
+            dirty: Arc::clone(&dirty),
+            shape: vcpu_shape,
+            events,
+        };
+        let vcpus = Vcpus::start(&fd, fds, &context)?;
+        Ok(Self {
+            vcpus,
+            shape: machine::shape(config.vcpus, config.memory_bytes, &fingerprint),
+            section_names: section_names(config.vcpus, &devices),
+            devices,
+            dirty,
+            fd,
+            ram,
+            fingerprint,
+            phase: Phase::Shell,
+        })
+    }
+
+    /// Loads a guest into a shell; it is then paused at its entry.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Boot`], or [`VmError::Phase`] if there is a guest already.
+    pub fn boot(&mut self, config: &BootConfig) -> Result<(), VmError> {
+        self.require(self.phase == Phase::Shell, "boot")?;
+        let registers = boot::load(&self.ram, config, &self.devices.cmdline())?;
+        self.vcpus.boot(registers)?;
+        self.phase = Phase::Paused;
+        Ok(())
+    }
+
+    /// Takes over saved state; the guest is then paused where it was saved.
+    /// Memory must already be that of the same checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`]. State of another shape, or with missing or unknown
+    /// sections, is refused before anything is set; after any other error the
+    /// VM is a shell again and does not resume.
+    pub fn restore(&mut self, sections: &Sections) -> Result<(), VmError> {
+        self.require(self.phase != Phase::Running, "restore")?;
+        self.check_sections(sections)?;
+        self.phase = Phase::Shell;
+        machine::restore(&self.fd, sections)?;
+        self.vcpus.restore(&Arc::new(sections.clone()))?;
+        self.devices.restore(sections)?;
+        self.phase = Phase::Paused;
+        Ok(())
+    }
+
+    /// Lets the guest run.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Phase`] if it is not paused.
+    pub fn resume(&mut self) -> Result<(), VmError> {
+        self.require(self.phase == Phase::Paused, "resume")?;
+        self.devices.unpark();
+        self.vcpus.run()?;
+        self.phase = Phase::Running;
+        Ok(())
+    }
+
+    /// Stops the guest: all vCPUs are out of it and their I/O is complete,
+    /// then all devices are at a request boundary.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Phase`] if it does not run.
+    pub fn pause(&mut self) -> Result<PauseTimings, VmError> {
+        self.require(self.phase == Phase::Running, "pause")?;
+        let start = Instant::now();
+        self.vcpus.park()?;
+        let vcpus = start.elapsed();
+        self.devices.park();
+        self.phase = Phase::Paused;
+        Ok(PauseTimings { vcpus, devices: start.elapsed() - vcpus })
+    }
+
+    /// The state of vCPUs, machine and devices.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Phase`] if it is not paused, or [`VmError::State`].
+    pub fn save(&self) -> Result<Sections, VmError> {
+        self.require(self.phase == Phase::Paused, "save")?;
+        let vcpus = self.vcpus.begin_save()?;
+        let mut sections = self.save_machine()?;
+        sections.extend(vcpus.finish()?);
+        Ok(Sections::new(sections).map_err(StateError::from)?)
+    }
+
+    /// [`Vm::save`] and [`Vm::harvest`] at the same time.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`]; `pages` then still has everything that was cleared.
+    pub fn capture(&self, pages: &mut PageSet) -> Result<Captured, VmError> {
+        self.require(self.phase == Phase::Paused, "capture")?;
+        let start = Instant::now();
+        let vcpus = self.vcpus.begin_save()?;
+        let guest_pages = self.dirty.harvest(pages);
+        let vmm_pages = self.ram.harvest_vmm_writes(pages);
+        let harvest = start.elapsed();
+        let machine = self.save_machine();
+        let mut sections = vcpus.finish()?;
+        sections.extend(machine?);
+        let sections = Sections::new(sections).map_err(StateError::from)?;
+        let total = start.elapsed();
+        Ok(Captured { sections, guest_pages: guest_pages?, vmm_pages, harvest, total })
+    }
+
+    /// Adds the pages written since the last harvest, by the guest or by the
+    /// VMM, to `pages`. Returns how many there were (a page that both wrote
+    /// counts twice). May be called while the guest runs.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Dirty`]
+    ///
+    /// # Panics
+    ///
+    /// If `pages` is smaller than this guest.
+    pub fn harvest(&self, pages: &mut PageSet) -> Result<u64, VmError> {
+        let vmm_pages = self.ram.harvest_vmm_writes(pages);
+        Ok(self.dirty.harvest(pages)? + vmm_pages)
+    }
+
+    /// Begins to log dirty pages; what was written before is in no harvest.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Dirty`]
+    pub fn start_dirty_log(&self) -> Result<(), VmError> {
+        self.ram.harvest_vmm_writes(&mut PageSet::new(self.ram.layout().frame_end()));
+        Ok(self.dirty.start()?)
+    }
+
+    /// Ends logging.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Dirty`]
+    pub fn stop_dirty_log(&self) -> Result<(), VmError> {
+        Ok(self.dirty.stop()?)
+    }
+
+    /// The guest's RAM.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// The log of pages that the guest writes, for a harvester's thread.
+    #[must_use]
+    pub fn dirty_log(&self) -> &Arc<DirtyLog> {
+        &self.dirty
+    }
+
+    /// The devices: console input, announcements.
+    #[must_use]
+    pub fn devices(&self) -> &Arc<Devices> {
+        &self.devices
+    }
+
+    /// What must match on a host that takes this guest over.
+    #[must_use]
+    pub fn fingerprint(&self) -> &Fingerprint {
+        &self.fingerprint
+    }
+
+    /// Tells the network where the guest is now.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Device`]
+    pub fn announce(&self) -> Result<(), VmError> {
+        Ok(self.devices.announce()?)
+    }
+
+    fn save_machine(&self) -> Result<Vec<Section>, StateError> {
+        let mut sections = machine::save(&self.fd, &self.shape)?;
+        sections.extend(self.devices.save());
+        Ok(sections)
+    }
+
+    fn check_sections(&self, sections: &Sections) -> Result<(), StateError> {
+        machine::check_shape(sections, &self.shape)?;
+        let names = &self.section_names;
+        if let Some(missing) = names.iter().find(|name| sections.get(name).is_none()) {
+            return Err(SectionError::Missing(missing.clone()).into());
+        }
+        let mut all = sections.as_slice().iter().map(|section| &section.name);
+        match all.find(|name| names.binary_search(name).is_err()) {
+            Some(unknown) => Err(SectionError::Unknown(unknown.clone()).into()),
+            None => Ok(()),
+        }
+    }
+
+    fn require(&self, holds: bool, act: &'static str) -> Result<(), VmError> {
+        let now = match self.phase {
+            Phase::Shell => "a shell without a guest",
+            Phase::Paused => "paused",
+            Phase::Running => "running",
+        };
+        if holds { Ok(()) } else { Err(VmError::Phase { act, now }) }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // vCPUs out of the guest first: nothing calls devices any more. Their
+        // threads end when the fields are dropped. An error means that they
+        // have ended already.
+        let _ = self.vcpus.park();
+        self.devices.stop();
+    }
+}
+
+fn create_machine(host: &Host) -> Result<VmFd, VmError> {
+    let fd = host.kvm().create_vm().map_err(create_error("KVM_CREATE_VM"))?;
+    fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+        .map_err(create_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    fd.set_tss_address(TSS_ADDRESS).map_err(create_error("KVM_SET_TSS_ADDR"))?;
+    fd.create_irq_chip().map_err(create_error("KVM_CREATE_IRQCHIP"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    fd.create_pit2(pit).map_err(create_error("KVM_CREATE_PIT2"))?;
+    Ok(fd)
+}
+
+fn create_vcpus(
+    host: &Host,
+    fd: &VmFd,
+    dirty: &DirtyLog,
+    vcpus: u8,
+) -> Result<Vec<VcpuFd>, VmError> {
+    let mut fds = Vec::new();
+    for vcpu in 0..vcpus {
+        let error = |call| {
+            move |error: kvm_ioctls::Error| VcpuError::Create { vcpu, call, source: error.into() }
+        };
+        let vcpu_fd = fd.create_vcpu(u64::from(vcpu)).map_err(error("KVM_CREATE_VCPU"))?;
+        vcpu_fd.set_cpuid2(&host.cpuid(vcpu, vcpus)?).map_err(error("KVM_SET_CPUID2"))?;
+        dirty.add_vcpu(&vcpu_fd)?;
+        fds.push(vcpu_fd);
+    }
+    Ok(fds)
+}
+
+/// All sections that this machine's state has, sorted.
+fn section_names(vcpus: u8, devices: &Devices) -> Vec<String> {
+    let mut names: Vec<String> = machine::section_names().collect();
+    names.extend((0..vcpus).flat_map(state::vcpu_section_names));
+    names.extend(devices.section_names());
+    names.sort_unstable();
+    names
+}
+
+fn create_error(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
+    move |error| VmError::Create { call, source: error.into() }
+}
