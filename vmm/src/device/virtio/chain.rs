@@ -1,0 +1,150 @@
+//! Descriptor chains from a guest that may be hostile.
+//!
+//! `virtio-queue` ends a chain silently when it loops, leaves the table or
+//! cannot be read; here such a chain is a [`QueueFault`], as are buffers
+//! outside RAM and buffers of the wrong direction. At most [`PARTS_MAX`]
+//! descriptors are looked at, whatever the guest's tables say.
+
+use thiserror::Error;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT};
+use vm_memory::{GuestAddress, GuestMemory as _, Permissions};
+
+use crate::device::GuestMemory;
+
+/// Most descriptors of a chain: the largest queue that is offered.
+pub(crate) const PARTS_MAX: usize = 256;
+
+/// The guest broke the rules of its queue; it has to reset the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub(crate) enum QueueFault {
+    #[error("a queue's ring cannot be read or written")]
+    Ring,
+    #[error("a descriptor chain loops, leaves its table or is too long")]
+    Chain,
+    #[error("a descriptor points outside RAM")]
+    Address,
+    #[error("a descriptor has the wrong direction")]
+    Direction,
+    #[error("a receive buffer is smaller than a frame")]
+    Small,
+}
+
+impl From<virtio_queue::Error> for QueueFault {
+    fn from(_: virtio_queue::Error) -> Self {
+        Self::Ring
+    }
+}
+
+/// Which way a chain's bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    FromGuest,
+    ToGuest,
+}
+
+/// The buffers of one chain.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    /// The descriptor that goes into the used ring.
+    pub(crate) head: u16,
+    /// Address and length of each buffer, all of them RAM.
+    pub(crate) parts: Vec<(GuestAddress, usize)>,
+    /// Bytes in all: below 2^32.
+    pub(crate) len: usize,
+}
+
+impl Buffers {
+    /// Takes the next chain of `queue` apart; `false` if there is none.
+    pub(crate) fn pop(
+        &mut self,
+        queue: &mut Queue,
+        memory: &GuestMemory,
+        direction: Direction,
+    ) -> Result<bool, QueueFault> {
+        let waiting = queue.iter(memory)?.next();
+        match waiting {
+            Some(chain) => self.collect(chain, memory, direction).map(|()| true),
+            // No chain, or an index beyond RAM: then the ring is at fault.
+            None if has_next(queue, memory)? => Err(QueueFault::Ring),
+            None => Ok(false),
+        }
+    }
+
+    fn collect(
+        &mut self,
+        chain: DescriptorChain<&GuestMemory>,
+        memory: &GuestMemory,
+        direction: Direction,
+    ) -> Result<(), QueueFault> {
+        self.head = chain.head_index();
+        self.parts.clear();
+        self.len = 0;
+        let mut ended = false;
+        for descriptor in chain {
+            if ended || self.parts.len() == PARTS_MAX {
+                return Err(QueueFault::Chain);
+            }
+            if descriptor.is_write_only() != (direction == Direction::ToGuest) {
+                return Err(QueueFault::Direction);
+            }
+            let len = descriptor.len() as usize;
+            let access = match direction {
+                Direction::FromGuest => Permissions::Read,
+                Direction::ToGuest => Permissions::Write,
+            };
+            if len > 0 && !memory.check_range(descriptor.addr(), len, access) {
+                return Err(QueueFault::Address);
+            }
+            self.parts.push((descriptor.addr(), len));
+            self.len += len;
+            ended = !descriptor.has_next();
+        }
+        if ended { Ok(()) } else { Err(QueueFault::Chain) }
+    }
+
+    /// Each buffer's address, its bytes' place in a copy of all, and their
+    /// number, for the bytes of the chain in `from..from + count`.
+    pub(crate) fn pieces(
+        &self,
+        from: usize,
+        count: usize,
+    ) -> impl Iterator<Item = (GuestAddress, usize, usize)> + '_ {
+        let end = from + count;
+        let mut at = 0;
+        self.parts.iter().filter_map(move |(address, len)| {
+            let (start, stop) = (at, at + len);
+            at = stop;
+            let (first, last) = (start.max(from), stop.min(end));
+            let skipped = (first - start.min(first)) as u64;
+            (first < last).then(|| (GuestAddress(address.0 + skipped), first - from, last - first))
+        })
+    }
+}
+
+/// Whether the guest has made another chain available.
+pub(crate) fn has_next(queue: &Queue, memory: &GuestMemory) -> Result<bool, QueueFault> {
+    use virtio_queue::QueueT;
+    let index = queue.avail_idx(memory, std::sync::atomic::Ordering::Acquire)?;
+    Ok(index.0 != queue.next_avail())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cut_a_chain_anywhere() {
+        let buffers = Buffers {
+            head: 0,
+            parts: vec![(GuestAddress(100), 12), (GuestAddress(500), 0), (GuestAddress(200), 10)],
+            len: 22,
+        };
+        let pieces = |from, count| {
+            buffers.pieces(from, count).map(|(a, at, n)| (a.0, at, n)).collect::<Vec<_>>()
+        };
+        assert_eq!(pieces(0, 22), [(100, 0, 12), (200, 12, 10)]);
+        assert_eq!(pieces(12, 10), [(200, 0, 10)]);
+        assert_eq!(pieces(10, 4), [(110, 0, 2), (200, 2, 2)]);
+        assert_eq!(pieces(22, 0), []);
+    }
+}
