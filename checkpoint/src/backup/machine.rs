@@ -30,6 +30,9 @@ enum Phase {
 struct Asking {
     question: Question,
     waiting: bool,
+    /// A copy of it went unanswered: it may have happened, and only an outcome
+    /// can tell.
+    uncertain: bool,
 }
 
 /// The session with a primary.
@@ -560,7 +563,8 @@ impl Backup {
     }
 
     fn put(&mut self, question: Question) {
-        self.phase = Phase::Asking(Asking { question: question.clone(), waiting: true });
+        self.phase =
+            Phase::Asking(Asking { question: question.clone(), waiting: true, uncertain: false });
         self.act(Action::Ask(question));
     }
 
@@ -586,13 +590,17 @@ impl Backup {
             Answer::Outcome(Outcome::Mismatch(found)) | Answer::Register(found) => {
                 self.on_register(found);
             }
-            // Nothing was asked after all: stand by again.
-            Answer::Unsent => self.stand_again(Note::ArbiterUnreachable),
-            Answer::Unknown if read => self.stand_again(Note::ArbiterUnreachable),
-            Answer::Unknown => {
+            Answer::Unknown if !read => {
+                asking.uncertain = true;
                 self.ask_not_before = self.now + self.config.ask_retry;
                 self.note(Note::ArbiterUnreachable);
             }
+            Answer::Unsent | Answer::Refused(_) if asking.uncertain => {
+                self.ask_not_before = self.now + self.config.ask_retry;
+                self.note(Note::ArbiterUnreachable);
+            }
+            // Nothing was asked after all: stand by again.
+            Answer::Unsent | Answer::Unknown => self.stand_again(Note::ArbiterUnreachable),
             Answer::Refused(why) => self.stand_again(Note::ArbiterRefused { why }),
         }
     }

@@ -22,6 +22,9 @@ pub(super) struct Asked {
     at: Duration,
     /// Nothing has come back for it yet; otherwise it is to be repeated.
     waiting: bool,
+    /// A copy of it went unanswered: it may have happened, and only an outcome
+    /// can tell.
+    uncertain: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +49,7 @@ impl Primary {
         if self.phase == Phase::Ended || self.now < self.ask_not_before {
             return;
         }
+        self.take_back_handover();
         if let Some(asked) = &mut self.asked {
             if !asked.waiting {
                 asked.waiting = true;
@@ -68,8 +72,38 @@ impl Primary {
             None => Question::Read,
         };
         let at = self.now;
-        self.asked = Some(Asked { purpose, question: question.clone(), at, waiting: true });
+        self.asked = Some(Asked {
+            purpose,
+            question: question.clone(),
+            at,
+            waiting: true,
+            uncertain: false,
+        });
         self.act(Action::Ask(question));
+    }
+
+    /// A handover that went unanswered and whose successor is lost meanwhile:
+    /// dropping the successor is asked instead. Both name the same register,
+    /// so at most one of them happens, and the outcome tells which.
+    fn take_back_handover(&mut self) {
+        let Some(Asked { purpose: Purpose::HandOver(to), waiting: false, .. }) = &self.asked else {
+            return;
+        };
+        let to = to.clone();
+        let lost = self.links.get(&to).is_none_or(|link| {
+            !link.connected && self.now >= link.heard_at + self.config.drop_after
+        });
+        if lost {
+            let operation = Operation::Drop { backup: to.clone() };
+            let request = self.stamps.request(&self.config.node, &self.register, operation);
+            self.asked = Some(Asked {
+                purpose: Purpose::Drop(to),
+                question: Question::Change(request),
+                at: self.now,
+                waiting: false,
+                uncertain: true,
+            });
+        }
     }
 
     fn due(&self) -> Option<Purpose> {
@@ -118,13 +152,16 @@ impl Primary {
             }
             Answer::Register(found) => self.on_other_register(found, retry_at),
             Answer::Unsent => {
-                // It certainly did not happen; whether it is still wanted is
-                // seen afresh.
-                self.asked = None;
+                // This copy certainly did not happen. If none before it may
+                // have, whether it is still wanted is seen afresh.
+                if !asked.uncertain {
+                    self.asked = None;
+                }
                 self.ask_not_before = retry_at;
                 self.note(Note::ArbiterUnreachable);
             }
             Answer::Unknown => {
+                asked.uncertain = true;
                 if asked.purpose == Purpose::Confirm {
                     self.asked = None;
                 }
@@ -132,7 +169,9 @@ impl Primary {
                 self.note(Note::ArbiterUnreachable);
             }
             Answer::Refused(why) => {
-                self.asked = None;
+                if !asked.uncertain {
+                    self.asked = None;
+                }
                 self.ask_not_before = retry_at;
                 self.note(Note::ArbiterRefused { why });
             }

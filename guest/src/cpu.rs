@@ -1,0 +1,171 @@
+//! The vCPU as CPL3 sees it: ports, system calls into the CPL0 stubs, per-CPU blocks.
+//!
+//! All Rust code runs at CPL3: on KVM's PVM backend CPL0 is interpreted, slowly and without SSE.
+//! The stubs in `boot.s` and `stubs.s` are the only CPL0 code.
+
+use core::arch::{asm, global_asm};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use romulus_probe::VCPUS_MAX;
+
+global_asm!(include_str!("boot.s"), options(att_syntax));
+global_asm!(include_str!("stubs.s"), options(att_syntax));
+
+/// Timer interrupts of the local APIC.
+pub(crate) const VECTOR_TIMER: u8 = 0x40;
+/// Wake-up from another vCPU.
+pub(crate) const VECTOR_WAKE: u8 = 0x41;
+/// Interrupts of devices.
+pub(crate) const VECTOR_DEVICE: u8 = 0x42;
+/// Spurious interrupts of the local APIC.
+pub(crate) const VECTOR_SPURIOUS: u8 = 0x4f;
+
+/// The start of a vCPU's page; the layout is fixed by `stubs.s`, which writes all of it.
+#[repr(C)]
+pub(crate) struct PerCpu {
+    events: AtomicU64,
+    ticks: AtomicU64,
+    devices: AtomicU64,
+}
+
+unsafe extern "C" {
+    static kernel_pages: [[u8; 4096]; VCPUS_MAX];
+    static uses_x2apic: AtomicU32;
+    fn system_call();
+}
+
+impl PerCpu {
+    pub(crate) fn of(cpu: usize) -> &'static Self {
+        assert!(cpu < VCPUS_MAX);
+        // SAFETY: the page exists for every index below VCPUS_MAX, is aligned, begins with this
+        // block and is only accessed atomically.
+        unsafe { &*(&raw const kernel_pages[cpu]).cast::<Self>() }
+    }
+
+    /// Interrupts of any kind.
+    pub(crate) fn events(&self) -> u64 {
+        self.events.load(Ordering::Acquire)
+    }
+
+    /// Timer interrupts.
+    pub(crate) fn ticks(&self) -> u64 {
+        self.ticks.load(Ordering::Relaxed)
+    }
+
+    /// Device interrupts.
+    pub(crate) fn devices(&self) -> u64 {
+        self.devices.load(Ordering::Relaxed)
+    }
+}
+
+/// Tells the interrupt stubs how to end an interrupt.
+pub(crate) fn set_uses_x2apic(uses: bool) {
+    // SAFETY: a 32-bit word of the image, only accessed atomically or by single loads in stubs.
+    unsafe { &uses_x2apic }.store(u32::from(uses), Ordering::SeqCst);
+}
+
+fn syscall(number: u64, first: u64, second: u64, third: u64) -> u64 {
+    let result;
+    // SAFETY: the stubs clobber what is listed; memory is clobbered by default.
+    unsafe {
+        asm!(
+            "call {system_call}",
+            system_call = sym system_call,
+            inlateout("rax") number => result,
+            in("rdi") first,
+            in("rsi") second,
+            inlateout("rdx") third => _,
+            lateout("rcx") _,
+            lateout("r8") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}
+
+/// Sleeps until the next interrupt, unless one came after `events` was read from this vCPU's
+/// [`PerCpu::events`]: an event between the check for work and the sleep is not slept through.
+pub(crate) fn wait(events: u64) {
+    syscall(0, events, 0, 0);
+}
+
+pub(crate) fn read_msr(register: u32) -> u64 {
+    syscall(1, u64::from(register), 0, 0)
+}
+
+pub(crate) fn write_msr(register: u32, value: u64) {
+    syscall(2, u64::from(register), value, 0);
+}
+
+/// `[eax, ebx, ecx, edx]` of a CPUID leaf, as the VMM configured it.
+pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let mut answer = [0_u32; 4];
+    syscall(3, u64::from(leaf), u64::from(subleaf), (&raw mut answer) as u64);
+    answer
+}
+
+/// Makes new page-table entries effective.
+pub(crate) fn reload_page_tables() {
+    syscall(4, 0, 0, 0);
+}
+
+/// Stops this vCPU for good.
+pub(crate) fn stop() -> ! {
+    loop {
+        syscall(5, 0, 0, 0);
+    }
+}
+
+/// Ends the run by the VMM's exit port (also QEMU's isa-debug-exit); stops where there is none.
+pub(crate) fn exit(code: u8) -> ! {
+    out8(0xf4, code);
+    stop()
+}
+
+/// Ports 0 to 0x3ff are open to CPL3 by the I/O bitmap.
+pub(crate) fn out8(port: u16, value: u8) {
+    // SAFETY: port output touches no memory of ours.
+    unsafe {
+        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
+    };
+}
+
+pub(crate) fn in8(port: u16) -> u8 {
+    let value;
+    // SAFETY: port input touches no memory of ours.
+    unsafe {
+        asm!("in al, dx", in("dx") port, out("al") value, options(nomem, nostack, preserves_flags))
+    };
+    value
+}
+
+/// A device register: a plain `mov`, which every instruction emulator knows.
+pub(crate) fn mmio_read32(address: u64) -> u32 {
+    let value;
+    // SAFETY: callers pass addresses of device registers, which are mapped and not ours to alias.
+    unsafe {
+        asm!("mov {:e}, [{}]", out(reg) value, in(reg) address, options(nostack, preserves_flags))
+    };
+    value
+}
+
+pub(crate) fn mmio_write32(address: u64, value: u32) {
+    // SAFETY: as for reads; what a device does to memory is covered by the default memory clobber.
+    unsafe {
+        asm!("mov [{}], {:e}", in(reg) address, in(reg) value, options(nostack, preserves_flags))
+    };
+}
+
+pub(crate) fn mmio_read8(address: u64) -> u8 {
+    let value;
+    // SAFETY: as for 32 bits.
+    unsafe {
+        asm!("mov {}, [{}]", out(reg_byte) value, in(reg) address, options(nostack, preserves_flags))
+    };
+    value
+}
+
+pub(crate) fn tsc() -> u64 {
+    // SAFETY: CR4.TSD is clear, so CPL3 may read it.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}

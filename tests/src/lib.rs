@@ -1,0 +1,5 @@
+//! What the integration tests share.
+
+#![forbid(unsafe_code)]
+
+pub mod simulation;
