@@ -21,8 +21,8 @@ use std::{io, thread};
 use checkpoint::{MemoryLayout, PAGE_BYTES, PageNumber, PageRun, PageSet};
 use thiserror::Error;
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MmapRegion, VolatileSlice, bitmap::NewBitmap, mmap::MmapRegionBuilder,
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion, VolatileSlice,
+    bitmap::NewBitmap, mmap::MmapRegionBuilder,
 };
 
 use self::written::WrittenPages;
@@ -83,7 +83,7 @@ impl GuestRam {
     /// [`MemoryError`]
     pub fn new(bytes: u64, hugepages: bool) -> Result<Self, MemoryError> {
         let in_range = (MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&bytes);
-        if !in_range || bytes % (2 << 20) != 0 {
+        if !in_range || !bytes.is_multiple_of(2 << 20) {
             return Err(MemoryError::Size(bytes));
         }
         let mut ranges = vec![(0, bytes.min(LOW_END))];
@@ -173,7 +173,7 @@ impl GuestRam {
         let mut count = 0;
         for (region, run) in self.memory.iter().zip(self.layout.regions()) {
             let first_word = word_of(run.first);
-            region.bitmap().take_words(|index, bits| {
+            (**region).bitmap().take_words(|index, bits| {
                 count += u64::from(bits.count_ones());
                 pages.insert_word(first_word + index, bits);
             });
@@ -230,10 +230,9 @@ impl GuestRam {
     /// The bytes of `run`, without the bitmap of written pages.
     fn slice(&self, run: PageRun) -> VolatileSlice<'_, ()> {
         assert!(self.layout.contains(run), "pages {run:?} are no RAM of this guest");
-        let slice = self.memory.get_slice(
-            GuestAddress(run.first.address()),
-            run.count as usize * PAGE_BYTES,
-        );
+        let slice = self
+            .memory
+            .get_slice(GuestAddress(run.first.address()), run.count as usize * PAGE_BYTES);
         let slice = slice.expect("the layout says that it is RAM");
         let address = slice.ptr_guard_mut().as_ptr();
         // SAFETY: these bytes are mapped as long as `self.memory` is, which the

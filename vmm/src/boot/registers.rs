@@ -135,7 +135,7 @@ fn write_page_tables(ram: &GuestRam) {
         let at = GuestAddress(PAGE_TABLES + table * PAGE + index * 8);
         ram.memory().write_obj(entry, at).expect(BELOW_IMAGE);
     };
-    write(0, 0, PAGE_TABLES + PAGE | ENTRY_PRESENT_WRITABLE);
+    write(0, 0, (PAGE_TABLES + PAGE) | ENTRY_PRESENT_WRITABLE);
     for gib in 0..4 {
         write(1, gib, (PAGE_TABLES + (2 + gib) * PAGE) | ENTRY_PRESENT_WRITABLE);
         for large in 0..512 {
@@ -152,9 +152,8 @@ mod tests {
     #[test]
     fn descriptors_are_the_usual_ones() {
         let ram = GuestRam::new(64 << 20, false).unwrap();
-        let read = |index: u64| -> u64 {
-            ram.memory().read_obj(GuestAddress(GDT + index * 8)).unwrap()
-        };
+        let read =
+            |index: u64| -> u64 { ram.memory().read_obj(GuestAddress(GDT + index * 8)).unwrap() };
         write_gdt(&ram, Mode::Long);
         assert_eq!([read(1), read(2)], [0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
         write_gdt(&ram, Mode::Protected);

@@ -43,12 +43,8 @@ pub(super) fn write(ram: &GuestRam, cmdline: &str) {
 }
 
 fn memory_map(regions: &[PageRun]) -> Vec<hvm_memmap_table_entry> {
-    let entry = |addr, end, type_| hvm_memmap_table_entry {
-        addr,
-        size: end - addr,
-        type_,
-        reserved: 0,
-    };
+    let entry =
+        |addr, end, type_| hvm_memmap_table_entry { addr, size: end - addr, type_, reserved: 0 };
     let mut map = vec![entry(0, LOW_RAM_END, RAM), entry(LOW_RAM_END, IMAGE_START, RESERVED)];
     for region in regions {
         let start = region.first.address().max(IMAGE_START);

@@ -31,8 +31,8 @@ use std::{
     },
 };
 
-use kvm_ioctls::{IoEventAddress, VmFd};
 use checkpoint::{Section, SectionError, Sections};
+use kvm_ioctls::{IoEventAddress, VmFd};
 use thiserror::Error;
 use virtio_bindings::bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::EventFd;
@@ -48,7 +48,6 @@ use self::{
 };
 use crate::outlet::{Outlet, SpeakError};
 
-/// Guest memory whose writes by the VMM are remembered.
 pub use crate::memory::GuestMemory;
 
 /// Where virtio-mmio devices begin.

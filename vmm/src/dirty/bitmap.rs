@@ -29,11 +29,7 @@ pub(super) struct Bitmaps {
 }
 
 impl Bitmaps {
-    pub(super) fn enable(
-        vm: &VmFd,
-        supported: u32,
-        slots: &[Slot],
-    ) -> Result<Self, DirtyLogError> {
+    pub(super) fn enable(vm: &VmFd, supported: u32, slots: &[Slot]) -> Result<Self, DirtyLogError> {
         let manual = if supported & MANUAL == 0 { 0 } else { supported & (MANUAL | INITIALLY_SET) };
         if manual != 0 {
             let mut cap =

@@ -216,13 +216,12 @@ impl DirtyLog {
         if log.logging {
             return Ok(());
         }
-        let started = self
-            .slots
-            .iter()
-            .try_for_each(|slot| slot.set(&self.vm, true))
-            .and_then(|()| match &mut log.method {
-                Method::Ring(rings) => rings.discard(&self.vm),
-                Method::Bitmap(bitmaps) => bitmaps.arm(&self.vm, &self.slots),
+        let started =
+            self.slots.iter().try_for_each(|slot| slot.set(&self.vm, true)).and_then(|()| {
+                match &mut log.method {
+                    Method::Ring(rings) => rings.discard(&self.vm),
+                    Method::Bitmap(bitmaps) => bitmaps.arm(&self.vm, &self.slots),
+                }
             });
         if let Err(error) = started {
             let _ = self.slots.iter().try_for_each(|slot| slot.set(&self.vm, false));

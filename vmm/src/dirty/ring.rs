@@ -57,7 +57,8 @@ impl Rings {
     }
 
     pub(super) fn add(&mut self, vcpu: &VcpuFd) -> Result<(), DirtyLogError> {
-        let ring = Ring::map(vcpu, self.entries).map_err(DirtyLogError::at("mmap of a dirty ring"))?;
+        let ring =
+            Ring::map(vcpu, self.entries).map_err(DirtyLogError::at("mmap of a dirty ring"))?;
         self.rings.push(ring);
         Ok(())
     }
@@ -153,7 +154,10 @@ impl Ring {
         // SAFETY: KVM does not touch an entry between DIRTY and RESET; the
         // load above orders these reads behind its writes.
         let found = unsafe {
-            (ptr::addr_of!((*gfn).slot).read_volatile(), ptr::addr_of!((*gfn).offset).read_volatile())
+            (
+                ptr::addr_of!((*gfn).slot).read_volatile(),
+                ptr::addr_of!((*gfn).offset).read_volatile(),
+            )
         };
         flags.store(RESET, Ordering::Release);
         self.next = (self.next + 1) % self.entries;

@@ -118,7 +118,8 @@ mod tests {
             let marker = {
                 let written = Arc::clone(&written);
                 thread::spawn(move || {
-                    (0..PAGES).for_each(|page| written.mark_dirty(page * 37 % PAGES * PAGE_BYTES, 1))
+                    (0..PAGES)
+                        .for_each(|page| written.mark_dirty(page * 37 % PAGES * PAGE_BYTES, 1))
                 })
             };
             let mut all = BTreeSet::new();

@@ -37,8 +37,7 @@ pub(crate) fn section_names() -> impl Iterator<Item = String> {
 
 /// Reads the machine's state; vCPUs must be parked.
 pub(crate) fn save(vm: &VmFd, shape: &[u8]) -> Result<Vec<Section>, StateError> {
-    let section =
-        |name: &str, bytes| Section { name: name.to_owned(), version: VERSION, bytes };
+    let section = |name: &str, bytes| Section { name: name.to_owned(), version: VERSION, bytes };
     let mut sections = Vec::new();
     for (chip_id, name) in CHIPS {
         let mut chip = kvm_irqchip { chip_id, ..Default::default() };
@@ -87,8 +86,7 @@ pub(crate) fn check_shape(sections: &Sections, ours: &[u8]) -> Result<(), StateE
         return Err(StateError::Size { name: SHAPE.to_owned(), found, expected });
     }
     let differs = |range: std::ops::Range<usize>| theirs[range.clone()] != ours[range];
-    let tsc_khz =
-        |shape: &[u8]| u32::from_le_bytes(shape[9..13].try_into().expect("four bytes"));
+    let tsc_khz = |shape: &[u8]| u32::from_le_bytes(shape[9..13].try_into().expect("four bytes"));
     match () {
         () if differs(0..1) => Err(StateError::Shape("vcpus")),
         () if differs(1..9) => Err(StateError::Shape("memory size")),

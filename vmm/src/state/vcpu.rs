@@ -34,7 +34,8 @@ impl VcpuShape {
     /// Finds out with a scratch VM which registers can be read and written
     /// back: KVM lists some that it refuses.
     pub(crate) fn probe(host: &Host) -> Result<Self, HostError> {
-        let ask = |call| move |error: kvm_ioctls::Error| HostError::Ask { call, source: error.into() };
+        let ask =
+            |call| move |error: kvm_ioctls::Error| HostError::Ask { call, source: error.into() };
         let list = host.kvm().get_msr_index_list().map_err(ask("KVM_GET_MSR_INDEX_LIST"))?;
         let vm = host.kvm().create_vm().map_err(ask("KVM_CREATE_VM"))?;
         let vcpu = scratch_vcpu(host, &vm)?;
@@ -147,8 +148,7 @@ fn save_msrs(vcpu: &VcpuFd, index: u8, msrs: &[u32]) -> Result<Vec<u8>, StateErr
     let entries: Vec<_> =
         msrs.iter().map(|msr| kvm_msr_entry { index: *msr, ..Default::default() }).collect();
     let mut read = Msrs::from_entries(&entries).expect("KVM's own list fits KVM's own limit");
-    let count =
-        vcpu.get_msrs(&mut read).map_err(|e| kvm_error("KVM_GET_MSRS", index)(e.into()))?;
+    let count = vcpu.get_msrs(&mut read).map_err(|e| kvm_error("KVM_GET_MSRS", index)(e.into()))?;
     if let Some(msr) = msrs.get(count) {
         return Err(StateError::Msr { vcpu: index, msr: *msr, act: "read" });
     }
@@ -158,8 +158,7 @@ fn save_msrs(vcpu: &VcpuFd, index: u8, msrs: &[u32]) -> Result<Vec<u8>, StateErr
 fn set_msrs(vcpu: &VcpuFd, index: u8, msrs: &[kvm_msr_entry]) -> Result<(), StateError> {
     let too_many = |_| StateError::Shape("model-specific registers");
     let written = Msrs::from_entries(msrs).map_err(too_many)?;
-    let count =
-        vcpu.set_msrs(&written).map_err(|e| kvm_error("KVM_SET_MSRS", index)(e.into()))?;
+    let count = vcpu.set_msrs(&written).map_err(|e| kvm_error("KVM_SET_MSRS", index)(e.into()))?;
     match msrs.get(count) {
         Some(msr) => Err(StateError::Msr { vcpu: index, msr: msr.index, act: "written" }),
         None => Ok(()),

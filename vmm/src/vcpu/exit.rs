@@ -12,7 +12,7 @@ pub const EXIT_PORT: u16 = 0xf4;
 /// An exit, freed from the borrow of the vCPU.
 enum Exit {
     Handled,
-    GuestExit(u32),
+    Done(u32),
     Shutdown,
     System(u32),
     Halted,
@@ -43,16 +43,14 @@ impl VcpuThread {
         let event = match exit {
             Exit::Handled => return Entered::Again,
             Exit::RingFull => return self.empty_ring(),
-            Exit::GuestExit(code) => VmEvent::GuestExit { code },
+            Exit::Done(code) => VmEvent::GuestExit { code },
             Exit::Shutdown => VmEvent::Shutdown { vcpu },
             Exit::System(KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_RESET) => {
                 VmEvent::Shutdown { vcpu }
             }
             Exit::System(kind) => VmEvent::SystemEvent { vcpu, kind },
             Exit::Halted => VmEvent::Halted { vcpu },
-            Exit::Unmapped(address) => {
-                VmEvent::UnmappedMemory { vcpu, address, rip: self.rip() }
-            }
+            Exit::Unmapped(address) => VmEvent::UnmappedMemory { vcpu, address, rip: self.rip() },
             Exit::InternalError => {
                 let (suberror, instruction) = self.page.internal_error();
                 VmEvent::InternalError { vcpu, suberror, instruction, rip: self.rip() }
@@ -69,7 +67,7 @@ impl VcpuThread {
         // EFAULT with a reason ends the entry like any other error.
         self.incomplete = !matches!(exit, VcpuExit::MemoryFault { .. });
         Ok(match exit {
-            VcpuExit::IoOut(EXIT_PORT, data) => Exit::GuestExit(exit_code(data)),
+            VcpuExit::IoOut(EXIT_PORT, data) => Exit::Done(exit_code(data)),
             // A string instruction brings several items at once.
             VcpuExit::IoOut(port, data) => {
                 let items = data.chunks(self.page.io_item_bytes());

@@ -37,6 +37,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+pub use self::exit::EXIT_PORT;
 use self::{run_page::RunPage, thread::VcpuThread};
 use crate::{
     boot::BootRegisters,

@@ -44,8 +44,7 @@ impl RunPage {
     pub(super) fn io_item_bytes(&self) -> usize {
         // SAFETY: within the mapping; after KVM_EXIT_IO this union field is
         // the one in use, and any bit pattern is a valid u8.
-        let size =
-            unsafe { ptr::addr_of!((*self.run).__bindgen_anon_1.io.size).read_volatile() };
+        let size = unsafe { ptr::addr_of!((*self.run).__bindgen_anon_1.io.size).read_volatile() };
         usize::from(size).max(1)
     }
 

@@ -229,10 +229,7 @@ impl Net {
         self.lock().transport.encode()
     }
 
-    pub(crate) fn decode(
-        &self,
-        bytes: &[u8],
-    ) -> Result<Restored, checkpoint::SectionError> {
+    pub(crate) fn decode(&self, bytes: &[u8]) -> Result<Restored, checkpoint::SectionError> {
         self.lock().transport.decode(bytes, &self.memory)
     }
 

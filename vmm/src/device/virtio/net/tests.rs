@@ -3,7 +3,7 @@
 use std::{os::unix::net::UnixDatagram, time::Instant};
 
 use checkpoint::{Epoch, output::Mode};
-use vm_memory::{GuestAddress, GuestMemoryBackend, bitmap::AtomicBitmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, bitmap::Bitmap};
 
 use super::*;
 use crate::device::{
@@ -374,18 +374,18 @@ fn other_hostility_is_survived_too() {
     assert!(!rig.needs_reset() && rig.heard().is_empty());
 }
 
-fn bitmap(memory: &GuestMemory) -> &AtomicBitmap {
-    let region: &vm_memory::MmapRegion<AtomicBitmap> = memory.iter().next().unwrap();
+fn bitmap(memory: &GuestMemory) -> &WrittenPages {
+    let region: &vm_memory::MmapRegion<WrittenPages> = memory.iter().next().unwrap();
     region.bitmap()
 }
 
 fn dirty_pages(memory: &GuestMemory) -> Vec<usize> {
     let bitmap = bitmap(memory);
-    (0..256).filter(|n| bitmap.is_addr_set(n * 4096)).collect()
+    (0..256).filter(|n| bitmap.dirty_at(n * 4096)).collect()
 }
 
 fn forget_dirty(memory: &GuestMemory) {
-    bitmap(memory).reset();
+    bitmap(memory).take_words(|_, _| {});
 }
 
 #[test]

@@ -1,0 +1,289 @@
+//! Tiny guests, assembled here, and what tests need to run them.
+//!
+//! They run at CPL0 in long mode on the VMM's own page tables, so they keep
+//! to plain integer instructions (the PVM backend interprets them).
+#![allow(dead_code, reason = "each test file uses some of it")]
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use checkpoint::{PageRun, PageSet, output::Mode};
+use romulus_vmm::{
+    boot::{BootConfig, BootProtocol},
+    device::DeviceConfig,
+    dirty::DirtyTracking,
+    event::VmEvent,
+    outlet::{Outlet, OutletConfig},
+    vm::{Vm, VmConfig},
+};
+use tempfile::TempDir;
+use vm_memory::{Bytes, GuestAddress};
+
+/// Where images lie.
+pub(crate) const IMAGE: u64 = 0x10_0000;
+/// Where guests count.
+pub(crate) const COUNTER: u64 = 0x20_0000;
+
+/// Defines `fn $name() -> &'static [u8]`: the machine code.
+macro_rules! guest_code {
+    ($name:ident, $($line:literal),* $(,)?) => {
+        std::arch::global_asm!(
+            ".pushsection .rodata",
+            concat!(".global ", stringify!($name), "_begin"),
+            concat!(stringify!($name), "_begin:"),
+            $($line,)*
+            concat!(".global ", stringify!($name), "_end"),
+            concat!(stringify!($name), "_end:"),
+            ".popsection",
+        );
+        pub(crate) fn $name() -> &'static [u8] {
+            unsafe extern "C" {
+                #[link_name = concat!(stringify!($name), "_begin")]
+                static BEGIN: u8;
+                #[link_name = concat!(stringify!($name), "_end")]
+                static END: u8;
+            }
+            // SAFETY: the two symbols delimit bytes in read-only data.
+            unsafe {
+                let begin = &raw const BEGIN;
+                std::slice::from_raw_parts(begin, (&raw const END).offset_from(begin) as usize)
+            }
+        }
+    };
+}
+
+// Counts in a register and in memory, and ends with 1 if they differ.
+guest_code!(
+    counting,
+    "mov ebx, 0x200000",
+    "xor ecx, ecx",
+    "2: mov rax, [rbx]",
+    "cmp rax, rcx",
+    "jne 3f",
+    "inc rcx",
+    "mov [rbx], rcx",
+    "jmp 2b",
+    "3: mov eax, 1",
+    "mov dx, 0xf4",
+    "out dx, eax",
+);
+
+// Writes a rising number to pages chosen by a generator, 8,192 of them from
+// 16 MiB on, and counts what it did.
+guest_code!(
+    scattering,
+    "mov ebx, 0x200000",
+    "mov r8d, 12345",
+    "xor ecx, ecx",
+    "2: imul r8, r8, 1103515245",
+    "add r8, 12345",
+    "mov rdi, r8",
+    "shr rdi, 16",
+    "and edi, 0x1fff",
+    "shl rdi, 12",
+    "add rdi, 0x1000000",
+    "inc rcx",
+    "mov [rdi], rcx",
+    "mov [rbx], rcx",
+    "jmp 2b",
+);
+
+// Says all bytes in turn on the serial console, reads a port where nothing
+// answers, and ends with 2 if that does not read as ones.
+guest_code!(
+    speaking,
+    "mov ebx, 0x200000",
+    "xor ecx, ecx",
+    "2: mov dx, 0x3f8",
+    "mov al, cl",
+    "out dx, al",
+    "inc rcx",
+    "mov dx, 0x5000",
+    "xor eax, eax",
+    "in al, dx",
+    "cmp al, 0xff",
+    "jne 3f",
+    "mov [rbx], rcx",
+    "jmp 2b",
+    "3: mov eax, 2",
+    "mov dx, 0xf4",
+    "out dx, eax",
+);
+
+// Copies the first word of the command line to the exit port.
+guest_code!(
+    reading_start_info,
+    "mov eax, [rsi]",
+    "cmp eax, 0x336ec578",
+    "jne 3f",
+    "mov rdi, [rsi + 24]",
+    "mov eax, [rdi]",
+    "3: mov dx, 0xf4",
+    "out dx, eax",
+);
+
+// PVH: 32-bit code that does the same with ebx.
+guest_code!(
+    reading_start_info_32,
+    ".code32",
+    "mov eax, [ebx]",
+    "mov edi, [ebx + 24]",
+    "mov eax, [edi]",
+    "mov edx, 0xf4",
+    "out dx, eax",
+    ".code64",
+);
+
+guest_code!(touching_nothing, "mov rdi, 0xc8000000", "mov al, [rdi]", "mov [rdi], al", "4: jmp 4b");
+guest_code!(unknown_instruction, "mov ebx, 0x200000", "ud2", "4: jmp 4b");
+
+/// Whether KVM is here; if not, says so, or fails if `ROMULUS_REQUIRE` has
+/// `kvm` in it.
+pub(crate) fn require_kvm() -> bool {
+    let error = match romulus_vmm::host::Host::open() {
+        Ok(_) => return true,
+        Err(error) => error,
+    };
+    let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|word| word == "kvm"), "kvm is required: {error}");
+    eprintln!("skipped: {error}");
+    false
+}
+
+/// A 64-bit ELF file with `code` at 1 MiB, as its entry, and perhaps a Xen
+/// note that names the same place.
+pub(crate) fn elf(code: &[u8], pvh: bool) -> Vec<u8> {
+    elf_at(code, IMAGE, code.len() as u64, pvh)
+}
+
+pub(crate) fn elf_at(code: &[u8], address: u64, memory_bytes: u64, pvh: bool) -> Vec<u8> {
+    const NOTE: u64 = 64 + 2 * 56;
+    const CODE: u64 = NOTE + 20;
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let header16 = |file: &mut Vec<u8>, values: &[u16]| {
+        values.iter().for_each(|value| file.extend(value.to_le_bytes()));
+    };
+    header16(&mut file, &[2, 62, 1, 0]);
+    [address, 64, 0].iter().for_each(|value| file.extend(value.to_le_bytes()));
+    header16(&mut file, &[0, 0, 64, 56, 1 + u16::from(pvh), 0, 0, 0]);
+    let mut segment = |kind: u32, offset: u64, at: u64, bytes: u64, memory: u64| {
+        file.extend([kind.to_le_bytes(), 7_u32.to_le_bytes()].concat());
+        for value in [offset, at, at, bytes, memory, 4] {
+            file.extend(value.to_le_bytes());
+        }
+    };
+    segment(1, CODE, address, code.len() as u64, memory_bytes);
+    segment(4, NOTE, 0, 20, 20);
+    for word in [4_u32, 4, 18, u32::from_le_bytes(*b"Xen\0"), address as u32] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(code);
+    file
+}
+
+/// A VM and what listens to it.
+pub(crate) struct Rig {
+    pub(crate) vm: Vm,
+    pub(crate) events: mpsc::Receiver<VmEvent>,
+    pub(crate) outlet: Arc<Outlet>,
+    directory: TempDir,
+}
+
+pub(crate) fn config(vcpus: u8, dirty_tracking: DirtyTracking) -> VmConfig {
+    VmConfig {
+        memory_bytes: 64 << 20,
+        vcpus,
+        hugepages: false,
+        dirty_tracking,
+        devices: DeviceConfig::default(),
+    }
+}
+
+impl Rig {
+    pub(crate) fn new(config: &VmConfig) -> Self {
+        let outlet = Outlet::new(
+            OutletConfig::default(),
+            Mode::Passing,
+            Box::new(std::io::sink()),
+            Box::new(|| {}),
+        );
+        let outlet = Arc::new(outlet.unwrap());
+        let (sender, events) = mpsc::channel();
+        let vm = Vm::new(config, Arc::clone(&outlet), sender).unwrap();
+        Self { vm, events, outlet, directory: TempDir::new().unwrap() }
+    }
+
+    pub(crate) fn small() -> Self {
+        Self::new(&config(1, DirtyTracking::Auto))
+    }
+
+    /// Boots `image`, paused at its entry.
+    pub(crate) fn boot(&mut self, image: &[u8], protocol: BootProtocol) {
+        let config = self.boot_config(image, protocol);
+        self.vm.boot(&config).unwrap();
+    }
+
+    pub(crate) fn boot_config(&self, image: &[u8], protocol: BootProtocol) -> BootConfig {
+        let kernel: PathBuf = self.directory.path().join("guest.elf");
+        std::fs::write(&kernel, image).unwrap();
+        BootConfig { kernel, cmdline: "probe.words=1".into(), protocol }
+    }
+
+    pub(crate) fn event(&self) -> VmEvent {
+        self.events.recv_timeout(Duration::from_secs(20)).expect("an event within 20 seconds")
+    }
+
+    pub(crate) fn counter(&self) -> u64 {
+        self.vm.memory().memory().read_obj(GuestAddress(COUNTER)).unwrap()
+    }
+
+    /// Waits, while the guest runs, until it has counted beyond `count`.
+    pub(crate) fn await_count(&self, count: u64) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while self.counter() <= count {
+            if let Ok(event) = self.events.try_recv() {
+                panic!("the guest stopped: {event}");
+            }
+            assert!(Instant::now() < end, "the guest does not count beyond {count}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// All of RAM, by copy.
+    pub(crate) fn image(&self) -> Vec<u8> {
+        let ram = self.vm.memory();
+        let mut image = Vec::new();
+        for region in ram.layout().regions() {
+            let from = image.len();
+            image.resize(from + region.count as usize * 4096, 0);
+            ram.copy_out(*region, &mut image[from..]);
+        }
+        image
+    }
+
+    /// Makes `image` the content of RAM.
+    pub(crate) fn set_image(&self, image: &[u8]) {
+        let mut rest = image;
+        for region in self.vm.memory().layout().regions() {
+            let (mine, left) = rest.split_at(region.count as usize * 4096);
+            self.vm.memory().copy_in(*region, mine);
+            rest = left;
+        }
+    }
+
+    pub(crate) fn page_set(&self) -> PageSet {
+        PageSet::new(self.vm.memory().layout().frame_end())
+    }
+}
+
+/// The pages in which two images of RAM below 3 GiB differ.
+pub(crate) fn differing_pages(a: &[u8], b: &[u8]) -> Vec<PageRun> {
+    let pages = a.chunks(4096).zip(b.chunks(4096)).enumerate();
+    pages
+        .filter(|(_, (a, b))| a != b)
+        .map(|(page, _)| PageRun { first: checkpoint::PageNumber::new(page as u64), count: 1 })
+        .collect()
+}

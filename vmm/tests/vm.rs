@@ -1,0 +1,250 @@
+//! A VM on real KVM: pausing, saving and restoring elsewhere, errors.
+
+mod guest;
+
+use guest::{Rig, elf, elf_at, require_kvm};
+use romulus_vmm::{
+    boot::{BootError, BootProtocol},
+    event::VmEvent,
+    vm::VmError,
+};
+
+#[test]
+fn a_guest_is_paused_and_goes_on() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::counting(), false), BootProtocol::Auto);
+    for _ in 0..300 {
+        let before = rig.counter();
+        rig.vm.resume().unwrap();
+        if before == 0 {
+            rig.await_count(0);
+        }
+        rig.vm.pause().unwrap();
+        let paused = rig.counter();
+        assert!(paused >= before);
+        std::thread::yield_now();
+        assert_eq!(rig.counter(), paused, "a paused guest counts");
+    }
+    let last = rig.counter();
+    rig.vm.resume().unwrap();
+    rig.await_count(last);
+    assert!(rig.events.try_recv().is_err());
+}
+
+#[test]
+fn a_guest_goes_on_in_another_vm() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::counting(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    rig.await_count(0);
+    for _ in 0..10 {
+        rig.vm.pause().unwrap();
+        let (sections, image) = (rig.vm.save().unwrap(), rig.image());
+        let count = rig.counter();
+        let mut next = Rig::small();
+        next.set_image(&image);
+        next.vm.restore(&sections).unwrap();
+        assert_eq!(next.counter(), count);
+        let again = next.vm.save().unwrap();
+        for (old, new) in sections.as_slice().iter().zip(again.as_slice()) {
+            // Clocks go on; everything else is as it was.
+            let runs = ["vm.clock", "vm.pit2", "vcpu.00.msrs"].contains(&old.name.as_str());
+            assert!(runs || old == new, "section {} changed", old.name);
+        }
+        next.vm.resume().unwrap();
+        // The guest compares register and memory itself.
+        next.await_count(count + 1000);
+        rig = next;
+    }
+}
+
+#[test]
+fn output_is_neither_lost_nor_doubled_by_pauses_and_moves() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::speaking(), false), BootProtocol::Auto);
+    let mut said = 0_u64;
+    for hop in 0..60 {
+        rig.vm.resume().unwrap();
+        rig.await_count(said);
+        rig.vm.pause().unwrap();
+        if hop % 6 == 5 {
+            let mut next = Rig::small();
+            next.set_image(&rig.image());
+            next.vm.restore(&rig.vm.save().unwrap()).unwrap();
+            said = check_said(&rig, said);
+            rig = next;
+        }
+    }
+}
+
+/// What a VM said, after `before` bytes that others had said, are all bytes in
+/// turn. Returns how many were said in total.
+fn check_said(rig: &Rig, before: u64) -> u64 {
+    rig.outlet.seal(checkpoint::Epoch::FIRST);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let counted = rig.counter() - before;
+    let bytes = loop {
+        let (bytes, _) = rig.outlet.console_since(0);
+        // Between the write and the count there may be one more.
+        if bytes.len() as u64 >= counted {
+            break bytes;
+        }
+        assert!(std::time::Instant::now() < end, "{} of {counted} bytes came", bytes.len());
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    };
+    for (index, byte) in bytes.iter().enumerate() {
+        assert_eq!(*byte, (before + index as u64) as u8, "byte {index} after {before}");
+    }
+    before + bytes.len() as u64
+}
+
+#[test]
+fn both_protocols_hand_over_the_command_line() {
+    if !require_kvm() {
+        return;
+    }
+    let long = elf(guest::reading_start_info(), false);
+    let pvh = elf(guest::reading_start_info_32(), true);
+    for (image, protocol) in [
+        (&long, BootProtocol::Auto),
+        (&long, BootProtocol::LongMode),
+        (&pvh, BootProtocol::Auto),
+        (&pvh, BootProtocol::Pvh),
+    ] {
+        let mut rig = Rig::small();
+        rig.boot(image, protocol);
+        rig.vm.resume().unwrap();
+        let code = u32::from_le_bytes(*b"prob");
+        assert_eq!(rig.event(), VmEvent::GuestExit { code }, "{protocol:?}");
+        rig.vm.pause().unwrap();
+    }
+}
+
+#[test]
+fn images_that_cannot_boot_are_refused() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    let code = guest::counting();
+    let mut try_boot = |image: &[u8], protocol| {
+        let config = rig.boot_config(image, protocol);
+        match rig.vm.boot(&config) {
+            Err(VmError::Boot(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    };
+    let auto = BootProtocol::Auto;
+    assert!(matches!(try_boot(b"#!/bin/sh\n", auto), BootError::NoElf { .. }));
+    assert!(matches!(try_boot(b"", auto), BootError::NoElf { .. }));
+    let whole = elf(code, false);
+    for cut in [5, 63, 100] {
+        assert!(matches!(try_boot(&whole[..cut], auto), BootError::NoElf { .. }), "cut at {cut}");
+    }
+    let cut = &whole[..whole.len() - 1];
+    assert!(matches!(try_boot(cut, auto), BootError::Load { .. }));
+    let large = elf_at(code, guest::IMAGE, 64 << 20, false);
+    assert!(matches!(try_boot(&large, auto), BootError::DoesNotFit { .. }));
+    let far = elf_at(code, 65 << 20, code.len() as u64, false);
+    assert!(matches!(try_boot(&far, auto), BootError::DoesNotFit { .. }));
+    let low = elf_at(code, 0x8000, code.len() as u64, false);
+    assert!(matches!(try_boot(&low, auto), BootError::TooLow(0x8000)));
+    assert!(matches!(try_boot(&whole, BootProtocol::Pvh), BootError::NoPvhNote { .. }));
+    assert!(matches!(rig.vm.resume(), Err(VmError::Phase { act: "resume", .. })));
+    rig.boot(&whole, auto);
+}
+
+#[test]
+fn calls_at_the_wrong_time_are_refused() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    assert!(matches!(rig.vm.save(), Err(VmError::Phase { act: "save", .. })));
+    assert!(matches!(rig.vm.pause(), Err(VmError::Phase { .. })));
+    rig.boot(&elf(guest::counting(), false), BootProtocol::Auto);
+    let sections = rig.vm.save().unwrap();
+    rig.vm.resume().unwrap();
+    assert!(matches!(rig.vm.save(), Err(VmError::Phase { .. })));
+    assert!(matches!(rig.vm.restore(&sections), Err(VmError::Phase { .. })));
+    assert!(matches!(rig.vm.resume(), Err(VmError::Phase { .. })));
+    let mut pages = rig.page_set();
+    assert!(matches!(rig.vm.capture(&mut pages), Err(VmError::Phase { .. })));
+}
+
+#[test]
+fn state_with_other_sections_is_refused() {
+    if !require_kvm() {
+        return;
+    }
+    use checkpoint::{Section, SectionError, Sections};
+    use romulus_vmm::state::StateError;
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::counting(), false), BootProtocol::Auto);
+    let sections = rig.vm.save().unwrap();
+    let all = sections.as_slice();
+    for (index, left_out) in all.iter().enumerate() {
+        let mut fewer = all.to_vec();
+        fewer.remove(index);
+        match rig.vm.restore(&Sections::new(fewer).unwrap()) {
+            Err(VmError::State(StateError::Section(SectionError::Missing(name)))) => {
+                assert_eq!(name, left_out.name);
+            }
+            other => panic!("without {}: {other:?}", left_out.name),
+        }
+    }
+    let more = Section { name: "vcpu.07.regs".into(), version: 1, bytes: vec![] };
+    let more = Sections::new([all, &[more]].concat()).unwrap();
+    assert!(matches!(
+        rig.vm.restore(&more),
+        Err(VmError::State(StateError::Section(SectionError::Unknown(_))))
+    ));
+    // Nothing was set: the guest goes on.
+    rig.vm.resume().unwrap();
+    rig.await_count(0);
+    rig.vm.pause().unwrap();
+    for (index, section) in all.iter().enumerate() {
+        let mut damaged = all.to_vec();
+        damaged[index] = Section { bytes: vec![1; section.bytes.len() + 1], ..section.clone() };
+        let result = rig.vm.restore(&Sections::new(damaged).unwrap());
+        assert!(result.is_err(), "{} with a byte too many", section.name);
+    }
+    rig.vm.restore(&sections).unwrap();
+}
+
+#[test]
+fn what_stops_a_guest_is_told() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::unknown_instruction(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    let event = rig.event();
+    // Without an IDT the exception becomes a triple fault, where ud2 is
+    // emulated at all.
+    let stopped =
+        matches!(event, VmEvent::Shutdown { vcpu: 0 } | VmEvent::InternalError { vcpu: 0, .. });
+    assert!(stopped, "{event}");
+    rig.vm.pause().unwrap();
+
+    // Between RAM and the devices: reads are all ones, nothing stops.
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::touching_nothing(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while rig.vm.devices().stats().unknown_accesses < 2 {
+        assert!(std::time::Instant::now() < end, "the access reached no bus");
+        std::thread::yield_now();
+    }
+    rig.vm.pause().unwrap();
+}
