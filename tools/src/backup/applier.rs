@@ -9,11 +9,7 @@ use std::{
     time::Instant,
 };
 
-use checkpoint::{
-    Epoch, Sections,
-    chunk::Content,
-    output::Output,
-};
+use checkpoint::{Epoch, Sections, chunk::Content, output::Output};
 
 use super::{
     core::Input,

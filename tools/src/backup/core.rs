@@ -95,26 +95,17 @@ pub(super) fn stand_by(host: Host, guest: Guest) -> Result<End, NodeError> {
 }
 
 impl Core {
-    fn new(
-        mut host: Host,
-        guest: Guest,
-        inputs: mpsc::Sender<Input>,
-    ) -> Result<Self, NodeError> {
+    fn new(mut host: Host, guest: Guest, inputs: mpsc::Sender<Input>) -> Result<Self, NodeError> {
         let guest = Arc::new(guest);
         let replication = &host.config.replication;
         let staging_bytes_max = u64::from(replication.staging_mib_max.get()) << 20;
         let staging = Arc::new(Staging::new(staging_bytes_max as usize));
         let threads = replication.encode_threads.get();
-        let (decoders, arrivals) =
-            Decoders::start(threads, &guest.layout(), &staging, &inputs)
+        let (decoders, arrivals) = Decoders::start(threads, &guest.layout(), &staging, &inputs)
+            .map_err(NodeError::Thread)?;
+        let applier =
+            Applier::start(guest.clone(), staging.clone(), host.telemetry.clone(), inputs.clone())
                 .map_err(NodeError::Thread)?;
-        let applier = Applier::start(
-            guest.clone(),
-            staging.clone(),
-            host.telemetry.clone(),
-            inputs.clone(),
-        )
-        .map_err(NodeError::Thread)?;
         let handle = host.runtime.handle().clone();
         let door = handle.spawn(keep_door(host.endpoint.clone(), inputs.clone()));
         let hang_up = Arc::new(tokio::sync::Notify::new());
@@ -274,7 +265,17 @@ impl Core {
     fn promote(self, register: Register, epoch: Epoch) -> Result<End, NodeError> {
         let begun = Instant::now();
         let Self {
-            mut host, guest, staging, applier, decoders, arrivals, session, door, requests, hang_up, ..
+            mut host,
+            guest,
+            staging,
+            applier,
+            decoders,
+            arrivals,
+            session,
+            door,
+            requests,
+            hang_up,
+            ..
         } = self;
         if let Some(session) = session {
             session.close("this node takes over");

@@ -66,10 +66,7 @@ pub(super) async fn keep_door(endpoint: Arc<Endpoint>, inputs: mpsc::Sender<Inpu
 }
 
 /// What comes next; only control messages while a chunk is waiting already.
-async fn next(
-    receiver: &mut BackupReceiver,
-    chunk_waits: bool,
-) -> Result<Incoming, SessionError> {
+async fn next(receiver: &mut BackupReceiver, chunk_waits: bool) -> Result<Incoming, SessionError> {
     if chunk_waits { receiver.next_control().await } else { receiver.next().await }
 }
 

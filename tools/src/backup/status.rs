@@ -33,7 +33,8 @@ impl Core {
         }
         if self.machine.standing() != Standing::Whole {
             let remedy = "wait until `romulus status` says that the guest is protected";
-            let refused = Refused::new(RefusedKind::State, "this backup has no whole image", remedy);
+            let refused =
+                Refused::new(RefusedKind::State, "this backup has no whole image", remedy);
             let _ = reply.send(Err(refused));
             return;
         }
@@ -90,10 +91,7 @@ impl Core {
             epoch: committed.get(),
             committed: committed.get(),
             applied: applied.get(),
-            behind: Behind {
-                epochs: committed.get().saturating_sub(applied.get()),
-                ms: 0,
-            },
+            behind: Behind { epochs: committed.get().saturating_sub(applied.get()), ms: 0 },
             in_sync: self
                 .machine
                 .register()

@@ -5,7 +5,7 @@ use std::io;
 use thiserror::Error;
 use transport::identity::pki::PkiError;
 
-use super::{args::DemoArgs, target::TargetError};
+use super::target::TargetError;
 use crate::{
     arbiter_daemon,
     config::ConfigError,
@@ -13,7 +13,7 @@ use crate::{
     daemon::ShellError,
     exit::Exit,
     node::NodeError,
-    rehearsal::ProbeClientError,
+    rehearsal::{ProbeClientError, cluster::ClusterError},
 };
 
 /// Why a command did not do what was asked.
@@ -52,12 +52,9 @@ pub enum Failure {
         /// What the status says.
         reason: String,
     },
-    /// The demo is missing in this build.
-    #[error("the demo is not built yet: use a version of romulus that has it")]
-    DemoNotBuiltYet {
-        /// What it would have been asked for.
-        arguments: DemoArgs,
-    },
+    /// The demo could not go on.
+    #[error(transparent)]
+    Demo(#[from] ClusterError),
 }
 
 impl Failure {
@@ -74,7 +71,7 @@ impl Failure {
             | Self::ProbeClient(_)
             | Self::Output(_)
             | Self::NotProtected { .. }
-            | Self::DemoNotBuiltYet { .. } => Exit::Failed,
+            | Self::Demo(_) => Exit::Failed,
         }
     }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use transport::identity::{CertificateDetails, pki};
 
 use super::{
-    args::{ConfigCommand, InternalCommand, PkiCommand},
+    args::{ConfigCommand, DemoArgs, InternalCommand, PkiCommand},
     control_commands::{print, wait},
     failure::Failure,
     render,
@@ -15,7 +15,10 @@ use crate::{
     config,
     doctor::{self, Verdict},
     exit::Exit,
-    rehearsal,
+    rehearsal::{
+        self,
+        demo::{self, DemoSettings},
+    },
 };
 
 pub(super) fn config(command: &ConfigCommand, json: bool) -> Result<Exit, Failure> {
@@ -152,6 +155,20 @@ fn certificate(shown: &Shown) -> String {
         "{}\n  {whose}, {validity}\n  subject {}\n  issuer  {}\n  serial  {}\n  from    {}\n  until   {}\n",
         shown.path, shown.subject, shown.issuer, shown.serial, shown.not_before, shown.not_after
     )
+}
+
+pub(super) fn demo(arguments: &DemoArgs, json: bool) -> Result<Exit, Failure> {
+    let settings = DemoSettings {
+        epoch_ms: arguments.epoch,
+        memory_mib: arguments.memory,
+        vcpus: arguments.vcpus,
+        dirty_rate: arguments.dirty_rate,
+        keep: arguments.keep,
+        quiet: json,
+    };
+    let report = demo::play(&settings)?;
+    print(json, &report, || demo::render(&report))?;
+    Ok(if report.sound() { Exit::Done } else { Exit::Failed })
 }
 
 pub(super) fn internal(command: &InternalCommand) -> Result<Exit, Failure> {

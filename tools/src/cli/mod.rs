@@ -57,7 +57,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Config { command } => host_commands::config(&command, json),
         Command::Doctor => host_commands::doctor(json),
         Command::Pki { command } => host_commands::pki(&command, json),
-        Command::Demo(arguments) => Err(Failure::DemoNotBuiltYet { arguments }),
+        Command::Demo(arguments) => host_commands::demo(&arguments, json),
         Command::Internal { command } => host_commands::internal(&command),
         Command::Status(arguments) => control_commands::status(&arguments, json),
         Command::Events(arguments) => control_commands::events(&arguments, json),

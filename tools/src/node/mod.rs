@@ -20,9 +20,7 @@ use std::{
 use arbiter::NodeId;
 use thiserror::Error;
 use tokio::runtime::Runtime;
-use transport::{
-    ArbiterClient, BindError, Endpoint, Identity, Options, identity::IdentityError,
-};
+use transport::{ArbiterClient, BindError, Endpoint, Identity, Options, identity::IdentityError};
 
 pub use asker::Asker;
 pub use guest::{Guest, GuestError};

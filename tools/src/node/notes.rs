@@ -49,9 +49,7 @@ fn class(note: &Note) -> (Severity, EventKind) {
         Note::StaleFrame { .. } => (Warning, EventKind::FrameStale),
         Note::Doubt { .. } | Note::CutFailed { .. } => (Warning, EventKind::GuestPaused),
         Note::DoubtResolved => (Info, EventKind::GuestResumed),
-        Note::ArbiterUnreachable | Note::ArbiterRefused { .. } => {
-            (Warning, EventKind::ArbiterLost)
-        }
+        Note::ArbiterUnreachable | Note::ArbiterRefused { .. } => (Warning, EventKind::ArbiterLost),
         Note::ArbiterForgot { .. } => (Error, EventKind::ArbiterLost),
         Note::GuestHeld { .. } => (Warning, EventKind::BackPressure),
         Note::GuestFreed => (Info, EventKind::BackPressure),

@@ -40,18 +40,44 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Everything that the core is told.
 #[derive(Debug)]
 pub(crate) enum Input {
-    CutDone { captured: Box<Captured>, timings: Timings },
-    CutFailed { epoch: Epoch, why: String },
+    CutDone {
+        captured: Box<Captured>,
+        timings: Timings,
+    },
+    CutFailed {
+        epoch: Epoch,
+        why: String,
+    },
     Encoded(Complete),
-    LinkUp { backup: NodeId, committed: Option<Epoch>, staging_bytes_max: u64 },
-    LinkRefused { backup: NodeId, refusal: Refusal },
-    LinkDown { backup: NodeId },
-    Heard { backup: NodeId, term: Term, message: ToPrimary },
-    SeedRoundSent { backup: NodeId, chunks: u32, pages_left: u64 },
+    LinkUp {
+        backup: NodeId,
+        committed: Option<Epoch>,
+        staging_bytes_max: u64,
+    },
+    LinkRefused {
+        backup: NodeId,
+        refusal: Refusal,
+    },
+    LinkDown {
+        backup: NodeId,
+    },
+    Heard {
+        backup: NodeId,
+        term: Term,
+        message: ToPrimary,
+    },
+    SeedRoundSent {
+        backup: NodeId,
+        chunks: u32,
+        pages_left: u64,
+    },
     Answered(Answer),
     Control(ControlRequest),
     /// The guest ended by itself.
-    GuestEnded { reason: String, failed: bool },
+    GuestEnded {
+        reason: String,
+        failed: bool,
+    },
     /// The VM cannot be paused or resumed any more.
     GuestLost(String),
     /// The outlet found a release too old.
@@ -143,9 +169,8 @@ impl Core {
         let pool = BlockPool::new(POOL_TOUCHED_BYTES.min(in_flight_bytes), in_flight_bytes);
         let tracker = Arc::new(Tracker::new(guest.clone()));
         let flights = Arc::new(Flights::default());
-        let encoders =
-            Encoders::start(replication.encode_threads.get(), flights.clone(), &inputs)
-                .map_err(NodeError::Thread)?;
+        let encoders = Encoders::start(replication.encode_threads.get(), flights.clone(), &inputs)
+            .map_err(NodeError::Thread)?;
         let cutter = Cutter::start(cutter::Tools {
             guest: guest.clone(),
             tracker: tracker.clone(),
@@ -423,9 +448,8 @@ impl Core {
             mib_per_s_max: self.host.config.replication.seed_mib_per_s_max,
         };
         let begun = self.tracker.begin_seed(backup.clone()).map_err(|error| error.to_string());
-        let seed = begun.and_then(|()| {
-            Seed::start(backup.clone(), tools).map_err(|error| error.to_string())
-        });
+        let seed = begun
+            .and_then(|()| Seed::start(backup.clone(), tools).map_err(|error| error.to_string()));
         match seed {
             Ok(seed) => drop(self.seeds.insert(backup, seed)),
             Err(why) => {

@@ -84,11 +84,7 @@ impl Drop for Encoders {
     }
 }
 
-fn work(
-    jobs: &crossbeam_channel::Receiver<Job>,
-    flights: &Flights,
-    inputs: &mpsc::Sender<Input>,
-) {
+fn work(jobs: &crossbeam_channel::Receiver<Job>, flights: &Flights, inputs: &mpsc::Sender<Input>) {
     while let Ok(Job { id, content }) = jobs.recv() {
         let chunk = match content {
             Content::Batch(batch) => Chunk::of_pages(id, batch.runs(), batch.bytes()),

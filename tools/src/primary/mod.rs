@@ -28,7 +28,11 @@ mod tracker;
 
 pub use self::core::{End, Promoted, run_core};
 
-use crate::{config::VmConfig, exit::Exit, node::{Guest, Host, NodeError}};
+use crate::{
+    config::VmConfig,
+    exit::Exit,
+    node::{Guest, Host, NodeError},
+};
 
 /// What the daemon needs to know.
 #[derive(Debug, Clone)]

@@ -30,9 +30,7 @@ use tokio::{
     sync::{Notify, mpsc as async_mpsc},
     task::JoinHandle,
 };
-use transport::{
-    ControlSender, DataSender, DialError, Endpoint, Link, PrimarySession,
-};
+use transport::{ControlSender, DataSender, DialError, Endpoint, Link, PrimarySession};
 
 use super::{core::Input, flights::ChunkQueue};
 
@@ -171,7 +169,8 @@ impl Peers {
     pub(super) fn flush(&self, name: &NodeId, patience: Duration) {
         if let Some(session) = self.session(name) {
             let finish = session.control.finish();
-            let _ = self.tools.handle.block_on(async { tokio::time::timeout(patience, finish).await });
+            let _ =
+                self.tools.handle.block_on(async { tokio::time::timeout(patience, finish).await });
         }
     }
 

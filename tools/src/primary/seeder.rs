@@ -64,7 +64,8 @@ impl Seed {
         let (rounds, ordered) = mpsc::channel();
         let stop = Arc::new(AtomicBool::new(false));
         let progress = Arc::new(Progress::default());
-        let worker = Worker { backup, tools, stop: stop.clone(), progress: progress.clone(), chunks: 0 };
+        let worker =
+            Worker { backup, tools, stop: stop.clone(), progress: progress.clone(), chunks: 0 };
         let name = format!("seed-{}", worker.backup);
         let thread = std::thread::Builder::new().name(name).spawn(move || worker.work(&ordered))?;
         Ok(Self { rounds: Some(rounds), stop, progress, thread: Some(thread) })

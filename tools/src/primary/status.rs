@@ -17,9 +17,9 @@ use tokio::sync::oneshot;
 use super::core::Core;
 use crate::{
     control::{
-        Accepted, ArbiterState, Behind, ControlRequest, EventKind, Features, GuestState,
-        PeerState, PeerStatus, Protection, Refused, RefusedCounts, RefusedKind, Reply, Role,
-        SeedProgress, Severity, Status, VerifiedBackup, VerifyReport,
+        Accepted, ArbiterState, Behind, ControlRequest, EventKind, Features, GuestState, PeerState,
+        PeerStatus, Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, SeedProgress,
+        Severity, Status, VerifiedBackup, VerifyReport,
     },
     daemon::Telemetry,
     telemetry::Metrics,
@@ -42,7 +42,12 @@ impl Verification {
         self.waiting.push(reply);
         let stale = !first && self.waiting.len() == 1;
         if first || stale {
-            *self = Self { waiting: std::mem::take(&mut self.waiting), expected, pages, ..Self::default() };
+            *self = Self {
+                waiting: std::mem::take(&mut self.waiting),
+                expected,
+                pages,
+                ..Self::default()
+            };
         }
         first || stale
     }
@@ -241,7 +246,9 @@ impl Core {
             return Protection::Protected;
         }
         if !self.machine.register().in_sync.is_empty() {
-            return unprotected("no backup in sync is connected; the arbiter is asked to go on without");
+            return unprotected(
+                "no backup in sync is connected; the arbiter is asked to go on without",
+            );
         }
         let seeding = self.machine.backups().find(|(_, stage, ..)| {
             matches!(stage, Stage::Seeding { .. } | Stage::Preparing | Stage::Joining { .. })

@@ -1,6 +1,8 @@
 //! Rehearsing failures on one machine: hosts as network namespaces, and a
 //! client that notices whatever a guest forgets.
 
+pub mod cluster;
+pub mod demo;
 pub mod netns;
 mod probe_args;
 pub mod probe_client;

@@ -200,11 +200,7 @@ impl Header {
             | Kind::HandOver
             | Kind::Verify
             | Kind::Farewell => control::read_to_backup(self.kind, reader).map(Frame::ToBackup),
-            Kind::BackupHeartbeat
-            | Kind::SeedAck
-            | Kind::Ack
-            | Kind::Nack
-            | Kind::Verified => {
+            Kind::BackupHeartbeat | Kind::SeedAck | Kind::Ack | Kind::Nack | Kind::Verified => {
                 control::read_to_primary(self.kind, reader).map(Frame::ToPrimary)
             }
             Kind::Chunk => {

@@ -1,0 +1,482 @@
+//! A whole cluster on one machine: arbiter, hosts and client as processes in a
+//! [`Lab`], with certificates and configurations of their own.
+//!
+//! ```text
+//!   folder/  pki/ …  arbiter.toml  arbiter.log
+//!            host-1.toml  host-1.log  host-1.sock  host-1.console   (and so on)
+//! ```
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{self, BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use thiserror::Error;
+use tokio::runtime::Runtime;
+use transport::identity::pki::{self, PkiError};
+
+use super::{
+    netns::{ARBITER_ADDRESS, GUEST_ADDRESS, Lab, LabError, Place, TAP},
+    probe_report::ProbeReport,
+};
+use crate::control::{Client, ClientError, PeerState, Protection, Role, Status};
+
+const NODE_PORT: u16 = 7700;
+const ARBITER_PORT: u16 = 7800;
+const MAC: &str = "52:54:00:77:00:64";
+/// How often a state that is waited for is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// What the guests and their replication are like.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// Hosts, of which the first runs the guest first.
+    pub hosts: u8,
+    /// RAM.
+    pub memory_mib: u32,
+    /// vCPUs.
+    pub vcpus: u16,
+    /// Added to the probe guest's command line.
+    pub cmdline: String,
+    /// Lines of the section `[replication]`.
+    pub replication: String,
+}
+
+/// Why a rehearsal cannot go on.
+#[derive(Debug, Error)]
+pub enum ClusterError {
+    /// No namespaces.
+    #[error(transparent)]
+    Lab(#[from] LabError),
+    /// No certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// Files or processes.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A daemon does not answer or refuses.
+    #[error("{place}: {source}")]
+    Control {
+        /// Whose daemon.
+        place: Place,
+        /// What it said.
+        source: ClientError,
+    },
+    /// Something did not come about.
+    #[error("waited {waited_s} s in vain until {what}; the end of its log:\n{log}")]
+    Waited {
+        /// For what.
+        what: String,
+        /// How long.
+        waited_s: u64,
+        /// The end of the log of who should have done it.
+        log: String,
+    },
+    /// The client ended without a report.
+    #[error("the client ended without a report")]
+    NoReport,
+}
+
+/// Processes in a lab; they end with it.
+#[derive(Debug)]
+pub struct Cluster {
+    lab: Lab,
+    folder: PathBuf,
+    program: PathBuf,
+    shape: Shape,
+    runtime: Runtime,
+    children: Vec<(Place, Child)>,
+}
+
+impl Cluster {
+    /// Makes lab, certificates and configurations in `folder`; starts nothing.
+    /// `program` is the `romulus` binary.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError`]
+    pub fn new(
+        prefix: &str,
+        folder: &Path,
+        program: &Path,
+        shape: Shape,
+    ) -> Result<Self, ClusterError> {
+        let lab = Lab::new(prefix, shape.hosts)?;
+        let system = |action: &str| {
+            let action = action.to_owned();
+            move |source| ClusterError::System { action, source }
+        };
+        fs::create_dir_all(folder).map_err(system("make the rehearsal's folder"))?;
+        let pki_folder = folder.join("pki");
+        pki::create_authority(&pki_folder, pki::CA_DAYS, true)?;
+        for place in lab.places() {
+            pki::issue(&pki_folder, &place.node(), pki::NODE_DAYS, true)?;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(system("start a runtime"))?;
+        let cluster = Self {
+            lab,
+            folder: folder.to_owned(),
+            program: program.to_owned(),
+            shape,
+            runtime,
+            children: Vec::new(),
+        };
+        cluster.write("arbiter.toml", &cluster.arbiter_config())?;
+        for host in 1..=cluster.shape.hosts {
+            let name = format!("{}.toml", Place::Host(host));
+            cluster.write(&name, &cluster.host_config(host))?;
+        }
+        Ok(cluster)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), ClusterError> {
+        let action = format!("write {name}");
+        fs::write(self.folder.join(name), text)
+            .map_err(|source| ClusterError::System { action, source })
+    }
+
+    fn identity(place: Place) -> String {
+        format!("ca = \"pki/ca.pem\"\ncert = \"pki/{place}.pem\"\nkey = \"pki/{place}.key\"\n")
+    }
+
+    fn arbiter_config(&self) -> String {
+        format!(
+            "[arbiter]\nname = \"arbiter\"\nlisten = \"{ARBITER_ADDRESS}:{ARBITER_PORT}\"\nstore = \"register\"\n{}",
+            Self::identity(Place::Arbiter)
+        )
+    }
+
+    fn host_config(&self, host: u8) -> String {
+        let Shape { memory_mib, vcpus, cmdline, replication, hosts } = &self.shape;
+        let place = Place::Host(host);
+        let address = |host| Place::Host(host).replication_address().expect("hosts have one");
+        let mut text = format!(
+            "[vm]\nname = \"demo\"\nmemory_mib = {memory_mib}\nvcpus = {vcpus}\nkernel = \"probe\"\n\
+             cmdline = \"probe.vcpus={vcpus} probe.ip={GUEST_ADDRESS}/24 {cmdline}\"\n\n\
+             [network]\ntap = \"{TAP}\"\nmac = \"{MAC}\"\n\n\
+             [console]\nlog = \"{place}.console\"\n\n\
+             [node]\nname = \"{place}\"\nlisten = \"{}:{NODE_PORT}\"\nstate_dir = \"{place}.state\"\n\
+             control = \"{place}.sock\"\n{}\n\
+             [arbiter]\nname = \"arbiter\"\naddress = \"{ARBITER_ADDRESS}:{ARBITER_PORT}\"\n\n\
+             [replication]\n{replication}\n",
+            address(host),
+            Self::identity(place),
+        );
+        for peer in (1..=*hosts).filter(|peer| *peer != host) {
+            let name = Place::Host(peer);
+            let _ = write!(
+                text,
+                "\n[[peers]]\nname = \"{name}\"\naddress = \"{}:{NODE_PORT}\"\n",
+                address(peer)
+            );
+        }
+        text
+    }
+
+    /// The network that it runs in.
+    #[must_use]
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Where its files are.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Starts the daemon `role` (`arbiter`, `run` or `backup`) at `place`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::System`]
+    pub fn start(&mut self, place: Place, role: &str) -> Result<(), ClusterError> {
+        self.reap(place);
+        let log = self.folder.join(format!("{place}.log"));
+        let system = |source| ClusterError::System { action: format!("start {role}"), source };
+        let log = File::options().create(true).append(true).open(log).map_err(system)?;
+        let child = self
+            .lab
+            .command(place, &self.program)
+            .arg(role)
+            .arg(self.folder.join(format!("{place}.toml")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(system)?;
+        self.children.push((place, child));
+        Ok(())
+    }
+
+    /// The process at `place`. `ip netns exec` becomes the program that it
+    /// starts, so this is the daemon's own pid.
+    #[must_use]
+    pub fn pid(&self, place: Place) -> Option<u32> {
+        self.children.iter().find(|(at, _)| *at == place).map(|(_, child)| child.id())
+    }
+
+    /// Sends a signal, named as for kill(1), to the process at `place`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::System`]
+    pub fn signal(&self, place: Place, signal: &str) -> Result<(), ClusterError> {
+        let Some(pid) = self.pid(place) else { return Ok(()) };
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status();
+        let action = format!("send SIG{signal} to {place}");
+        status.map(drop).map_err(|source| ClusterError::System { action, source })
+    }
+
+    /// Kills the process at `place` (SIGKILL) and waits until it is gone.
+    pub fn kill(&mut self, place: Place) {
+        if let Some((_, child)) = self.children.iter_mut().find(|(at, _)| *at == place) {
+            let _ = child.kill();
+        }
+        self.reap(place);
+    }
+
+    fn reap(&mut self, place: Place) {
+        if let Some(index) = self.children.iter().position(|(at, _)| *at == place) {
+            let (_, mut child) = self.children.swap_remove(index);
+            let _ = child.wait();
+        }
+    }
+
+    /// The exit code of the process at `place`, if it has ended by itself
+    /// within `patience`.
+    pub fn exit_code(&mut self, place: Place, patience: Duration) -> Option<i32> {
+        let (_, child) = self.children.iter_mut().find(|(at, _)| *at == place)?;
+        let deadline = Instant::now() + patience;
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) => return status.code(),
+                Ok(None) if Instant::now() < deadline => std::thread::sleep(LOOK),
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// A client of the control API at `place`.
+    #[must_use]
+    pub fn control(&self, place: Place) -> Client {
+        Client::new(self.folder.join(format!("{place}.sock")))
+    }
+
+    /// Runs one exchange with the control API at `place`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Control`]
+    pub fn ask<T>(
+        &self,
+        place: Place,
+        ask: impl AsyncFnOnce(Client) -> Result<T, ClientError>,
+    ) -> Result<T, ClusterError> {
+        let control = self.control(place);
+        self.runtime
+            .block_on(ask(control))
+            .map_err(|source| ClusterError::Control { place, source })
+    }
+
+    /// The status of the daemon at `place`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Control`]
+    pub fn status(&self, place: Place) -> Result<Status, ClusterError> {
+        self.ask(place, async |control| control.status().await)
+    }
+
+    /// Waits until the daemon at `place` has a status that `holds`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Waited`] with the end of its log.
+    pub fn wait_for(
+        &self,
+        place: Place,
+        what: &str,
+        patience: Duration,
+        holds: impl Fn(&Status) -> bool,
+    ) -> Result<Status, ClusterError> {
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            if let Ok(status) = self.status(place)
+                && holds(&status)
+            {
+                return Ok(status);
+            }
+            std::thread::sleep(LOOK);
+        }
+        Err(ClusterError::Waited {
+            what: format!("{place} {what}"),
+            waited_s: patience.as_secs(),
+            log: self.log_end(place),
+        })
+    }
+
+    /// Waits until `place` runs the guest, protected.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Waited`]
+    pub fn wait_protected(&self, place: Place, patience: Duration) -> Result<Status, ClusterError> {
+        self.wait_for(place, "runs a protected guest", patience, |status| {
+            status.role == Role::Primary && status.protection == Protection::Protected
+        })
+    }
+
+    /// Waits until `place` runs the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Waited`]
+    pub fn wait_primary(&self, place: Place, patience: Duration) -> Result<Status, ClusterError> {
+        self.wait_for(place, "runs the guest", patience, |status| status.role == Role::Primary)
+    }
+
+    /// The last lines of the log at `place`.
+    #[must_use]
+    pub fn log_end(&self, place: Place) -> String {
+        let path = self.folder.join(format!("{place}.log"));
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    }
+
+    /// Starts the probe's client with `lanes` lanes and `arguments`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::System`]
+    pub fn client(&self, lanes: u32, arguments: &[&str]) -> Result<LoadClient, ClusterError> {
+        let target = format!("{GUEST_ADDRESS}:{}", romulus_probe::SERVICE_PORT);
+        let mut command = self.lab.command(Place::Client, &self.program);
+        command
+            .args(["internal", "probe-client", "--target", &target, "--lanes", &lanes.to_string()])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
+        LoadClient::start(&mut command)
+    }
+
+    /// Whether every backup that `status` lists is in sync.
+    #[must_use]
+    pub fn all_in_sync(status: &Status) -> bool {
+        status.peers.iter().all(|peer| peer.state == PeerState::InSync)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The probe's client, at work.
+#[derive(Debug)]
+pub struct LoadClient {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: mpsc::Receiver<serde_json::Value>,
+    answers: u64,
+}
+
+impl LoadClient {
+    fn start(command: &mut Command) -> Result<Self, ClusterError> {
+        let system =
+            |source| ClusterError::System { action: "start the client".to_owned(), source };
+        let mut child = command.spawn().map_err(system)?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().expect("it is piped");
+        let (sender, lines) = mpsc::channel();
+        std::thread::Builder::new()
+            .name("client-lines".into())
+            .spawn(move || {
+                for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                    if let Ok(value) = serde_json::from_str(&line) {
+                        let _ = sender.send(value);
+                    }
+                }
+            })
+            .map_err(system)?;
+        Ok(Self { child, stdin, lines, answers: 0 })
+    }
+
+    /// New answers so far.
+    pub fn answers(&mut self) -> u64 {
+        while let Ok(line) = self.lines.try_recv() {
+            if let Some(answers) = line["progress"]["answers"].as_u64() {
+                self.answers = answers;
+            }
+        }
+        self.answers
+    }
+
+    /// Waits until `more` answers have come beyond those so far.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Waited`]
+    pub fn wait_answers(&mut self, more: u64, patience: Duration) -> Result<(), ClusterError> {
+        let deadline = Instant::now() + patience;
+        let wanted = self.answers() + more;
+        while self.answers() < wanted {
+            if Instant::now() >= deadline {
+                return Err(ClusterError::Waited {
+                    what: format!("the guest gives {more} more answers"),
+                    waited_s: patience.as_secs(),
+                    log: String::new(),
+                });
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Ends the client and takes its report.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::NoReport`]
+    pub fn finish(mut self) -> Result<ProbeReport, ClusterError> {
+        drop(self.stdin.take());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    if let Ok(report) = serde_json::from_value(line["report"].clone()) {
+                        return Ok(report);
+                    }
+                }
+                Err(_) => return Err(ClusterError::NoReport),
+            }
+        }
+    }
+}
+
+impl Drop for LoadClient {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,314 @@
+//! `romulus demo`: all of it on one machine, in less than a minute.
+//!
+//! Two hosts, an arbiter and a client; the primary is killed, the guest goes
+//! on, a new backup is seeded while it runs, and the guest is handed back by
+//! plan. Clients check every answer throughout.
+
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use super::{
+    cluster::{Cluster, ClusterError, LoadClient, Shape},
+    netns::{GUEST_ADDRESS, Place},
+    probe_report::ProbeReport,
+};
+use crate::control::{Client, FailoverBody, Percentiles, Status, VerifyReport};
+
+const FIRST: Place = Place::Host(1);
+const SECOND: Place = Place::Host(2);
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the guest serves between two events.
+const PHASE: Duration = Duration::from_secs(3);
+/// Clients that ask from the beginning to the end.
+const LANES: u32 = 4;
+
+/// What the operator chose.
+#[derive(Debug, Clone)]
+pub struct DemoSettings {
+    /// Run interval between two checkpoints, in ms.
+    pub epoch_ms: u32,
+    /// The guest's memory, in MiB.
+    pub memory_mib: u32,
+    /// The guest's vCPUs.
+    pub vcpus: u16,
+    /// Pages that it dirties per second.
+    pub dirty_rate: u64,
+    /// Leave everything running until Ctrl-C.
+    pub keep: bool,
+    /// Say nothing on the way.
+    pub quiet: bool,
+}
+
+/// What came of it. `lost` must be 0.
+#[derive(Debug, Clone, Serialize)]
+pub struct DemoReport {
+    /// Epochs ended by all primaries.
+    pub epochs: u64,
+    /// Time in which no vCPU ran, per epoch of the first primary.
+    pub pause_us: Percentiles,
+    /// From the resume to the release of an epoch's output, as above.
+    pub commit_us: Percentiles,
+    /// Mean, as above.
+    pub wire_bytes_per_epoch: u64,
+    /// Kill: last answer before to first answer after, as the client saw it.
+    pub failover_ms: f64,
+    /// The same for the planned switchover.
+    pub switchover_ms: f64,
+    /// New answers.
+    pub answers: u64,
+    /// Answers once given and later forgotten.
+    pub lost: u64,
+    /// Counters and clocks that went back.
+    pub went_back: u64,
+    /// Answers that told of pages without the content that the guest wrote.
+    pub corrupt: u64,
+    /// Answers that came twice: harmless.
+    pub duplicates: u64,
+    /// From a request to its answer.
+    pub latency_us: Percentiles,
+    /// Whether primary and backup had the same memory at the end.
+    pub verified: bool,
+    /// The term at the end.
+    pub term: u64,
+    /// How long it took, in ms.
+    pub elapsed_ms: u64,
+}
+
+impl DemoReport {
+    /// Whether the guest kept its word.
+    #[must_use]
+    pub fn sound(&self) -> bool {
+        self.answers > 0
+            && self.lost == 0
+            && self.went_back == 0
+            && self.corrupt == 0
+            && self.verified
+    }
+}
+
+/// Plays the demo, in a folder of its own that is removed afterwards.
+///
+/// # Errors
+///
+/// [`ClusterError`]
+pub fn play(settings: &DemoSettings) -> Result<DemoReport, ClusterError> {
+    let folder = std::env::temp_dir().join(format!("romulus-demo-{}", std::process::id()));
+    let program = std::env::current_exe()
+        .map_err(|source| ClusterError::System { action: "find this program".into(), source })?;
+    let result = Demo::new(settings, &folder, &program).and_then(Demo::play);
+    let _ = std::fs::remove_dir_all(folder);
+    result
+}
+
+struct Demo<'a> {
+    settings: &'a DemoSettings,
+    cluster: Cluster,
+    begun: Instant,
+}
+
+impl<'a> Demo<'a> {
+    fn new(
+        settings: &'a DemoSettings,
+        folder: &Path,
+        program: &Path,
+    ) -> Result<Self, ClusterError> {
+        let begun = Instant::now();
+        let pages = settings.dirty_rate.clamp(1, u64::from(settings.memory_mib) * 64);
+        let dirty = match settings.dirty_rate {
+            0 => String::new(),
+            rate => format!("probe.dirty=pages:{pages},rate:{rate},write:sparse,content:random"),
+        };
+        let shape = Shape {
+            hosts: 2,
+            memory_mib: settings.memory_mib,
+            vcpus: settings.vcpus,
+            cmdline: dirty,
+            replication: format!("epoch_ms = {}\nmtu_max = 65000", settings.epoch_ms),
+        };
+        let cluster = Cluster::new("demo", folder, program, shape)?;
+        Ok(Self { settings, cluster, begun })
+    }
+
+    fn say(&self, text: &str) {
+        if !self.settings.quiet {
+            eprintln!("{:6.2} s  {text}", self.begun.elapsed().as_secs_f64());
+        }
+    }
+
+    fn play(mut self) -> Result<DemoReport, ClusterError> {
+        self.begin()?;
+        let mut client = self.cluster.client(LANES, &[])?;
+        client.wait_answers(1, PATIENCE)?;
+        self.say("clients ask, and check every answer");
+        let (killed, failover) = self.kill(&mut client)?;
+        self.reprotect()?;
+        let (handed, switchover) = self.hand_back(&mut client)?;
+        let (last, verify) = self.verify()?;
+        let report = client.finish()?;
+        self.keep();
+        Ok(self.report(&[&killed, &handed, &last], &verify, &report, [failover, switchover]))
+    }
+
+    fn begin(&mut self) -> Result<(), ClusterError> {
+        self.say("two hosts, an arbiter and a client, each in a network namespace");
+        self.cluster.start(Place::Arbiter, "arbiter")?;
+        self.cluster.start(FIRST, "run")?;
+        self.cluster.start(SECOND, "backup")?;
+        self.cluster.wait_protected(FIRST, PATIENCE)?;
+        self.say(&format!(
+            "{FIRST} runs a guest of {} MiB and {} vCPUs, {SECOND} is its backup: protected",
+            self.settings.memory_mib, self.settings.vcpus
+        ));
+        Ok(())
+    }
+
+    /// A client that measures one interruption on lanes of its own.
+    fn observer(&self, first_lane: u32) -> Result<LoadClient, ClusterError> {
+        let first_lane = first_lane.to_string();
+        let mut observer = self.cluster.client(LANES, &["--first-lane", &first_lane])?;
+        observer.wait_answers(100, PATIENCE)?;
+        Ok(observer)
+    }
+
+    fn kill(&mut self, client: &mut LoadClient) -> Result<(Status, f64), ClusterError> {
+        std::thread::sleep(PHASE);
+        let mut observer = self.observer(LANES)?;
+        let before = self.cluster.status(FIRST)?;
+        self.cluster.kill(FIRST);
+        self.say(&format!("{FIRST} is killed (SIGKILL) in epoch {}", before.epoch));
+        let status = self.cluster.wait_primary(SECOND, PATIENCE)?;
+        observer.wait_answers(100, PATIENCE)?;
+        client.wait_answers(100, PATIENCE)?;
+        let gap = observer.finish()?.longest_gap.ms;
+        self.say(&format!(
+            "{SECOND} has taken over (term {}); the client waited {gap:.0} ms",
+            status.term
+        ));
+        Ok((before, gap))
+    }
+
+    fn reprotect(&mut self) -> Result<(), ClusterError> {
+        self.cluster.start(FIRST, "backup")?;
+        let begun = Instant::now();
+        self.cluster.wait_protected(SECOND, PATIENCE)?;
+        self.say(&format!(
+            "{FIRST} is back as a backup, seeded in {:.1} s while the guest ran: protected",
+            begun.elapsed().as_secs_f64()
+        ));
+        Ok(())
+    }
+
+    fn hand_back(&mut self, client: &mut LoadClient) -> Result<(Status, f64), ClusterError> {
+        std::thread::sleep(PHASE);
+        let mut observer = self.observer(2 * LANES)?;
+        let before = self.cluster.status(SECOND)?;
+        let to = FailoverBody { to: Some(FIRST.node()) };
+        self.cluster.ask(SECOND, async |control: Client| control.failover(&to).await)?;
+        self.cluster.wait_primary(FIRST, PATIENCE)?;
+        observer.wait_answers(100, PATIENCE)?;
+        client.wait_answers(100, PATIENCE)?;
+        let gap = observer.finish()?.longest_gap.ms;
+        self.say(&format!("handed back to {FIRST} by plan; the client waited {gap:.0} ms"));
+        self.cluster.wait_protected(FIRST, PATIENCE)?;
+        self.say(&format!("{SECOND} stands by again: protected"));
+        Ok((before, gap))
+    }
+
+    fn verify(&self) -> Result<(Status, VerifyReport), ClusterError> {
+        let verify = self.cluster.ask(FIRST, async |control: Client| control.verify().await)?;
+        let same = if verify.equal { "the same" } else { "NOT the same" };
+        self.say(&format!("memory of both hosts at epoch {}: {same}", verify.epoch));
+        Ok((self.cluster.status(FIRST)?, verify))
+    }
+
+    fn keep(&self) {
+        if !self.settings.keep {
+            return;
+        }
+        let folder: PathBuf = self.cluster.folder().to_owned();
+        let socket = folder.join(format!("{FIRST}.sock"));
+        let client = self.cluster.lab().namespace(Place::Client);
+        eprintln!("left running. Try:");
+        eprintln!("  curl --unix-socket {} http://romulus/status", socket.display());
+        eprintln!("  ip netns exec {client} ping {GUEST_ADDRESS}");
+        eprintln!("  kill -9 {}", self.cluster.pid(FIRST).unwrap_or(0));
+        eprintln!("logs and configurations are in {}", folder.display());
+        if std::io::stdin().is_terminal() {
+            eprintln!("press Enter to end it");
+            let _ = std::io::stdin().read_line(&mut String::new());
+        } else {
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+
+    fn report(
+        &self,
+        primaries: &[&Status; 3],
+        verify: &VerifyReport,
+        client: &ProbeReport,
+        [failover_ms, switchover_ms]: [f64; 2],
+    ) -> DemoReport {
+        let [first, _, last] = primaries;
+        DemoReport {
+            epochs: primaries.iter().map(|status| status.epochs).sum(),
+            pause_us: first.pause_us,
+            commit_us: first.commit_us,
+            wire_bytes_per_epoch: first.wire_bytes_per_epoch,
+            failover_ms,
+            switchover_ms,
+            answers: client.answers,
+            lost: client.lost,
+            went_back: client.went_back,
+            corrupt: client.corrupt,
+            duplicates: client.duplicates,
+            latency_us: client.latency_us,
+            verified: verify.equal && !verify.backups.is_empty(),
+            term: last.term,
+            elapsed_ms: self.begun.elapsed().as_millis() as u64,
+        }
+    }
+}
+
+/// The report, as a person likes to read it.
+#[must_use]
+pub fn render(report: &DemoReport) -> String {
+    let row = |name: &str, value: String| format!("  {name:<22} {value}\n");
+    let percentiles = |p: &Percentiles| {
+        format!("p50 {:.2} ms   p99 {:.2} ms   max {:.2} ms", ms(p.p50), ms(p.p99), ms(p.max))
+    };
+    let word =
+        if report.sound() { "Nothing was lost." } else { "THE GUEST DID NOT KEEP ITS WORD." };
+    let verified = if report.verified { "equal on both hosts" } else { "DIFFERENT" };
+    [
+        format!("\n{word}\n\n"),
+        row(
+            "answers",
+            format!("{} ({} twice, which is harmless)", report.answers, report.duplicates),
+        ),
+        row("lost answers", report.lost.to_string()),
+        row("memory", verified.to_owned()),
+        row("failover (SIGKILL)", format!("{:.0} ms without an answer", report.failover_ms)),
+        row("planned switchover", format!("{:.0} ms without an answer", report.switchover_ms)),
+        row(
+            "epochs",
+            format!("{} ({} bytes on the wire each)", report.epochs, report.wire_bytes_per_epoch),
+        ),
+        row("pause", percentiles(&report.pause_us)),
+        row("until released", percentiles(&report.commit_us)),
+        row("request to answer", percentiles(&report.latency_us)),
+        row("term", report.term.to_string()),
+        row("elapsed", format!("{:.1} s", ms(report.elapsed_ms))),
+    ]
+    .concat()
+}
+
+fn ms(thousandths: u64) -> f64 {
+    thousandths as f64 / 1000.0
+}
