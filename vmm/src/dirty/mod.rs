@@ -22,6 +22,8 @@
 
 mod bitmap;
 mod ring;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt, io,
@@ -51,7 +53,7 @@ pub enum DirtyTracking {
     /// The ring where it works (not on PVM), the bitmap elsewhere.
     #[default]
     Auto,
-    /// A ring for each vCPU.
+    /// A ring for each vCPU; refused on PVM, where rings lose pages.
     Ring,
     /// A bitmap for all of RAM.
     Bitmap,
@@ -88,6 +90,9 @@ pub enum DirtyLogError {
     /// Rings were asked for, and KVM has none.
     #[error("this KVM has no dirty rings: set dirty tracking to `auto` or `bitmap`")]
     NoRing,
+    /// Rings were asked for, and this KVM loses pages in them.
+    #[error("dirty rings lose pages on the pvm backend: set dirty tracking to `auto` or `bitmap`")]
+    LossyRing,
     /// A call failed.
     #[error("the dirty log failed at {call}; the VM must be resynchronised")]
     Kvm {
@@ -174,6 +179,12 @@ impl DirtyLog {
         let ring = match tracking {
             DirtyTracking::Auto => has_ring && capabilities.backend != Backend::Pvm,
             DirtyTracking::Ring if !has_ring => return Err(DirtyLogError::NoRing),
+            // Its emulator logs each store at CPL0 and looks for a full ring
+            // too rarely: entries are overwritten (seen on Linux 6.18, with a
+            // kernel warning in `kvm_dirty_ring_push`).
+            DirtyTracking::Ring if capabilities.backend == Backend::Pvm => {
+                return Err(DirtyLogError::LossyRing);
+            }
             DirtyTracking::Ring => true,
             DirtyTracking::Bitmap => false,
         };

@@ -17,7 +17,7 @@ use romulus_vmm::{
     dirty::DirtyTracking,
     event::VmEvent,
     outlet::{Outlet, OutletConfig},
-    vm::{Vm, VmConfig},
+    vm::{Vm, VmConfig, VmError},
 };
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
@@ -204,6 +204,10 @@ pub(crate) fn config(vcpus: u8, dirty_tracking: DirtyTracking) -> VmConfig {
 
 impl Rig {
     pub(crate) fn new(config: &VmConfig) -> Self {
+        Self::try_new(config).unwrap()
+    }
+
+    pub(crate) fn try_new(config: &VmConfig) -> Result<Self, VmError> {
         let outlet = Outlet::new(
             OutletConfig::default(),
             Mode::Passing,
@@ -212,8 +216,8 @@ impl Rig {
         );
         let outlet = Arc::new(outlet.unwrap());
         let (sender, events) = mpsc::channel();
-        let vm = Vm::new(config, Arc::clone(&outlet), sender).unwrap();
-        Self { vm, events, outlet, directory: TempDir::new().unwrap() }
+        let vm = Vm::new(config, Arc::clone(&outlet), sender)?;
+        Ok(Self { vm, events, outlet, directory: TempDir::new().unwrap() })
     }
 
     pub(crate) fn small() -> Self {

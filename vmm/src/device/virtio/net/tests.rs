@@ -10,6 +10,7 @@ use crate::device::{
     fixture::{eventually, in_new_network, ip, memory, outlet, require_tun},
     virtio::transport::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET},
 };
+use crate::memory::written::WrittenPages;
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 const SIZE: u16 = 8;
