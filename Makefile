@@ -14,7 +14,7 @@ help: ## Show this
 
 test: packages ## Install what is missing from Debian, then run all tests
 	@scripts/preflight cargo
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --no-fail-fast
 
 demo: packages ## Fail over a live guest on this machine, in a minute; ARGS="--keep" and the like
 	@scripts/preflight cargo kvm root
