@@ -230,8 +230,11 @@ fn fill_page(address: u64) {
 
 fn check_fill_page(address: u64) -> bool {
     let (words, seed) = (address as *const u64, fill_seed(address / 4096));
-    // SAFETY: within the page.
-    (0..PAGE_WORDS).all(|index| unsafe { words.add(index).read_volatile() } == content_word(Content::Random, seed, index))
+    (0..PAGE_WORDS).all(|index| {
+        // SAFETY: within the page.
+        let word = unsafe { words.add(index).read_volatile() };
+        word == content_word(Content::Random, seed, index)
+    })
 }
 
 /// Whether a page holds what its record says, and its part of the digest.

@@ -1,5 +1,8 @@
 //! The cluster: nodes, register, network and faults, in virtual time.
 
+mod backup_shell;
+mod network;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
@@ -11,13 +14,13 @@ use checkpoint::{
     Answer, Epoch, MemoryLayout, PageNumber, PageRun, Question,
     backup::{self, Backup},
     chunk::{ChunkId, Digest},
-    message::{Hello, Machine, Refusal, ToBackup, ToPrimary, Welcome},
+    message::{Machine, Refusal, ToBackup, ToPrimary, Welcome},
     primary::{self, Command, Ending, Primary},
 };
 
 use super::{
     chance::Chance,
-    node::{Guest, Image, Node, Role, chunk_digests, close_of},
+    node::{Guest, Image, Node, Role, close_of},
     witness::Witness,
 };
 
@@ -519,141 +522,6 @@ impl Cluster {
         }
     }
 
-    // --- Network ----------------------------------------------------------
-
-    /// When something sent now arrives; later if the link is cut.
-    fn arrival(&mut self, from: usize, to: usize) -> Option<Duration> {
-        if self.cut.contains(&(from, to)) {
-            return None;
-        }
-        Some(self.now + self.chance.between(50..2_000))
-    }
-
-    fn session_of(&self, primary: usize, backup: usize) -> Option<u64> {
-        let wanted = |session: &Session| session.primary == primary && session.backup == backup;
-        self.sessions.iter().find(|(_, session)| wanted(session)).map(|(id, _)| *id)
-    }
-
-    fn index(&self, id: &NodeId) -> usize {
-        self.nodes.iter().position(|node| node.id == *id).expect("a known node")
-    }
-
-    /// An ordered, reliable stream: what a cut link swallows breaks the
-    /// session, as a transport would notice after its time-out.
-    fn ordered(&mut self, session: u64, from: usize, to: usize, happening: Happening) {
-        match self.arrival(from, to) {
-            Some(at) => {
-                let key = (session, from < to);
-                let last = self.in_order.get(&key).copied().unwrap_or_default();
-                let at = at.max(last + Duration::from_micros(1));
-                self.in_order.insert(key, at);
-                self.at(at, to, happening);
-            }
-            None => self.break_session(session),
-        }
-    }
-
-    fn break_session(&mut self, id: u64) {
-        let Some(session) = self.sessions.remove(&id) else { return };
-        for (to, peer) in [(session.primary, session.backup), (session.backup, session.primary)] {
-            let delay = self.chance.between(100..400_000);
-            self.later(delay, to, Happening::Broken { to, peer, session: id });
-        }
-    }
-
-    fn dial(&mut self, primary: usize, backup: usize) {
-        let Role::Primary(machine, _) = &self.nodes[primary].role else { return };
-        let term = machine.register().term;
-        let session = self.next_session;
-        self.next_session += 1;
-        let knock = Happening::Knock { to: backup, from: primary, session, term };
-        match self.arrival(primary, backup) {
-            Some(at) if !matches!(self.nodes[backup].role, Role::Down) => {
-                self.at(at, backup, knock);
-            }
-            Some(_) | None => {
-                let failed = Happening::Broken { to: primary, peer: backup, session };
-                self.later(Duration::from_millis(25), primary, failed);
-            }
-        }
-    }
-
-    fn knock(&mut self, to: usize, from: usize, session: u64, term: Term) {
-        let hello = Hello { versions: vec!["romulus/1".into()], vm: vm(), machine: machine() };
-        let peer = self.nodes[from].id.clone();
-        let Role::Backup(machine, _) = &mut self.nodes[to].role else {
-            let reply = Err(Refusal::Promoting);
-            self.later(
-                Duration::from_micros(500),
-                from,
-                Happening::Greeted { to: from, from: to, session, reply },
-            );
-            return;
-        };
-        machine.handle(self.now, backup::Event::Knock { peer, term, hello });
-        self.act_backup(to, Some((from, session)));
-    }
-
-    fn greeted(&mut self, to: usize, from: usize, session: u64, reply: Result<Welcome, Refusal>) {
-        let backup = self.nodes[from].id.clone();
-        match reply {
-            Ok(welcome) => {
-                if self.sessions.contains_key(&session) {
-                    let event = primary::Event::LinkUp {
-                        backup,
-                        committed: welcome.committed,
-                        staging_bytes_max: welcome.staging_bytes_max,
-                    };
-                    self.tell_primary(to, event);
-                }
-            }
-            Err(refusal) => {
-                self.tell_primary(to, primary::Event::LinkRefused { backup, refusal });
-                let again = Happening::Broken { to, peer: from, session };
-                self.later(Duration::from_millis(25), to, again);
-            }
-        }
-    }
-
-    fn broken(&mut self, to: usize, peer: usize, session: u64) {
-        if matches!(self.nodes[to].role, Role::Backup(..)) {
-            let newer = self.sessions.iter().any(|(id, s)| *id > session && s.backup == to);
-            if !newer {
-                self.tell_backup(to, backup::Event::LinkDown);
-            }
-        } else if matches!(self.nodes[to].role, Role::Primary(..))
-            && self.session_of(to, peer).is_none()
-        {
-            let backup = self.nodes[peer].id.clone();
-            if let Role::Primary(_, guest) = &mut self.nodes[to].role {
-                guest.follows.remove(&backup);
-            }
-            self.tell_primary(to, primary::Event::LinkDown { backup });
-            self.dial(to, peer);
-        }
-    }
-
-    fn send_chunk(&mut self, from: usize, to: usize, id: ChunkId, digest: Digest, work: u64) {
-        let Some(session) = self.session_of(from, to) else { return };
-        let Role::Primary(machine, _) = &self.nodes[from].role else { return };
-        let term = machine.register().term;
-        match self.arrival(from, to) {
-            Some(at) => self.at(at, to, Happening::Chunk { to, session, term, id, digest, work }),
-            None => self.break_session(session),
-        }
-    }
-
-    fn send_epoch(&mut self, from: usize, to: usize, epoch: Epoch, only: Option<&[u32]>) {
-        let Role::Primary(_, guest) = &self.nodes[from].role else { return };
-        let Some(work) = guest.cuts.get(&epoch).copied() else { return };
-        for (index, digest) in chunk_digests(epoch, work).into_iter().enumerate() {
-            let index = index as u32;
-            if only.is_none_or(|only| only.contains(&index)) {
-                self.send_chunk(from, to, ChunkId { epoch, index }, digest, work);
-            }
-        }
-    }
-
     // --- The primary's shell ----------------------------------------------
 
     fn tell_primary(&mut self, node: usize, event: primary::Event) {
@@ -680,21 +548,7 @@ impl Cluster {
                 let to = self.index(&backup);
                 self.dial(node, to);
             }
-            Action::Disconnect { backup, redial } => {
-                let to = self.index(&backup);
-                if let Some(session) = self.session_of(node, to) {
-                    self.sessions.remove(&session);
-                    self.later(
-                        Duration::from_millis(1),
-                        to,
-                        Happening::Broken { to, peer: node, session },
-                    );
-                }
-                self.guest(node).follows.remove(&backup);
-                if redial {
-                    self.dial(node, to);
-                }
-            }
+            Action::Disconnect { backup, redial } => self.hang_up(node, &backup, redial),
             Action::Send { backup, message } => {
                 let to = self.index(&backup);
                 if let Some(session) = self.session_of(node, to) {
@@ -719,16 +573,7 @@ impl Cluster {
                 let delay = self.chance.between(200..3_000);
                 self.later(delay, node, Happening::CutDone { node });
             }
-            Action::Follow { backup, after } => {
-                let to = self.index(&backup);
-                let guest = self.guest(node);
-                guest.follows.insert(backup, after);
-                let stored: Vec<Epoch> =
-                    guest.cuts.keys().copied().filter(|epoch| *epoch > after).collect();
-                for epoch in stored {
-                    self.send_epoch(node, to, epoch, None);
-                }
-            }
+            Action::Follow { backup, after } => self.follow(node, backup, after),
             Action::Resend { backup, epoch, chunks } => {
                 let to = self.index(&backup);
                 self.send_epoch(node, to, epoch, Some(&chunks));
@@ -755,6 +600,31 @@ impl Cluster {
                     println!("{:>9} us  {id}: {note}", self.now.as_micros());
                 }
             }
+        }
+    }
+
+    fn hang_up(&mut self, node: usize, backup: &NodeId, redial: bool) {
+        let to = self.index(backup);
+        if let Some(session) = self.session_of(node, to) {
+            self.sessions.remove(&session);
+            let broken = Happening::Broken { to, peer: node, session };
+            self.later(Duration::from_millis(1), to, broken);
+        }
+        self.guest(node).follows.remove(backup);
+        if redial {
+            self.dial(node, to);
+        }
+    }
+
+    /// Sends every epoch after `after`, those that are stored and those to come.
+    fn follow(&mut self, node: usize, backup: NodeId, after: Epoch) {
+        let to = self.index(&backup);
+        let guest = self.guest(node);
+        guest.follows.insert(backup, after);
+        let stored: Vec<Epoch> =
+            guest.cuts.keys().copied().filter(|epoch| *epoch > after).collect();
+        for epoch in stored {
+            self.send_epoch(node, to, epoch, None);
         }
     }
 
@@ -847,127 +717,6 @@ impl Cluster {
             pages_left,
         };
         self.tell_primary(node, event);
-    }
-
-    // --- The backup's shell -----------------------------------------------
-
-    fn tell_backup(&mut self, node: usize, event: backup::Event) {
-        if let Role::Backup(machine, _) = &mut self.nodes[node].role {
-            machine.handle(self.now, event);
-            self.act_backup(node, None);
-        }
-    }
-
-    fn take_chunk(&mut self, node: usize, term: Term, id: ChunkId, digest: Digest, work: u64) {
-        let damage = self.faults.damage;
-        let damaged = self.chance.hits(damage);
-        let Role::Backup(machine, image) = &mut self.nodes[node].role else { return };
-        if damaged || term < machine.term() {
-            self.tell_backup(node, backup::Event::Refused { id });
-            return;
-        }
-        if id.epoch > Epoch::ZERO {
-            image.staged.insert(id.epoch, work);
-        }
-        self.tell_backup(node, backup::Event::Staged { term, id, digest, pages: 1 });
-    }
-
-    fn act_backup(&mut self, node: usize, knocking: Option<(usize, u64)>) {
-        loop {
-            let Role::Backup(machine, _) = &mut self.nodes[node].role else { return };
-            let Some(action) = machine.poll_action() else { break };
-            let term = machine.term();
-            self.do_backup(node, term, knocking, action);
-        }
-        self.schedule_wake(node);
-    }
-
-    fn do_backup(
-        &mut self,
-        node: usize,
-        term: Term,
-        knocking: Option<(usize, u64)>,
-        action: backup::Action,
-    ) {
-        use backup::Action;
-        match action {
-            Action::Welcome(welcome) => {
-                let (from, session) = knocking.expect("somebody knocked");
-                self.sessions.insert(session, Session { primary: from, backup: node });
-                let greeted =
-                    Happening::Greeted { to: from, from: node, session, reply: Ok(welcome) };
-                self.ordered(session, node, from, greeted);
-            }
-            Action::Refuse(refusal) => {
-                let (from, session) = knocking.expect("somebody knocked");
-                let greeted =
-                    Happening::Greeted { to: from, from: node, session, reply: Err(refusal) };
-                self.later(Duration::from_millis(1), from, greeted);
-            }
-            Action::Disconnect { .. } => {
-                let session = self.sessions.iter().find(|(id, session)| {
-                    session.backup == node && knocking.is_none_or(|(_, new)| **id != new)
-                });
-                if let Some((id, session)) = session.map(|(id, session)| (*id, *session)) {
-                    self.sessions.remove(&id);
-                    let to = session.primary;
-                    self.later(
-                        Duration::from_millis(1),
-                        to,
-                        Happening::Broken { to, peer: node, session: id },
-                    );
-                }
-            }
-            Action::Send(message) => {
-                let session = self.sessions.iter().rev().find(|(_, s)| s.backup == node);
-                if let Some((id, session)) = session.map(|(id, session)| (*id, *session)) {
-                    let to = session.primary;
-                    let happening =
-                        Happening::ToPrimary { to, from: node, session: id, term, message };
-                    self.ordered(id, node, to, happening);
-                }
-            }
-            Action::Discard => *self.image(node) = Image::default(),
-            Action::ApplySeed { chunks } => self.image(node).seed = chunks,
-            Action::Unstage { epoch } => {
-                self.image(node).staged.remove(&epoch);
-            }
-            Action::Apply { epoch } => {
-                let image = self.image(node);
-                let work = image.staged.remove(&epoch).expect("a committed epoch was staged");
-                if let Some((before, _)) = image.committed {
-                    assert_eq!(before.next(), epoch, "epochs are applied in their order");
-                }
-                image.committed = Some((epoch, work));
-                self.later(Duration::from_millis(1), node, Happening::Applied { node, epoch });
-            }
-            Action::Ask(question) => {
-                let delay = self.chance.between(50..2_000);
-                self.later(delay, node, Happening::Ask { from: node, question });
-            }
-            Action::Promote { register, epoch } => {
-                let (committed, work) = self.image(node).committed.expect("an image");
-                assert_eq!(committed, epoch, "a promotion goes on from the committed epoch");
-                let id = self.nodes[node].id.clone();
-                self.witness.promoted(&id, work);
-                self.report.promotions += 1;
-                self.run_primary(node, register, epoch.next(), work);
-            }
-            Action::Floor(_) | Action::DigestImage { .. } => {}
-            Action::Note(note) => {
-                if self.trace {
-                    let id = &self.nodes[node].id;
-                    println!("{:>9} us  {id}: {note}", self.now.as_micros());
-                }
-            }
-        }
-    }
-
-    fn image(&mut self, node: usize) -> &mut Image {
-        match &mut self.nodes[node].role {
-            Role::Backup(_, image) => image,
-            Role::Primary(..) | Role::Down => unreachable!("only a backup has an image"),
-        }
     }
 
     // --- The arbiter ------------------------------------------------------

@@ -1,0 +1,54 @@
+# `make` or `make help` tells what can be made.
+
+CARGO ?= cargo
+# Of `make sim`.
+SEED ?= 0
+# Of `make demo`, handed to `romulus demo`: see `romulus demo --help`.
+ARGS ?=
+
+.PHONY: help check test demo bench sim doctor deny packages
+
+help: ## Show this
+	@echo 'make TARGET, where TARGET is one of:'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: packages ## Install what is missing from Debian, then run all tests
+	@scripts/preflight cargo
+	$(CARGO) test --locked --workspace --no-fail-fast
+
+demo: packages ## Fail over a live guest on this machine, in a minute; ARGS="--keep" and the like
+	@scripts/preflight cargo kvm root
+	$(CARGO) run --locked --release --package romulus -- demo $(ARGS)
+
+check: ## Formatting, lints, the house style, and the licences if cargo-deny is installed
+	@scripts/preflight cargo
+	$(CARGO) fmt --all --check
+	$(CARGO) fmt --check --manifest-path guest/Cargo.toml
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) test --locked --quiet --package romulus-tests --test tidy
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		echo '$(CARGO) deny check licenses bans sources'; \
+		$(CARGO) deny --locked --workspace check licenses bans sources; \
+	else \
+		echo 'check: licences, bans and sources are NOT checked: cargo-deny is not installed (`make deny` installs it)'; \
+	fi
+
+deny: ## Install cargo-deny if need be (minutes) and check licences, bans and sources
+	@scripts/preflight cargo
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --locked --workspace check licenses bans sources
+
+bench: packages ## Benchmarks of the hot loops
+	@scripts/preflight cargo
+	$(CARGO) bench --locked --package romulus-benches
+
+sim: ## Run the cluster simulation of one seed, and print what happens: SEED=7
+	@scripts/preflight cargo
+	SEED=$(SEED) $(CARGO) test --locked --package romulus-tests --release --test protocol everything_at_once -- --nocapture
+
+doctor: packages ## Tell what this host can do, and why not
+	@scripts/preflight cargo
+	$(CARGO) run --locked --quiet --release --package romulus -- doctor
+
+packages:
+	@scripts/install-packages
