@@ -7,7 +7,7 @@ use checkpoint::{
     chunk::{Chunk, ChunkId, ChunkKind, Encoding},
     message::{Close, Hello, Machine, Refusal, ToBackup, ToPrimary, Welcome},
 };
-use proptest::prelude::{Just, Strategy, any, prop, prop_oneof, proptest};
+use proptest::prelude::{Strategy, any, prop, prop_oneof, proptest};
 use romulus_transport::wire::{
     self, Answer, Ask, Frame, HEADER_BYTES, Header, Kind, LIST_RECORDS_MAX, MEMBERS_MAX,
     TEXT_BYTES_MAX, WireError,

@@ -191,7 +191,7 @@ mod tests {
             panic!("the signal got lost");
         };
         assert_eq!(reason, "SIGTERM");
-        runtime.block_on(shell.finish());
+        runtime.block_on(shell.into_parts().2.finish());
         let answer = runtime.block_on(client.status());
         assert!(matches!(answer, Err(ClientError::Absent { .. })), "{answer:?}");
     }
