@@ -285,6 +285,9 @@ impl Core {
         staging.begin(u64::MAX);
         let image = applier.finish();
         let applied = begun.elapsed();
+        if host.audit.wanted() {
+            host.audit.record("promoted", epoch, &guest.digest());
+        }
         guest.take_over(&image.sections, image.outputs)?;
         host.telemetry.metrics.promotion.record(begun.elapsed());
         tracing::info!(

@@ -39,7 +39,11 @@ pub struct Settings {
 /// [`NodeError`], when the daemon could not start or the promotion failed.
 pub fn run(settings: Settings) -> Result<Exit, NodeError> {
     let host = Host::start(settings.config)?;
-    let guest = Guest::new(&host.config, checkpoint::output::Mode::Passing)?;
+    let guest = Guest::new(
+        &host.config,
+        checkpoint::output::Mode::Passing,
+        host.telemetry.console.clone(),
+    )?;
     guest.touch();
     match core::stand_by(host, guest)? {
         core::End::Stopped => Ok(Exit::Done),

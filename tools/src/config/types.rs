@@ -168,6 +168,8 @@ pub struct Replication {
     pub in_flight_mib_max: NonZeroU32,
     /// Most MiB of held output before the guest is paused.
     pub held_output_mib_max: NonZeroU32,
+    /// Record the digest of all memory at every epoch: for tests, costs much.
+    pub audit: bool,
     /// Send the last committed epoch's output again after a promotion.
     pub resend_outputs: bool,
     /// Encoder threads.

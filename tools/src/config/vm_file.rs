@@ -197,6 +197,7 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let mtu = section.number("mtu_max", 1452, 1200..=65_000, " bytes")?;
     let seed = section.number("seed_mib_per_s_max", 0, 0..=MEMORY_MIB_MAX, " MiB/s")?;
     let resend_outputs = section.flag("resend_outputs", true)?;
+    let audit = section.flag("audit", false)?;
     section.finish()?;
     Ok(Replication {
         epoch: Duration::from_millis(epoch.value),
@@ -206,6 +207,7 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
         in_flight_epochs_max: nonzero_u32(&epochs)?,
         in_flight_mib_max,
         held_output_mib_max,
+        audit,
         resend_outputs,
         encode_threads: nonzero_u16(&encode_threads)?,
         data_streams: nonzero_u16(&data_streams)?,

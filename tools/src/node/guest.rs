@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io::Write,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock, mpsc},
@@ -28,6 +29,7 @@ use vmm::{
 use crate::{
     config::{self, Kernel},
     probe_guest::PROBE_GUEST,
+    telemetry::ConsoleTail,
 };
 
 /// When the guest's place is announced after a promotion: at once, and again
@@ -90,7 +92,11 @@ impl Guest {
     /// # Errors
     ///
     /// [`GuestError`]
-    pub fn new(config: &config::VmConfig, mode: Mode) -> Result<Self, GuestError> {
+    pub fn new(
+        config: &config::VmConfig,
+        mode: Mode,
+        tail: Arc<ConsoleTail>,
+    ) -> Result<Self, GuestError> {
         let stale_release: Arc<OnceLock<Callback>> = Arc::default();
         let on_stale = stale_release.clone();
         let replication = &config.replication;
@@ -98,7 +104,7 @@ impl Guest {
             release_age_max: replication.detection / 2,
             held_bytes_max: (replication.held_output_mib_max.get() as usize) << 20,
         };
-        let console = console(config)?;
+        let console = Box::new(Console { tail, log: console_log(config)? });
         let tell = Box::new(move || {
             if let Some(tell) = on_stale.get() {
                 tell();
@@ -297,11 +303,31 @@ fn verdict(event: &VmEvent) -> Option<bool> {
     }
 }
 
-fn console(config: &config::VmConfig) -> Result<Box<dyn Write + Send>, GuestError> {
-    let Some(path) = &config.console.log else { return Ok(Box::new(std::io::sink())) };
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+/// Released console bytes: kept for the control API, and logged.
+struct Console {
+    tail: Arc<ConsoleTail>,
+    log: Option<File>,
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.tail.push(bytes);
+        if let Some(log) = &mut self.log {
+            log.write_all(bytes)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.log.as_mut().map_or(Ok(()), Write::flush)
+    }
+}
+
+fn console_log(config: &config::VmConfig) -> Result<Option<File>, GuestError> {
+    let Some(path) = &config.console.log else { return Ok(None) };
+    let file = File::options().create(true).append(true).open(path);
     let console = |source| GuestError::Console { path: path.clone(), source };
-    Ok(Box::new(file.map_err(console)?))
+    file.map(Some).map_err(console)
 }
 
 fn vm_config(config: &config::VmConfig) -> VmConfig {

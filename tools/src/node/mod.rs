@@ -9,6 +9,8 @@
 //! ```
 
 mod asker;
+mod audit;
+pub mod crash_point;
 mod guest;
 mod notes;
 
@@ -23,6 +25,7 @@ use tokio::runtime::Runtime;
 use transport::{ArbiterClient, BindError, Endpoint, Identity, Options, identity::IdentityError};
 
 pub use asker::Asker;
+pub use audit::Audit;
 pub use guest::{Guest, GuestError};
 pub use notes::record_note;
 
@@ -104,6 +107,8 @@ pub struct Host {
     pub telemetry: Telemetry,
     /// What operators ask for.
     pub requests: ControlRequests,
+    /// Memory digests, if they are wanted.
+    pub audit: Arc<Audit>,
     /// Time.
     pub clock: Clock,
     serving: Serving,
@@ -119,6 +124,8 @@ impl Host {
     /// [`NodeError`], before any guest is touched.
     pub fn start(config: VmConfig) -> Result<Self, NodeError> {
         let lock = lock_state(&config)?;
+        let audit = Audit::open(&config)
+            .map_err(|source| NodeError::State { path: config.node.state_dir.clone(), source })?;
         let files = &config.node.identity;
         let identity = Identity::load(&files.ca, &files.cert, &files.key)?;
         if *identity.node() != config.node.name {
@@ -152,6 +159,7 @@ impl Host {
             arbiter,
             telemetry,
             requests,
+            audit: Arc::new(audit),
             clock: Clock { begun: Instant::now() },
             serving,
             _lock: lock,

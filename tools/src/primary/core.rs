@@ -26,7 +26,11 @@ use super::{
 };
 use crate::{
     control::ControlRequest,
-    node::{Asker, Guest, Host, NodeError, record_note},
+    node::{
+        Asker, Guest, Host, NodeError,
+        crash_point::{self, Moment},
+        record_note,
+    },
 };
 
 /// Memory for captures that is touched before the first checkpoint.
@@ -176,6 +180,7 @@ impl Core {
             tracker: tracker.clone(),
             pool: pool.clone(),
             send_outputs: replication.resend_outputs,
+            audit: host.audit.clone(),
             inputs: inputs.clone(),
         })
         .map_err(NodeError::Thread)?;
@@ -287,7 +292,11 @@ impl Core {
             Input::CutFailed { epoch, why } => self.tell(Event::CutFailed { epoch, why }),
             Input::Encoded(Complete { close, wire_bytes }) => {
                 self.host.telemetry.metrics.record_wire(wire_bytes);
+                crash_point::reached(Moment::Closing);
                 self.tell(Event::Encoded { close });
+                if self.act_while_running() {
+                    crash_point::reached(Moment::Closed);
+                }
             }
             Input::LinkUp { backup, committed, staging_bytes_max } => {
                 self.tell(Event::LinkUp { backup, committed, staging_bytes_max });
@@ -356,14 +365,15 @@ impl Core {
     /// Carries out actions; `false` if the end is among them, which stays for
     /// [`Core::act`].
     fn act_while_running(&mut self) -> bool {
-        while let Some(action) = self.machine.poll_action() {
-            if let Action::End(ending) = action {
-                self.ending = Some(ending);
-                return false;
+        while self.ending.is_none()
+            && let Some(action) = self.machine.poll_action()
+        {
+            match action {
+                Action::End(ending) => self.ending = Some(ending),
+                action => self.carry_out(action),
             }
-            self.carry_out(action);
         }
-        true
+        self.ending.is_none()
     }
 
     fn act(&mut self) -> Option<End> {
@@ -460,7 +470,9 @@ impl Core {
     }
 
     fn release(&mut self, through: Epoch) {
+        crash_point::reached(Moment::Committed);
         self.guest.outlet().release(through, self.received);
+        crash_point::reached(Moment::Released);
         let metrics = &self.host.telemetry.metrics;
         while self.cut_at.front().is_some_and(|(epoch, _)| *epoch <= through) {
             let (_, cut_at) = self.cut_at.pop_front().expect("looked at above");

@@ -22,7 +22,10 @@ use super::{
     core::Input,
     tracker::{self, Tracker},
 };
-use crate::node::Guest;
+use crate::node::{
+    Audit, Guest,
+    crash_point::{self, Moment},
+};
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -57,6 +60,8 @@ pub(super) struct Tools {
     pub(super) pool: BlockPool,
     /// Output of an epoch goes along with it.
     pub(super) send_outputs: bool,
+    /// Digests are taken of every epoch.
+    pub(super) audit: Arc<Audit>,
     pub(super) inputs: mpsc::Sender<Input>,
 }
 
@@ -175,6 +180,7 @@ impl Worker {
             vm.resume()?;
         }
         timings.pause = begun.elapsed();
+        crash_point::reached(Moment::Resumed);
         Ok(captured)
     }
 
@@ -185,7 +191,8 @@ impl Worker {
         order: &CutOrder,
         timings: &mut Timings,
     ) -> Result<Captured, VmError> {
-        let Tools { guest, pool, send_outputs, .. } = &self.tools;
+        let Tools { guest, pool, send_outputs, audit, .. } = &self.tools;
+        crash_point::reached(Moment::Paused);
         let (state, pages) = tracked.cut(vm, order)?;
         timings.harvest = state.harvest;
         timings.save = state.total;
@@ -195,13 +202,17 @@ impl Worker {
         guest.outlet().hold();
         let batches = batches(&pages, guest.memory(), pool).collect();
         timings.capture = begun.elapsed();
-        let digest = order.digest.then(|| guest.digest());
+        let digest = (order.digest || audit.wanted()).then(|| guest.digest());
+        if let Some(digest) = &digest {
+            audit.record("cut", order.epoch, digest);
+        }
+        crash_point::reached(Moment::Captured);
         Ok(Captured {
             epoch: order.epoch,
             batches,
             sections: state.sections,
             outputs: if *send_outputs { outputs } else { Vec::new() },
-            digest,
+            digest: digest.filter(|_| order.digest),
         })
     }
 }

@@ -7,6 +7,8 @@ use std::{
 
 use checkpoint::chunk::{Chunk, ChunkId};
 
+use crate::node::crash_point::{self, Moment};
+
 use super::{
     capture::{Batch, Captured},
     core::Input,
@@ -90,7 +92,9 @@ fn work(jobs: &crossbeam_channel::Receiver<Job>, flights: &Flights, inputs: &mps
             Content::Batch(batch) => Chunk::of_pages(id, batch.runs(), batch.bytes()),
             Content::Ready(chunk) => chunk,
         };
-        if let Some(complete) = flights.publish(chunk) {
+        let complete = flights.publish(chunk);
+        crash_point::reached(Moment::Encoded);
+        if let Some(complete) = complete {
             let _ = inputs.send(Input::Encoded(complete));
         }
     }

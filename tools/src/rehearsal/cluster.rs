@@ -204,6 +204,20 @@ impl Cluster {
     ///
     /// [`ClusterError::System`]
     pub fn start(&mut self, place: Place, role: &str) -> Result<(), ClusterError> {
+        self.start_with(place, role, &[])
+    }
+
+    /// As [`Cluster::start`], with variables in the process's environment.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::System`]
+    pub fn start_with(
+        &mut self,
+        place: Place,
+        role: &str,
+        variables: &[(&str, &str)],
+    ) -> Result<(), ClusterError> {
         self.reap(place);
         let log = self.folder.join(format!("{place}.log"));
         let system = |source| ClusterError::System { action: format!("start {role}"), source };
@@ -211,6 +225,7 @@ impl Cluster {
         let child = self
             .lab
             .command(place, &self.program)
+            .envs(variables.iter().copied())
             .arg(role)
             .arg(self.folder.join(format!("{place}.toml")))
             .stdin(Stdio::null())

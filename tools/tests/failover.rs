@@ -1,0 +1,325 @@
+//! Real failures of real processes: arbiter, hosts and clients in network
+//! namespaces, the probe guest on KVM, and clients that check every answer.
+//!
+//! Every test makes a cluster of its own and holds the machine while it runs:
+//! two guests at once would take each other's time.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use romulus::{
+    control::{Client, FailoverBody, Protection, Role},
+    node::crash_point::{Moment, VARIABLE},
+    rehearsal::{
+        ProbeReport,
+        cluster::{Cluster, Shape},
+        netns::{Direction, Place, TAP},
+    },
+};
+
+const A: Place = Place::Host(1);
+const B: Place = Place::Host(2);
+/// A bound on failure, not a measure.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LANES: u32 = 4;
+/// Longer than detection and drop with the settings below, by far.
+const LONG: Duration = Duration::from_millis(1500);
+
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// Says why a test is skipped, or fails where `ROMULUS_REQUIRE` wants it run.
+fn machine_for(test: &str) -> Option<MutexGuard<'static, ()>> {
+    let missing = ["/dev/kvm", "/dev/net/tun"].into_iter().find(|path| !Path::new(path).exists());
+    let root = nix::unistd::geteuid().is_root();
+    let reason = match (missing, root) {
+        (None, true) => return Some(MACHINE.lock().unwrap_or_else(PoisonError::into_inner)),
+        (Some(path), _) => format!("{path} is missing"),
+        (None, false) => "namespaces and taps need root".to_owned(),
+    };
+    let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
+    assert!(!required.contains("kvm") && !required.contains("tun"), "{test}: {reason}");
+    println!("skipped {test}: {reason}");
+    None
+}
+
+struct Drill {
+    cluster: Cluster,
+    _folder: tempfile::TempDir,
+}
+
+impl Drill {
+    /// A cluster that runs a protected guest on `A`, backed by `B`.
+    fn protected(prefix: &str, replication: &str) -> Self {
+        let mut drill = Self::idle(prefix, replication);
+        drill.cluster.start(A, "run").unwrap();
+        drill.cluster.start(B, "backup").unwrap();
+        drill.cluster.wait_protected(A, PATIENCE).unwrap();
+        drill
+    }
+
+    /// A cluster of which only the arbiter runs.
+    fn idle(prefix: &str, replication: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let shape = Shape {
+            hosts: 2,
+            memory_mib: 64,
+            vcpus: 2,
+            cmdline: "probe.dirty=pages:2000,rate:4000,write:sparse,content:random".into(),
+            replication: format!("epoch_ms = 20\n{replication}"),
+        };
+        let program = Path::new(env!("CARGO_BIN_EXE_romulus"));
+        let mut cluster = Cluster::new(prefix, folder.path(), program, shape).unwrap();
+        cluster.start(Place::Arbiter, "arbiter").unwrap();
+        Self { cluster, _folder: folder }
+    }
+
+    fn other(place: Place) -> Place {
+        if place == A { B } else { A }
+    }
+
+    fn tap_frames(&self, place: Place) -> u64 {
+        let path = format!("/sys/class/net/{TAP}/statistics/rx_packets");
+        let output = self.cluster.lab().command(place, "cat").arg(path).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().parse().expect("a count")
+    }
+
+    fn verify(&self, primary: Place) {
+        let report =
+            self.cluster.ask(primary, async |control: Client| control.verify().await).unwrap();
+        assert!(report.equal && report.backups.len() == 1, "{report:?}");
+    }
+}
+
+fn assert_sound(report: &ProbeReport) {
+    assert!(report.sound(), "{report:#?}");
+}
+
+/// Digests by epoch: of every primary's cuts, and of promotions.
+fn audits(folder: &Path) -> (BTreeMap<u64, Vec<String>>, Vec<(u64, String)>) {
+    let (mut cuts, mut promotions) = (BTreeMap::<u64, Vec<String>>::new(), Vec::new());
+    for host in [A, B] {
+        let path = folder.join(format!("{host}.state/demo.{host}.audit"));
+        for line in std::fs::read_to_string(path).unwrap_or_default().lines() {
+            let [what, epoch, digest] = line.split(' ').collect::<Vec<_>>()[..] else {
+                panic!("not an audit line: {line}");
+            };
+            let epoch = epoch.parse().unwrap();
+            if what == "cut" {
+                cuts.entry(epoch).or_default().push(digest.to_owned());
+            } else {
+                promotions.push((epoch, digest.to_owned()));
+            }
+        }
+    }
+    (cuts, promotions)
+}
+
+#[test]
+fn a_primary_killed_at_any_moment_loses_nothing() {
+    let Some(_machine) = machine_for("a_primary_killed_at_any_moment_loses_nothing") else {
+        return;
+    };
+    let mut drill = Drill::idle("moments", "epoch_ms = 40\naudit = true");
+    let cluster = &mut drill.cluster;
+    let counts = [7, 12, 20];
+    let moments: Vec<(Moment, u64)> =
+        counts.iter().flat_map(|count| Moment::ALL.map(|moment| (moment, *count))).collect();
+    assert!(moments.len() >= 20);
+    // Each life of a primary is told beforehand when it will die.
+    let crash = |(moment, count): (Moment, u64)| format!("{}:{count}", moment.name());
+    let (mut primary, mut standby) = (A, B);
+    cluster.start_with(A, "run", &[(VARIABLE, &crash(moments[0]))]).unwrap();
+    let mut client = cluster.client(LANES, &[]).unwrap();
+    for (index, moment) in moments.iter().enumerate() {
+        let next = moments.get(index + 1).map_or_else(|| "none:0".to_owned(), |m| crash(*m));
+        cluster.start_with(standby, "backup", &[(VARIABLE, &next)]).unwrap();
+        cluster.wait_primary(standby, PATIENCE).unwrap_or_else(|error| {
+            panic!("killed at {moment:?}: {error}\nprimary:\n{}", cluster.log_end(primary))
+        });
+        client.wait_answers(20, PATIENCE).unwrap();
+        (primary, standby) = (standby, primary);
+    }
+    assert_sound(&client.finish().unwrap());
+    let (cuts, promotions) = audits(cluster.folder());
+    assert_eq!(promotions.len(), moments.len());
+    for (epoch, digest) in promotions {
+        let cut = cuts.get(&epoch).unwrap_or_else(|| panic!("epoch {epoch} was never cut"));
+        assert!(cut.contains(&digest), "the image of epoch {epoch} is not what was cut");
+    }
+}
+
+#[test]
+fn a_lost_backup_is_dropped_and_seeded_again() {
+    let Some(_machine) = machine_for("a_lost_backup_is_dropped_and_seeded_again") else { return };
+    let mut drill = Drill::protected("lostb", "");
+    let mut client = drill.cluster.client(LANES, &[]).unwrap();
+    for _ in 0..3 {
+        client.wait_answers(50, PATIENCE).unwrap();
+        drill.cluster.kill(B);
+        let solo = |status: &romulus::control::Status| status.in_sync.is_empty();
+        drill.cluster.wait_for(A, "runs solo", PATIENCE, solo).unwrap();
+        client.wait_answers(50, PATIENCE).unwrap();
+        drill.cluster.start(B, "backup").unwrap();
+        drill.cluster.wait_protected(A, PATIENCE).unwrap();
+        drill.verify(A);
+    }
+    assert_sound(&client.finish().unwrap());
+}
+
+#[test]
+fn a_blinking_link_changes_nothing() {
+    let Some(_machine) = machine_for("a_blinking_link_changes_nothing") else { return };
+    let mut drill = Drill::protected("blink", "detection_ms = 3000\ndrop_ms = 3000");
+    let mut client = drill.cluster.client(LANES, &[]).unwrap();
+    let term = drill.cluster.status(A).unwrap().term;
+    for direction in [Direction::Both, Direction::Incoming, Direction::Outgoing] {
+        client.wait_answers(50, PATIENCE).unwrap();
+        drill.cluster.lab().cut(B, direction).unwrap();
+        std::thread::sleep(Duration::from_millis(400));
+        drill.cluster.lab().heal(B).unwrap();
+        client.wait_answers(50, PATIENCE).unwrap();
+    }
+    let status = drill.cluster.wait_protected(A, PATIENCE).unwrap();
+    assert_eq!(status.term, term, "nobody had a reason to ask the arbiter");
+    drill.verify(A);
+    assert_sound(&client.finish().unwrap());
+    drill.cluster.kill(B);
+}
+
+#[test]
+fn of_two_sides_of_a_cut_one_goes_on() {
+    let Some(_machine) = machine_for("of_two_sides_of_a_cut_one_goes_on") else { return };
+    for direction in [Direction::Both, Direction::Incoming, Direction::Outgoing] {
+        let mut drill = Drill::protected("cut", "");
+        let mut client = drill.cluster.client(LANES, &[]).unwrap();
+        client.wait_answers(50, PATIENCE).unwrap();
+        // The backup's cable: it may still hear, or be heard, one way.
+        drill.cluster.lab().cut(B, direction).unwrap();
+        std::thread::sleep(LONG);
+        drill.cluster.lab().heal(B).unwrap();
+        client.wait_answers(50, PATIENCE).unwrap();
+        let fenced = drill.cluster.exit_code(A, Duration::ZERO);
+        let winner = match fenced {
+            None => A,
+            Some(code) => {
+                assert_eq!(code, 3, "{}", drill.cluster.log_end(A));
+                drill.cluster.start(A, "backup").unwrap();
+                B
+            }
+        };
+        drill.cluster.wait_protected(winner, PATIENCE).unwrap();
+        drill.verify(winner);
+        assert_sound(&client.finish().unwrap());
+    }
+}
+
+#[test]
+fn an_isolated_primary_is_fenced() {
+    let Some(_machine) = machine_for("an_isolated_primary_is_fenced") else { return };
+    let mut drill = Drill::protected("isolated", "");
+    let mut client = drill.cluster.client(LANES, &[]).unwrap();
+    client.wait_answers(50, PATIENCE).unwrap();
+    // Neither backup nor arbiter can be reached from here.
+    drill.cluster.lab().cut(A, Direction::Both).unwrap();
+    drill.cluster.wait_primary(B, PATIENCE).unwrap();
+    client.wait_answers(50, PATIENCE).unwrap();
+    assert_eq!(drill.cluster.exit_code(A, Duration::ZERO), None, "it cannot know its fate yet");
+    drill.cluster.lab().heal(A).unwrap();
+    assert_eq!(drill.cluster.exit_code(A, PATIENCE), Some(3), "{}", drill.cluster.log_end(A));
+    drill.cluster.start(A, "backup").unwrap();
+    drill.cluster.wait_protected(B, PATIENCE).unwrap();
+    assert_sound(&client.finish().unwrap());
+}
+
+#[test]
+fn a_frozen_primary_wakes_and_says_nothing() {
+    let Some(_machine) = machine_for("a_frozen_primary_wakes_and_says_nothing") else { return };
+    let mut drill = Drill::protected("frozen", "");
+    let mut client = drill.cluster.client(LANES, &[]).unwrap();
+    client.wait_answers(100, PATIENCE).unwrap();
+    drill.cluster.signal(A, "STOP").unwrap();
+    drill.cluster.wait_primary(B, PATIENCE).unwrap();
+    client.wait_answers(100, PATIENCE).unwrap();
+    let said = drill.tap_frames(A);
+    drill.cluster.signal(A, "CONT").unwrap();
+    assert_eq!(drill.cluster.exit_code(A, PATIENCE), Some(3), "{}", drill.cluster.log_end(A));
+    assert_eq!(drill.tap_frames(A), said, "a former primary has spoken");
+    assert_sound(&client.finish().unwrap());
+}
+
+#[test]
+fn without_an_arbiter_nobody_takes_over() {
+    let Some(_machine) = machine_for("without_an_arbiter_nobody_takes_over") else { return };
+    let mut drill = Drill::protected("arbiter", "");
+    let mut client = drill.cluster.client(LANES, &[]).unwrap();
+    // Replication needs no arbiter.
+    drill.cluster.kill(Place::Arbiter);
+    client.wait_answers(100, PATIENCE).unwrap();
+    drill.cluster.start(Place::Arbiter, "arbiter").unwrap();
+    client.wait_answers(100, PATIENCE).unwrap();
+    // A failover does.
+    drill.cluster.kill(Place::Arbiter);
+    drill.cluster.kill(A);
+    std::thread::sleep(LONG);
+    let status = drill.cluster.status(B).unwrap();
+    assert_ne!(status.role, Role::Primary);
+    let Protection::Unprotected { reason } = status.protection else {
+        panic!("protected without a primary and an arbiter");
+    };
+    assert!(reason.contains("arbiter") || reason.contains("primary"), "{reason}");
+    drill.cluster.start(Place::Arbiter, "arbiter").unwrap();
+    drill.cluster.wait_primary(B, PATIENCE).unwrap();
+    client.wait_answers(100, PATIENCE).unwrap();
+    assert_sound(&client.finish().unwrap());
+}
+
+#[test]
+fn a_guest_is_handed_to_and_fro() {
+    let Some(_machine) = machine_for("a_guest_is_handed_to_and_fro") else { return };
+    let drill = Drill::protected("handover", "");
+    let mut client = drill.cluster.client(LANES, &[]).unwrap();
+    let mut primary = A;
+    for _ in 0..4 {
+        client.wait_answers(50, PATIENCE).unwrap();
+        let to = Drill::other(primary);
+        let body = FailoverBody { to: Some(to.node()) };
+        drill.cluster.ask(primary, async |control: Client| control.failover(&body).await).unwrap();
+        // The old primary goes on as a backup by itself.
+        drill.cluster.wait_protected(to, PATIENCE).unwrap();
+        drill.verify(to);
+        primary = to;
+    }
+    let report = client.finish().unwrap();
+    assert_sound(&report);
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let Some(_machine) = machine_for("what_is_missing_is_named") else { return };
+    let mut drill = Drill::idle("missing", "");
+    let path = drill.cluster.folder().join("host-1.toml");
+    let sound = std::fs::read_to_string(&path).unwrap();
+    let no_elf = drill.cluster.folder().join("no.elf");
+    std::fs::write(&no_elf, "not a kernel").unwrap();
+    let no_elf = format!("kernel = \"{}\"", no_elf.display());
+    let cases: [(&str, &str, i32, &[&str]); 5] = [
+        ("tap = \"tap0\"", "tap = \"tap9\"", 1, &["tap9", "ip tuntap add"]),
+        ("kernel = \"probe\"", &no_elf, 1, &["no.elf", "ELF"]),
+        ("memory_mib = 64", "memory_mib = 1048576", 1, &["memory"]),
+        ("memory_mib = 64", "memory_mib = 63", 2, &["memory_mib", "64"]),
+        ("vcpus = 2", "vcpu = 2", 2, &["vcpu", "vcpus"]),
+    ];
+    for (before, after, code, words) in cases {
+        std::fs::write(&path, sound.replace(before, after)).unwrap();
+        drill.cluster.start(A, "run").unwrap();
+        assert_eq!(drill.cluster.exit_code(A, PATIENCE), Some(code), "{after}");
+        let log = drill.cluster.log_end(A);
+        for word in words {
+            assert!(log.contains(word), "{after}: `{word}` is not in\n{log}");
+        }
+    }
+}
