@@ -170,14 +170,13 @@ impl Vm {
         if config.vcpus == 0 || usize::from(config.vcpus) > max {
             return Err(VmError::VcpuCount { asked: config.vcpus, max });
         }
-        let vcpu_shape = Arc::new(VcpuShape::probe(&host)?);
+        let (vcpu_shape, tsc_khz) = VcpuShape::probe(&host)?;
         let ram = Arc::new(GuestRam::new(config.memory_bytes, config.hugepages)?);
         let fd = Arc::new(create_machine(&host)?);
         let capabilities = host.capabilities();
         let dirty = DirtyLog::new(Arc::clone(&fd), &ram, capabilities, config.dirty_tracking)?;
         let dirty = Arc::new(dirty);
         let fds = create_vcpus(&host, &fd, &dirty, config.vcpus)?;
-        let tsc_khz = fds[0].get_tsc_khz().map_err(create_error("KVM_GET_TSC_KHZ"))?;
         let cpuid = host.cpuid(0, config.vcpus)?;
         let fingerprint = host.fingerprint(&cpuid, &vcpu_shape.msrs, tsc_khz);
         let memory = ram.memory().clone();
@@ -186,7 +185,7 @@ impl Vm {
         let context = VcpuContext {
             devices: Arc::clone(&devices),
             dirty: Arc::clone(&dirty),
-            shape: vcpu_shape,
+            shape: Arc::new(vcpu_shape),
             events,
         };
         let vcpus = Vcpus::start(&fd, fds, &context)?;

@@ -248,3 +248,44 @@ fn what_stops_a_guest_is_told() {
     }
     rig.vm.pause().unwrap();
 }
+
+#[test]
+fn the_host_has_one_fingerprint() {
+    if !require_kvm() {
+        return;
+    }
+    let rig = Rig::small();
+    let ours = rig.vm.fingerprint();
+    assert!(!ours.msrs.is_empty());
+    // Asked from whichever CPU the scheduler chose.
+    for _ in 0..20 {
+        let again = romulus_vmm::host::fingerprint::host_fingerprint(1).unwrap();
+        assert_eq!(again.mismatch(ours), None);
+        assert_eq!(again.cpuid_digest, ours.cpuid_digest);
+    }
+    let two = romulus_vmm::host::fingerprint::host_fingerprint(2).unwrap();
+    assert!(two.mismatch(ours).is_some());
+}
+
+#[test]
+fn other_machines_are_refused() {
+    if !require_kvm() {
+        return;
+    }
+    use romulus_vmm::{dirty::DirtyTracking, state::StateError};
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::counting(), false), BootProtocol::Auto);
+    let sections = rig.vm.save().unwrap();
+    let mut two = Rig::new(&guest::config(2, DirtyTracking::Auto));
+    let refused = two.vm.restore(&sections);
+    assert!(matches!(refused, Err(VmError::State(StateError::Shape("vcpus")))), "{refused:?}");
+    for (vcpus, memory_bytes) in [(0, 64 << 20), (65, 64 << 20), (1, 1 << 20)] {
+        let config = romulus_vmm::vm::VmConfig {
+            vcpus,
+            memory_bytes,
+            ..guest::config(1, DirtyTracking::Auto)
+        };
+        let error = Rig::try_new(&config).err().expect("a refusal");
+        assert!(matches!(error, VmError::VcpuCount { .. } | VmError::Memory(_)), "{error}");
+    }
+}

@@ -7,7 +7,7 @@
 //!
 //! Both get the same start info with memory map and command line. The Linux
 //! boot protocol (bzImage) is to become a third [`BootProtocol`] with a module
-//! of its own beside [`elf`]; [`BootRegisters`] is what such a module makes.
+//! of its own beside `elf`; `BootRegisters` is what such a module makes.
 //!
 //! ```text
 //!   0x0500 GDT   0x6000 start info, memory map   0x9000 page tables   0x20000 command line

@@ -1,9 +1,11 @@
 //! The dirty bitmap: one bit for each page of a slot.
 //!
 //! With manual protection (`KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`) reading and
-//! clearing are two calls, and only the words between the first and the last
-//! dirty one are cleared. Pages written between the two calls are either set
-//! when cleared, and then copied later than that, or set again afterwards.
+//! clearing are two calls, and only stretches that have dirty pages are
+//! cleared. Pages written between the two calls are either set when cleared,
+//! and then copied later than that, or set again afterwards.
+
+use std::ops::Range;
 
 use checkpoint::PageSet;
 use kvm_bindings::{KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, kvm_enable_cap};
@@ -19,6 +21,10 @@ const INITIALLY_SET: u32 = 2;
 /// Pages that arming protects in one call (1 GiB), so that the guest's faults
 /// do not wait for all of RAM.
 const ARM_PAGES: u64 = 1 << 18;
+/// Words that are looked at together: 16 MiB of RAM.
+const BLOCK_WORDS: usize = 64;
+/// Zeros that are cheaper cleared along than left out with a call of their own.
+const GAP_WORDS: usize = 2048;
 
 #[derive(Debug)]
 pub(super) struct Bitmaps {
@@ -78,19 +84,61 @@ impl Bitmaps {
         for (slot, words) in slots.iter().zip(&mut self.words) {
             ioctl::get_dirty_log(vm, slot.number, words)
                 .map_err(DirtyLogError::at("KVM_GET_DIRTY_LOG"))?;
-            let Some(first) = words.iter().position(|word| *word != 0) else { continue };
-            let last = words.iter().rposition(|word| *word != 0).unwrap_or(first);
-            for (index, word) in words[first..=last].iter().enumerate() {
-                found += u64::from(word.count_ones());
-                pages.insert_word(slot.first_word() + first + index, *word);
-            }
-            if self.manual != 0 {
-                let first_page = first as u64 * 64;
-                let count = ((last + 1) as u64 * 64).min(slot.run.count) - first_page;
-                ioctl::clear_dirty_log(vm, slot.number, first_page, count, &mut words[first..])
-                    .map_err(DirtyLogError::at("KVM_CLEAR_DIRTY_LOG"))?;
+            for span in spans(words) {
+                for index in span.clone() {
+                    found += u64::from(words[index].count_ones());
+                    pages.insert_word(slot.first_word() + index, words[index]);
+                }
+                if self.manual != 0 {
+                    let first_page = span.start as u64 * 64;
+                    let count = (span.end as u64 * 64).min(slot.run.count) - first_page;
+                    ioctl::clear_dirty_log(vm, slot.number, first_page, count, &mut words[span])
+                        .map_err(DirtyLogError::at("KVM_CLEAR_DIRTY_LOG"))?;
+                }
             }
         }
         Ok(found)
+    }
+}
+
+/// The parts of `words` that have all that is not zero, without long stretches
+/// of zeros: what reading and clearing cost for large guests.
+fn spans(words: &[u64]) -> Vec<Range<usize>> {
+    let mut spans: Vec<Range<usize>> = Vec::new();
+    for (index, block) in words.chunks(BLOCK_WORDS).enumerate() {
+        if block.iter().fold(0, |all, word| all | word) == 0 {
+            continue;
+        }
+        let start = index * BLOCK_WORDS;
+        let end = start + block.len();
+        match spans.last_mut() {
+            Some(last) if start - last.end <= GAP_WORDS => last.end = end,
+            _ => spans.push(start..end),
+        }
+    }
+    spans
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_have_all_bits_and_no_long_gap() {
+        let mut words = vec![0; 10 * GAP_WORDS + 7];
+        assert!(spans(&words).is_empty());
+        let last = words.len() - 1;
+        for index in [3, BLOCK_WORDS + 1, 5 * GAP_WORDS, last] {
+            words[index] = 1 << 63;
+        }
+        let first = 5 * GAP_WORDS / BLOCK_WORDS * BLOCK_WORDS;
+        assert_eq!(
+            spans(&words),
+            [
+                0..2 * BLOCK_WORDS,
+                first..first + BLOCK_WORDS,
+                last / BLOCK_WORDS * BLOCK_WORDS..last + 1
+            ]
+        );
     }
 }

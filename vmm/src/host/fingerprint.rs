@@ -4,7 +4,8 @@ use std::fmt;
 
 use kvm_bindings::CpuId;
 
-use super::Host;
+use super::{Host, HostError};
+use crate::state::VcpuShape;
 
 /// TSC frequencies within this many parts per million are the same: the kernel
 /// itself does not scale below it (`tsc_tolerance_ppm`).
@@ -65,6 +66,18 @@ impl fmt::Display for Fingerprint {
 #[must_use]
 pub fn tsc_matches(a_khz: u32, b_khz: u32) -> bool {
     u64::from(a_khz.abs_diff(b_khz)) * 1_000_000 <= u64::from(a_khz) * TSC_TOLERANCE_PPM
+}
+
+/// What a guest of `vcpus` vCPUs gets on this host, without making its VM: for
+/// `romulus doctor` and for comparing hosts.
+///
+/// # Errors
+///
+/// [`HostError`] if KVM is not there or does not answer.
+pub fn host_fingerprint(vcpus: u8) -> Result<Fingerprint, HostError> {
+    let host = Host::open()?;
+    let (shape, tsc_khz) = VcpuShape::probe(&host)?;
+    Ok(host.fingerprint(&host.cpuid(0, vcpus)?, &shape.msrs, tsc_khz))
 }
 
 impl Host {

@@ -32,8 +32,8 @@ pub(crate) struct VcpuShape {
 
 impl VcpuShape {
     /// Finds out with a scratch VM which registers can be read and written
-    /// back: KVM lists some that it refuses.
-    pub(crate) fn probe(host: &Host) -> Result<Self, HostError> {
+    /// back (KVM lists some that it refuses), and the TSC frequency in kHz.
+    pub(crate) fn probe(host: &Host) -> Result<(Self, u32), HostError> {
         let ask =
             |call| move |error: kvm_ioctls::Error| HostError::Ask { call, source: error.into() };
         let list = host.kvm().get_msr_index_list().map_err(ask("KVM_GET_MSR_INDEX_LIST"))?;
@@ -44,7 +44,8 @@ impl VcpuShape {
         msrs.sort_unstable();
         msrs.dedup();
         let Capabilities { sregs2, xsave2, xsave_bytes, .. } = *host.capabilities();
-        Ok(Self { sregs2, xsave2, xsave_bytes, msrs })
+        let tsc_khz = vcpu.get_tsc_khz().map_err(ask("KVM_GET_TSC_KHZ"))?;
+        Ok((Self { sregs2, xsave2, xsave_bytes, msrs }, tsc_khz))
     }
 }
 

@@ -214,7 +214,11 @@ impl Rig {
             Box::new(std::io::sink()),
             Box::new(|| {}),
         );
-        let outlet = Arc::new(outlet.unwrap());
+        Self::speaking_to(Arc::new(outlet.unwrap()), config)
+    }
+
+    /// A VM whose output goes where another's goes, too.
+    pub(crate) fn speaking_to(outlet: Arc<Outlet>, config: &VmConfig) -> Result<Self, VmError> {
         let (sender, events) = mpsc::channel();
         let vm = Vm::new(config, Arc::clone(&outlet), sender)?;
         Ok(Self { vm, events, outlet, directory: TempDir::new().unwrap() })
