@@ -69,7 +69,7 @@ impl Drill {
             memory_mib: 64,
             vcpus: 2,
             cmdline: "probe.dirty=pages:2000,rate:4000,write:sparse,content:random".into(),
-            replication: format!("epoch_ms = 20\n{replication}"),
+            replication: replication.into(),
         };
         let program = Path::new(env!("CARGO_BIN_EXE_romulus"));
         let mut cluster = Cluster::new(prefix, folder.path(), program, shape).unwrap();

@@ -60,6 +60,16 @@ pub enum GuestError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// More RAM than this host has.
+    #[error(
+        "the guest needs {needed_mib} MiB of memory, this host has {total_mib}: lower vm.memory_mib, or use a larger host"
+    )]
+    TooLarge {
+        /// The guest's RAM.
+        needed_mib: u64,
+        /// The host's.
+        total_mib: u64,
+    },
     /// The outlet's threads could not be started.
     #[error("cannot start a thread: raise the limit of processes (`romulus doctor`)")]
     Thread(#[source] std::io::Error),
@@ -97,6 +107,7 @@ impl Guest {
         mode: Mode,
         tail: Arc<ConsoleTail>,
     ) -> Result<Self, GuestError> {
+        require_memory(u64::from(config.vm.memory_mib.get()))?;
         let stale_release: Arc<OnceLock<Callback>> = Arc::default();
         let on_stale = stale_release.clone();
         let replication = &config.replication;
@@ -286,6 +297,23 @@ impl Guest {
         })?;
         Ok(())
     }
+}
+
+/// Memory is mapped without being reserved: a guest that does not fit would
+/// start, and be killed with its host's memory exhausted.
+fn require_memory(needed_mib: u64) -> Result<(), GuestError> {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let mib = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? / 1024)
+    };
+    if let Some(total_mib) = mib("MemTotal:").filter(|total| *total < needed_mib) {
+        return Err(GuestError::TooLarge { needed_mib, total_mib });
+    }
+    if let Some(available_mib) = mib("MemAvailable:").filter(|free| *free < needed_mib) {
+        tracing::warn!(needed_mib, available_mib, "the guest may exhaust this host's memory");
+    }
+    Ok(())
 }
 
 /// Whether the event ends the guest, and whether that is a failure.
