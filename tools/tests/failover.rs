@@ -98,9 +98,12 @@ fn assert_sound(report: &ProbeReport) {
     assert!(report.sound(), "{report:#?}");
 }
 
-/// Digests by epoch: of every primary's cuts, and of promotions.
-fn audits(folder: &Path) -> (BTreeMap<u64, Vec<String>>, Vec<(u64, String)>) {
-    let (mut cuts, mut promotions) = (BTreeMap::<u64, Vec<String>>::new(), Vec::new());
+/// Digests by epoch, of every primary that cut it.
+type Cuts = BTreeMap<u64, Vec<String>>;
+
+/// What was cut, and what promotions began with.
+fn audits(folder: &Path) -> (Cuts, Vec<(u64, String)>) {
+    let (mut cuts, mut promotions) = (Cuts::new(), Vec::new());
     for host in [A, B] {
         let path = folder.join(format!("{host}.state/demo.{host}.audit"));
         for line in std::fs::read_to_string(path).unwrap_or_default().lines() {

@@ -1,1 +1,349 @@
+//! The backup's machine in virtual time: each test is a sentence of the
+//! protocol.
 
+use std::{collections::BTreeMap, time::Duration};
+
+use arbiter::{NodeId, Outcome, Register, Term};
+
+use super::{Action, Backup, Config, Event, Standing};
+use crate::{
+    Answer, Epoch, MemoryLayout, PageNumber, PageRun, Question,
+    chunk::{ChunkId, Digest, epoch_digest},
+    message::{Close, Hello, Machine, Refusal, ToBackup, ToPrimary},
+};
+
+fn node(name: &str) -> NodeId {
+    name.parse().unwrap()
+}
+
+fn register(term: u64, primary: &str, members: &[&str]) -> Register {
+    let in_sync = members.iter().map(|name| node(name)).collect();
+    Register { term: Term::new(term), primary: node(primary), in_sync }
+}
+
+fn machine(pages: u64) -> Machine {
+    let ram = PageRun { first: PageNumber::new(0), count: pages };
+    Machine {
+        layout: MemoryLayout::new(vec![ram]).unwrap(),
+        vcpus: 1,
+        traits: BTreeMap::from([("cpu vendor".to_owned(), "any".to_owned())]),
+    }
+}
+
+fn hello() -> Hello {
+    let versions = vec!["romulus/1".to_owned()];
+    Hello { versions, vm: "web".parse().unwrap(), machine: machine(16) }
+}
+
+struct Bench {
+    machine: Backup,
+    now: Duration,
+    actions: Vec<Action>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let config = Config {
+            node: node("b"),
+            vm: "web".parse().unwrap(),
+            machine: machine(16),
+            versions: vec!["romulus/1".to_owned()],
+            detection: Duration::from_millis(150),
+            freeze_gap: Duration::from_millis(60),
+            ask_retry: Duration::from_millis(30),
+            nack_after: Duration::from_millis(20),
+            staging_bytes_max: 1 << 20,
+        };
+        let machine = Backup::new(config, Term::ZERO, 9, Duration::ZERO);
+        Self { machine, now: Duration::ZERO, actions: Vec::new() }
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.now += Duration::from_millis(1);
+        self.machine.handle(self.now, event);
+        while let Some(action) = self.machine.poll_action() {
+            if !matches!(action, Action::Note(_)) {
+                self.actions.push(action);
+            }
+        }
+    }
+
+    fn pass(&mut self, length: Duration) {
+        let end = self.now + length;
+        while let Some(due) = self.machine.poll_timeout().filter(|due| *due <= end) {
+            self.now = self.now.max(due);
+            self.tell(Event::Timeout);
+        }
+        self.now = self.now.max(end);
+    }
+
+    fn take(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    fn knock(&mut self, term: u64, hello: Hello) {
+        self.tell(Event::Knock { peer: node("a"), term: Term::new(term), hello });
+    }
+
+    fn hear(&mut self, term: u64, message: ToBackup) {
+        self.tell(Event::Heard { term: Term::new(term), message });
+    }
+
+    fn stage(&mut self, epoch: u64, index: u32) {
+        let id = ChunkId { epoch: Epoch::new(epoch), index };
+        self.tell(Event::Staged { term: self.machine.term(), id, digest: digest(id), pages: 1 });
+    }
+
+    fn close(&mut self, epoch: u64, chunks: u32, seed_chunks: Option<u32>) {
+        let term = self.machine.term().get();
+        let message = ToBackup::Close(close(epoch, chunks, seed_chunks));
+        self.hear(term, message);
+    }
+
+    /// Whole at epoch 5, a member as of term 2.
+    fn standing() -> Self {
+        let mut bench = Self::new();
+        bench.knock(1, hello());
+        bench.hear(1, ToBackup::BeginSeed);
+        bench.stage(0, 0);
+        bench.stage(5, 0);
+        bench.close(5, 1, Some(1));
+        bench.hear(2, ToBackup::Membership(register(2, "a", &["b"])));
+        assert_eq!(bench.machine.standing(), Standing::Whole);
+        bench.take();
+        bench
+    }
+
+    /// As [`Bench::standing`], after the primary fell silent.
+    fn asking() -> Self {
+        let mut bench = Self::standing();
+        bench.pass(Duration::from_millis(200));
+        assert_eq!(bench.machine.standing(), Standing::Asking);
+        bench
+    }
+}
+
+fn digest(id: ChunkId) -> Digest {
+    let mut digest = [id.index as u8; 32];
+    digest[0] = id.epoch.get() as u8;
+    digest
+}
+
+fn close(epoch: u64, chunks: u32, seed_chunks: Option<u32>) -> Close {
+    let epoch = Epoch::new(epoch);
+    let digests: Vec<Digest> = (0..chunks).map(|index| digest(ChunkId { epoch, index })).collect();
+    Close { epoch, seed_chunks, chunks, pages: u64::from(chunks), digest: epoch_digest(&digests) }
+}
+
+fn acks(actions: &[Action]) -> Vec<u64> {
+    let committed = actions.iter().filter_map(|action| match action {
+        Action::Send(ToPrimary::Ack { committed, .. }) => Some(committed.get()),
+        _ => None,
+    });
+    committed.collect()
+}
+
+#[test]
+fn what_does_not_fit_is_refused_in_words() {
+    let cases: [(u64, Hello, &str); 4] = [
+        (1, Hello { versions: vec!["romulus/9".into()], ..hello() }, "romulus/1"),
+        (1, Hello { vm: "db".parse().unwrap(), ..hello() }, "`web`, not `db`"),
+        (1, Hello { machine: machine(32), ..hello() }, "memory differs"),
+        (0, hello(), "term 2"),
+    ];
+    for (term, hello, words) in cases {
+        let mut bench = Bench::standing();
+        bench.knock(term.max(if term == 0 { 0 } else { 2 }), hello);
+        let actions = bench.take();
+        let [Action::Refuse(refusal)] = &actions[..] else { panic!("{actions:?}") };
+        assert!(refusal.to_string().contains(words), "{refusal}");
+    }
+}
+
+#[test]
+fn a_seed_is_applied_and_acknowledged_without_gaps() {
+    let mut bench = Bench::new();
+    bench.knock(1, hello());
+    bench.hear(1, ToBackup::BeginSeed);
+    bench.take();
+    bench.stage(0, 1);
+    assert!(bench.take().is_empty());
+    bench.stage(0, 0);
+    let acknowledged = Action::Send(ToPrimary::SeedAck { chunks: 2 });
+    assert_eq!(bench.take(), [Action::ApplySeed { chunks: 2 }, acknowledged]);
+}
+
+#[test]
+fn the_joining_epoch_needs_the_whole_seed() {
+    let mut bench = Bench::new();
+    bench.knock(1, hello());
+    bench.hear(1, ToBackup::BeginSeed);
+    bench.stage(7, 0);
+    bench.close(7, 1, Some(2));
+    bench.stage(0, 0);
+    assert!(acks(&bench.take()).is_empty());
+    bench.stage(0, 1);
+    assert_eq!(acks(&bench.take()), [7]);
+    assert_eq!(bench.machine.standing(), Standing::Whole);
+}
+
+#[test]
+fn epochs_commit_in_their_order() {
+    let mut bench = Bench::standing();
+    bench.stage(7, 0);
+    bench.close(7, 1, None);
+    assert!(acks(&bench.take()).is_empty());
+    bench.close(6, 2, None);
+    bench.stage(6, 1);
+    assert!(acks(&bench.take()).is_empty());
+    bench.stage(6, 0);
+    let actions = bench.take();
+    let applied: Vec<_> =
+        actions.iter().filter(|action| matches!(action, Action::Apply { .. })).collect();
+    assert_eq!(applied.len(), 2, "{actions:?}");
+    assert_eq!(acks(&actions), [7]);
+}
+
+#[test]
+fn an_epoch_with_a_wrong_digest_is_asked_for_again() {
+    let mut bench = Bench::standing();
+    bench.stage(6, 0);
+    bench.hear(2, ToBackup::Close(Close { digest: [0xee; 32], ..close(6, 1, None) }));
+    let actions = bench.take();
+    assert!(
+        acks(&actions).is_empty() && !actions.iter().any(|a| matches!(a, Action::Apply { .. }))
+    );
+    let nack = ToPrimary::Nack { epoch: Epoch::new(6), chunks: vec![0] };
+    assert!(actions.contains(&Action::Send(nack)));
+}
+
+#[test]
+fn what_does_not_come_is_asked_for() {
+    let mut bench = Bench::standing();
+    bench.stage(6, 1);
+    bench.close(6, 3, None);
+    bench.take();
+    bench.pass(Duration::from_millis(25));
+    let nack = ToPrimary::Nack { epoch: Epoch::new(6), chunks: vec![0, 2] };
+    assert_eq!(bench.take(), [Action::Send(nack)]);
+}
+
+#[test]
+fn a_stale_frame_changes_nothing() {
+    let mut bench = Bench::standing();
+    bench.hear(1, ToBackup::BeginSeed);
+    bench.hear(1, ToBackup::Heartbeat { ping: 3 });
+    assert!(bench.take().is_empty());
+    assert_eq!(bench.machine.standing(), Standing::Whole);
+}
+
+#[test]
+fn an_image_that_the_register_counts_on_is_not_given_up() {
+    let mut bench = Bench::standing();
+    bench.hear(2, ToBackup::BeginSeed);
+    let actions = bench.take();
+    assert!(matches!(actions[..], [Action::Disconnect { .. }]), "{actions:?}");
+    assert_eq!(bench.machine.standing(), Standing::Whole);
+}
+
+#[test]
+fn who_asks_has_stopped_acknowledging() {
+    let mut bench = Bench::asking();
+    let actions = bench.take();
+    let disconnected = actions.iter().position(|a| matches!(a, Action::Disconnect { .. }));
+    let asked = actions.iter().position(|a| matches!(a, Action::Ask(Question::Change(_))));
+    assert!(disconnected.expect("ended") < asked.expect("asked"));
+    bench.stage(6, 0);
+    bench.close(6, 1, None);
+    bench.knock(2, hello());
+    assert_eq!(bench.take(), [Action::Refuse(Refusal::Promoting)]);
+}
+
+#[test]
+fn the_winner_goes_on_from_the_committed_epoch() {
+    let mut bench = Bench::asking();
+    bench.take();
+    let won = register(3, "b", &[]);
+    bench.tell(Event::Answered(Answer::Outcome(Outcome::Set(won.clone()))));
+    let promote = Action::Promote { register: won, epoch: Epoch::new(5) };
+    assert!(bench.take().contains(&promote));
+}
+
+#[test]
+fn the_loser_gives_up_its_image() {
+    let mut bench = Bench::asking();
+    bench.take();
+    let solo = Answer::Outcome(Outcome::Mismatch(Some(register(3, "a", &[]))));
+    bench.tell(Event::Answered(solo));
+    assert!(bench.take().contains(&Action::Discard));
+    assert_eq!(bench.machine.standing(), Standing::Waiting);
+}
+
+#[test]
+fn what_was_never_asked_can_be_taken_back_and_what_may_have_been_cannot() {
+    let mut bench = Bench::asking();
+    bench.tell(Event::Answered(Answer::Unsent));
+    assert_eq!(bench.machine.standing(), Standing::Whole);
+    let mut bench = Bench::asking();
+    bench.tell(Event::Answered(Answer::Unknown));
+    bench.pass(Duration::from_millis(40));
+    bench.tell(Event::Answered(Answer::Unsent));
+    assert_eq!(bench.machine.standing(), Standing::Asking);
+}
+
+#[test]
+fn a_register_that_went_back_is_not_believed() {
+    for found in [None, Some(register(1, "b", &[]))] {
+        let mut bench = Bench::asking();
+        bench.take();
+        bench.tell(Event::Answered(Answer::Outcome(Outcome::Mismatch(found))));
+        let promoted = bench.take().iter().any(|action| matches!(action, Action::Promote { .. }));
+        assert!(!promoted);
+    }
+}
+
+#[test]
+fn who_stood_still_does_not_blame_the_primary() {
+    let mut bench = Bench::standing();
+    bench.now += Duration::from_secs(5);
+    bench.tell(Event::Timeout);
+    assert_eq!(bench.machine.standing(), Standing::Whole);
+    bench.pass(Duration::from_millis(200));
+    assert_eq!(bench.machine.standing(), Standing::Asking);
+}
+
+#[test]
+fn a_handover_needs_everything_committed() {
+    let successor = register(3, "b", &[]);
+    let mut bench = Bench::standing();
+    let message = ToBackup::HandOver { epoch: Epoch::new(6), register: successor.clone() };
+    bench.hear(3, message);
+    assert_eq!(bench.machine.standing(), Standing::Whole);
+    let mut bench = Bench::standing();
+    let message = ToBackup::HandOver { epoch: Epoch::new(5), register: successor };
+    bench.hear(3, message);
+    assert_eq!(bench.machine.standing(), Standing::Promoting);
+}
+
+#[test]
+fn the_digest_is_taken_between_two_epochs() {
+    let mut bench = Bench::standing();
+    bench.hear(2, ToBackup::Verify { epoch: Epoch::new(6) });
+    for epoch in [6, 7] {
+        bench.stage(epoch, 0);
+    }
+    bench.close(6, 1, None);
+    bench.close(7, 1, None);
+    let orders: Vec<_> = bench
+        .take()
+        .into_iter()
+        .filter(|action| matches!(action, Action::Apply { .. } | Action::DigestImage { .. }))
+        .collect();
+    let [six, seven] = [6, 7].map(Epoch::new);
+    let expected = [
+        Action::Apply { epoch: six },
+        Action::DigestImage { epoch: six },
+        Action::Apply { epoch: seven },
+    ];
+    assert_eq!(orders, expected);
+}

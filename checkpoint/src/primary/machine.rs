@@ -11,10 +11,10 @@ use std::{
 use arbiter::{NodeId, Register, Term};
 
 use super::{
-    Action, Command, Config, CutOrder, Ending, Event,
+    Action, Config, CutOrder, Ending, Event,
     flight::Flights,
     link::{Link, Stage},
-    questions::{Asked, Purpose},
+    questions::Asked,
 };
 use crate::{
     Epoch, Note,
@@ -64,23 +64,23 @@ pub struct Primary {
     next_epoch: Epoch,
     next_cut_at: Duration,
     cutting: Option<CutOrder>,
-    flights: Flights,
+    pub(super) flights: Flights,
     /// Everything up to here has been released.
-    released: Epoch,
+    pub(super) released: Epoch,
     /// Output waits for commits.
     holding: bool,
     held_bytes: u64,
-    guest_held: bool,
+    pub(super) guest_held: bool,
     heartbeat_at: Duration,
     pub(super) doubt: Option<Doubt>,
     /// The next cut takes the digest of all memory.
-    verify_next: bool,
+    pub(super) verify_next: bool,
     /// The epoch whose digest backups are asked for.
     verifying: Option<Epoch>,
     pub(super) asked: Option<Asked>,
     pub(super) ask_not_before: Duration,
     pub(super) stamps: Stamps,
-    actions: VecDeque<Action>,
+    pub(super) actions: VecDeque<Action>,
 }
 
 impl Primary {
@@ -757,136 +757,5 @@ impl Primary {
                 self.act(Action::FreeGuest);
             }
         }
-    }
-
-    // --- Commands ---------------------------------------------------------
-
-    fn on_command(&mut self, command: Command) {
-        match command {
-            Command::Protect { backup } => {
-                let now = self.now;
-                let link = self.links.entry(backup.clone()).or_insert_with(|| Link::new(now));
-                link.wanted = true;
-                self.act(Action::Connect { backup });
-            }
-            Command::Unprotect { backup } => self.unprotect(&backup),
-            Command::HandOver { to } => {
-                let ready = self.links.get(&to).is_some_and(|link| {
-                    link.connected && link.stage == Stage::InSync && link.wanted
-                });
-                if ready {
-                    self.note(Note::HandOverBegun { to: to.clone() });
-                    self.begin_drain(DrainPurpose::HandOver(to));
-                } else {
-                    let why = "it is not in sync".to_owned();
-                    self.note(Note::HandOverAborted { to, why });
-                }
-            }
-            Command::Verify => self.verify_next = true,
-            Command::Finish { reason } => self.begin_drain(DrainPurpose::Finish(reason)),
-        }
-    }
-
-    fn on_command_while_draining(&mut self, command: Command) {
-        match command {
-            // The guest's end outranks a handover that is not asked for yet.
-            Command::Finish { reason } if self.asked.is_none() => {
-                self.begin_drain(DrainPurpose::Finish(reason));
-            }
-            Command::HandOver { to } => {
-                let why = "the guest is already being drained".to_owned();
-                self.note(Note::HandOverAborted { to, why });
-            }
-            Command::Finish { .. }
-            | Command::Protect { .. }
-            | Command::Unprotect { .. }
-            | Command::Verify => {}
-        }
-    }
-
-    fn begin_drain(&mut self, purpose: DrainPurpose) {
-        self.phase = Phase::Draining(Drain { purpose, last: None });
-        self.act(Action::HoldGuest);
-    }
-
-    pub(super) fn unprotect(&mut self, backup: &NodeId) {
-        let Some(link) = self.links.get_mut(backup) else { return };
-        link.wanted = false;
-        if !link.follows() && link.stage != Stage::Outdated {
-            self.disconnect(backup);
-        }
-    }
-
-    pub(super) fn send(&mut self, backup: &NodeId, message: ToBackup) {
-        self.act(Action::Send { backup: backup.clone(), message });
-    }
-
-    // --- Draining ---------------------------------------------------------
-
-    fn advance_drain(&mut self) {
-        let Phase::Draining(drain) = self.phase.clone() else { return };
-        let followed = self.followers().next().is_some();
-        let drained = drain.last.is_some_and(|last| self.released >= last);
-        match drain.purpose {
-            DrainPurpose::HandOver(to) => {
-                let lost = !self.register.in_sync.contains(&to)
-                    || self.links.get(&to).is_none_or(|link| link.stage != Stage::InSync)
-                    || (!self.links[&to].connected && !self.asks_about(&to));
-                if lost && !self.asks_handover() {
-                    let why = "its connection was lost".to_owned();
-                    self.note(Note::HandOverAborted { to, why });
-                    self.phase = Phase::Running;
-                    if !self.guest_held {
-                        self.act(Action::FreeGuest);
-                    }
-                }
-            }
-            DrainPurpose::Finish(reason) if !followed && self.asked.is_none() => {
-                for (backup, link) in &self.links {
-                    if link.connected {
-                        let message = ToBackup::Farewell { reason: reason.clone() };
-                        self.actions.push_back(Action::Send { backup: backup.clone(), message });
-                    }
-                }
-                self.end(Ending::Finished { reason });
-            }
-            DrainPurpose::Finish(reason) if drained => {
-                for (backup, link) in &mut self.links {
-                    if std::mem::replace(&mut link.wanted, false) && link.connected {
-                        let message = ToBackup::Farewell { reason: reason.clone() };
-                        self.actions.push_back(Action::Send { backup: backup.clone(), message });
-                    }
-                }
-            }
-            DrainPurpose::Finish(_) => {}
-        }
-    }
-
-    /// The successor of a handover whose last epoch every follower has.
-    pub(super) fn drained_for(&self) -> Option<&NodeId> {
-        match &self.phase {
-            Phase::Draining(Drain { purpose: DrainPurpose::HandOver(to), last: Some(last) }) => {
-                (self.released >= *last).then_some(to)
-            }
-            Phase::Draining(_) | Phase::Running | Phase::Ended => None,
-        }
-    }
-
-    pub(super) fn asks_about(&self, node: &NodeId) -> bool {
-        self.asked.as_ref().is_some_and(|asked| match &asked.purpose {
-            Purpose::Admit(about) | Purpose::Drop(about) | Purpose::HandOver(about) => {
-                about == node
-            }
-            Purpose::Confirm => false,
-        })
-    }
-
-    fn asks_handover(&self) -> bool {
-        self.asked.as_ref().is_some_and(|asked| matches!(asked.purpose, Purpose::HandOver(_)))
-    }
-
-    /// The last epoch that was cut.
-    pub(super) fn last_cut(&self) -> Epoch {
-        self.flights.last().unwrap_or(self.released)
     }
 }

@@ -38,6 +38,7 @@
 //! first. This is not what safety rests on (held output needs acknowledgements
 //! anyway); it keeps a former primary from saying even what is known.
 
+mod drain;
 mod flight;
 mod link;
 mod machine;

@@ -1,1 +1,383 @@
+//! The primary's machine in virtual time: each test is a sentence of the
+//! protocol.
 
+use std::{collections::BTreeSet, time::Duration};
+
+use arbiter::{NodeId, Outcome, Register, Term};
+
+use super::{Action, Command, Config, CutOrder, Ending, Event, Primary};
+use crate::{
+    Answer, Epoch, Question,
+    message::{Close, ToBackup, ToPrimary},
+};
+
+const STEP: Duration = Duration::from_millis(1);
+
+fn node(name: &str) -> NodeId {
+    name.parse().unwrap()
+}
+
+fn register(term: u64, members: &[&str]) -> Register {
+    let in_sync: BTreeSet<NodeId> = members.iter().map(|name| node(name)).collect();
+    Register { term: Term::new(term), primary: node("a"), in_sync }
+}
+
+/// A machine and what it has asked for since it was last looked at.
+struct Bench {
+    machine: Primary,
+    now: Duration,
+    actions: Vec<Action>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let config = Config {
+            node: node("a"),
+            interval: Duration::from_millis(10),
+            heartbeat: Duration::from_millis(20),
+            drop_after: Duration::from_millis(120),
+            freeze_gap: Duration::from_millis(60),
+            ask_retry: Duration::from_millis(30),
+            epochs_in_flight_max: 3,
+            bytes_in_flight_max: 1 << 20,
+            held_output_bytes_max: 1000,
+            seed_pages_left_max: 4,
+            seed_rounds_max: 5,
+        };
+        let machine = Primary::new(config, register(1, &[]), Epoch::FIRST, 7, Duration::ZERO);
+        let mut bench = Self { machine, now: Duration::ZERO, actions: Vec::new() };
+        bench.tell(Event::Commanded(Command::Protect { backup: node("b") }));
+        bench
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.now += STEP;
+        self.machine.handle(self.now, event);
+        while let Some(action) = self.machine.poll_action() {
+            if !matches!(action, Action::Note(_)) {
+                self.actions.push(action);
+            }
+        }
+    }
+
+    /// Lets time pass, timeout by timeout, for `length`.
+    fn pass(&mut self, length: Duration) {
+        let end = self.now + length;
+        while let Some(due) = self.machine.poll_timeout().filter(|due| *due <= end) {
+            self.now = self.now.max(due);
+            self.tell(Event::Timeout);
+        }
+        self.now = self.now.max(end);
+    }
+
+    fn take(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// The cut that was ordered since the last look.
+    fn order(&mut self) -> Option<CutOrder> {
+        self.take().into_iter().find_map(|action| match action {
+            Action::Cut(order) => Some(order),
+            _ => None,
+        })
+    }
+
+    fn hear(&mut self, term: u64, message: ToPrimary) {
+        self.tell(Event::Heard { backup: node("b"), term: Term::new(term), message });
+    }
+
+    fn ack(&mut self, term: u64, committed: u64) {
+        let committed = Epoch::new(committed);
+        self.hear(term, ToPrimary::Ack { committed, applied: Epoch::ZERO });
+    }
+
+    fn link_up(&mut self, committed: Option<u64>) {
+        self.tell(Event::LinkUp {
+            backup: node("b"),
+            committed: committed.map(Epoch::new),
+            staging_bytes_max: 1 << 20,
+        });
+    }
+
+    fn finish_cut(&mut self, epoch: u64) {
+        let epoch = Epoch::new(epoch);
+        self.tell(Event::CutDone { epoch, bytes: 4096 });
+        let close = Close { epoch, seed_chunks: None, chunks: 1, pages: 1, digest: [0; 32] };
+        self.tell(Event::Encoded { close });
+    }
+
+    fn answer(&mut self, answer: Answer) {
+        self.tell(Event::Answered(answer));
+    }
+
+    /// Through a seed, the joining epoch 1 and the admission, to term 2.
+    fn in_sync() -> Self {
+        let mut bench = Self::new();
+        bench.link_up(None);
+        bench.hear(1, ToPrimary::SeedAck { chunks: 0 });
+        bench.tell(Event::SeedRoundSent { backup: node("b"), chunks: 2, pages_left: 0 });
+        bench.hear(1, ToPrimary::SeedAck { chunks: 2 });
+        assert_eq!(bench.order().expect("the join").joins, [node("b")]);
+        bench.finish_cut(1);
+        bench.ack(1, 1);
+        bench.answer(Answer::Outcome(Outcome::Set(register(2, &["b"]))));
+        bench.take();
+        bench
+    }
+}
+
+fn releases(actions: &[Action]) -> Vec<u64> {
+    let through = actions.iter().filter_map(|action| match action {
+        Action::Release { through } => Some(through.get()),
+        _ => None,
+    });
+    through.collect()
+}
+
+fn asked(actions: &[Action]) -> Option<&Question> {
+    actions.iter().find_map(|action| match action {
+        Action::Ask(question) => Some(question),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_seed_goes_round_until_little_is_left_and_all_of_it_is_verified() {
+    let mut bench = Bench::new();
+    bench.link_up(None);
+    let begin = Action::Send { backup: node("b"), message: ToBackup::BeginSeed };
+    assert!(bench.take().contains(&begin));
+    bench.hear(1, ToPrimary::SeedAck { chunks: 0 });
+    assert!(bench.take().contains(&Action::StartSeed { backup: node("b") }));
+    bench.tell(Event::SeedRoundSent { backup: node("b"), chunks: 9, pages_left: 100 });
+    assert!(bench.take().is_empty(), "the round has not arrived yet");
+    bench.hear(1, ToPrimary::SeedAck { chunks: 9 });
+    assert_eq!(bench.take(), [Action::SeedRound { backup: node("b") }]);
+    bench.tell(Event::SeedRoundSent { backup: node("b"), chunks: 11, pages_left: 3 });
+    assert!(bench.order().is_none(), "the last round has not arrived yet");
+    bench.hear(1, ToPrimary::SeedAck { chunks: 11 });
+    let order = bench.order().expect("the joining cut");
+    assert_eq!(
+        (order.epoch, order.joins, order.followers),
+        (Epoch::new(1), vec![node("b")], false)
+    );
+}
+
+#[test]
+fn output_is_released_when_the_follower_has_committed() {
+    let mut bench = Bench::in_sync();
+    bench.pass(Duration::from_millis(12));
+    assert_eq!(bench.order().expect("due").epoch, Epoch::new(2));
+    bench.finish_cut(2);
+    assert_eq!(releases(&bench.take()), [] as [u64; 0]);
+    bench.ack(2, 2);
+    let actions = bench.take();
+    assert_eq!(releases(&actions), [2]);
+    assert!(actions.contains(&Action::Forget { through: Epoch::new(2) }));
+}
+
+#[test]
+fn an_acknowledgement_of_what_was_not_sent_ends_the_session() {
+    let mut bench = Bench::in_sync();
+    bench.ack(2, 9);
+    let actions = bench.take();
+    assert!(actions.contains(&Action::Disconnect { backup: node("b"), redial: true }));
+    assert!(releases(&actions).is_empty());
+}
+
+#[test]
+fn an_acknowledgement_under_a_stale_term_does_not_count() {
+    let mut bench = Bench::in_sync();
+    bench.pass(Duration::from_millis(12));
+    bench.finish_cut(2);
+    bench.take();
+    bench.ack(1, 2);
+    assert!(releases(&bench.take()).is_empty());
+    bench.ack(2, 2);
+    assert_eq!(releases(&bench.take()), [2]);
+}
+
+#[test]
+fn a_silent_backup_is_dropped_before_output_goes_on() {
+    let mut bench = Bench::in_sync();
+    bench.pass(Duration::from_millis(200));
+    let actions = bench.take();
+    assert!(matches!(asked(&actions), Some(Question::Change(_))), "{actions:?}");
+    assert!(!actions.contains(&Action::PassOutput));
+    bench.finish_cut(2);
+    bench.answer(Answer::Outcome(Outcome::Set(register(3, &[]))));
+    // A cut that is being taken would hold output again: it is waited for.
+    bench.finish_cut(3);
+    assert!(bench.take().contains(&Action::PassOutput));
+}
+
+#[test]
+fn an_unsent_repeat_says_nothing_of_the_copy_before_it() {
+    let mut bench = Bench::in_sync();
+    bench.pass(Duration::from_millis(200));
+    let first = asked(&bench.take()).cloned();
+    bench.answer(Answer::Unknown);
+    bench.pass(Duration::from_millis(40));
+    assert_eq!(asked(&bench.take()).cloned(), first, "the same stamp");
+    bench.answer(Answer::Unsent);
+    assert!(bench.machine.asks(), "the first copy may have happened");
+    bench.pass(Duration::from_millis(40));
+    assert_eq!(asked(&bench.take()).cloned(), first);
+}
+
+#[test]
+fn the_loser_of_a_race_is_fenced_and_says_nothing_more() {
+    let mut bench = Bench::in_sync();
+    bench.pass(Duration::from_millis(200));
+    bench.take();
+    let other = Register { primary: node("b"), ..register(3, &[]) };
+    bench.answer(Answer::Outcome(Outcome::Mismatch(Some(other.clone()))));
+    let actions = bench.take();
+    assert_eq!(actions, [Action::End(Ending::Fenced { register: Some(other) })]);
+    bench.ack(2, 2);
+    bench.pass(Duration::from_secs(1));
+    assert!(bench.take().is_empty());
+}
+
+#[test]
+fn a_register_that_went_back_is_not_believed() {
+    let mut bench = Bench::in_sync();
+    bench.pass(Duration::from_millis(200));
+    bench.take();
+    bench.answer(Answer::Outcome(Outcome::Mismatch(None)));
+    let actions = bench.take();
+    assert!(!actions.iter().any(|action| matches!(action, Action::End(_) | Action::PassOutput)));
+}
+
+#[test]
+fn who_stood_still_releases_nothing_until_its_right_is_confirmed() {
+    let mut bench = Bench::in_sync();
+    bench.pass(Duration::from_millis(12));
+    bench.finish_cut(2);
+    bench.take();
+    // SIGSTOP, and an acknowledgement that was waiting in a socket.
+    bench.now += Duration::from_secs(1);
+    bench.ack(2, 2);
+    let actions = bench.take();
+    assert!(bench.machine.in_doubt() && releases(&actions).is_empty());
+    assert_eq!(asked(&actions), Some(&Question::Read));
+    bench.answer(Answer::Register(Some(register(2, &["b"]))));
+    let actions = bench.take();
+    assert!(actions.contains(&Action::Confirm));
+    assert_eq!(releases(&actions), [2]);
+}
+
+#[test]
+fn fresh_pongs_end_a_doubt_and_old_ones_do_not() {
+    let mut bench = Bench::in_sync();
+    bench.pass(Duration::from_millis(25));
+    bench.finish_cut(2);
+    bench.take();
+    bench.now += Duration::from_secs(1);
+    bench.ack(2, 2);
+    let pings = |actions: Vec<Action>| {
+        actions.into_iter().find_map(|action| match action {
+            Action::Send { message: ToBackup::Heartbeat { ping }, .. } => Some(ping),
+            _ => None,
+        })
+    };
+    let fresh = pings(bench.take()).expect("a ping at once");
+    bench.hear(2, ToPrimary::Heartbeat { pong: fresh - 1 });
+    assert!(bench.machine.in_doubt());
+    bench.hear(2, ToPrimary::Heartbeat { pong: fresh });
+    assert!(!bench.machine.in_doubt());
+    assert_eq!(releases(&bench.take()), [2]);
+}
+
+#[test]
+fn after_a_blink_what_is_lacking_is_sent_again() {
+    let mut bench = Bench::in_sync();
+    bench.pass(Duration::from_millis(12));
+    bench.finish_cut(2);
+    bench.tell(Event::LinkDown { backup: node("b") });
+    bench.take();
+    bench.link_up(Some(1));
+    let actions = bench.take();
+    assert!(actions.contains(&Action::Follow { backup: node("b"), after: Epoch::new(1) }));
+    let closes = |action: &Action| matches!(action, Action::Send { message: ToBackup::Close(close), .. } if close.epoch.get() == 2);
+    assert!(actions.iter().any(closes) && asked(&actions).is_none(), "{actions:?}");
+}
+
+#[test]
+fn a_member_without_its_image_is_dropped_then_seeded() {
+    let mut bench = Bench::in_sync();
+    bench.tell(Event::LinkDown { backup: node("b") });
+    bench.take();
+    bench.link_up(None);
+    let actions = bench.take();
+    assert!(matches!(asked(&actions), Some(Question::Change(_))), "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::StartSeed { .. })));
+}
+
+#[test]
+fn epochs_in_flight_are_bounded() {
+    let mut bench = Bench::in_sync();
+    let mut cut = 0;
+    for epoch in 2..20 {
+        bench.hear(2, ToPrimary::Heartbeat { pong: 0 });
+        bench.pass(Duration::from_millis(12));
+        if bench.order().is_some() {
+            bench.finish_cut(epoch);
+            cut += 1;
+        }
+    }
+    assert_eq!(cut, 3);
+}
+
+#[test]
+fn too_much_held_output_pauses_the_guest() {
+    let mut bench = Bench::in_sync();
+    bench.tell(Event::OutputHeld { bytes: 1000 });
+    assert!(bench.take().contains(&Action::HoldGuest));
+    bench.tell(Event::OutputHeld { bytes: 600 });
+    assert!(!bench.take().contains(&Action::FreeGuest));
+    bench.tell(Event::OutputHeld { bytes: 400 });
+    assert!(bench.take().contains(&Action::FreeGuest));
+}
+
+#[test]
+fn a_handover_ends_when_everything_is_committed_and_the_arbiter_agrees() {
+    let mut bench = Bench::in_sync();
+    bench.tell(Event::Commanded(Command::HandOver { to: node("b") }));
+    let actions = bench.take();
+    assert!(actions.contains(&Action::HoldGuest));
+    let last = actions.iter().find_map(|action| match action {
+        Action::Cut(order) => Some(order.clone()),
+        _ => None,
+    });
+    assert!(last.expect("the last epoch").stay_paused);
+    bench.finish_cut(2);
+    assert!(asked(&bench.take()).is_none());
+    bench.ack(2, 2);
+    assert!(matches!(asked(&bench.take()), Some(Question::Change(_))));
+    let successor = Register { primary: node("b"), ..register(3, &[]) };
+    bench.answer(Answer::Outcome(Outcome::Set(successor.clone())));
+    let message = ToBackup::HandOver { epoch: Epoch::new(2), register: successor.clone() };
+    let told = Action::Send { backup: node("b"), message };
+    assert_eq!(bench.take(), [told, Action::End(Ending::HandedOver { register: successor })]);
+}
+
+#[test]
+fn a_handover_to_a_lost_successor_is_given_up() {
+    let mut bench = Bench::in_sync();
+    bench.tell(Event::Commanded(Command::HandOver { to: node("b") }));
+    bench.finish_cut(2);
+    bench.take();
+    bench.tell(Event::LinkDown { backup: node("b") });
+    assert!(bench.take().contains(&Action::FreeGuest));
+}
+
+#[test]
+fn a_failed_cut_gives_its_number_back() {
+    let mut bench = Bench::in_sync();
+    bench.pass(Duration::from_millis(12));
+    let failed = bench.order().expect("due").epoch;
+    bench.tell(Event::CutFailed { epoch: failed, why: "no memory".into() });
+    bench.pass(Duration::from_millis(12));
+    assert_eq!(bench.order().expect("due again").epoch, failed);
+}

@@ -193,7 +193,7 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let staging_mib_max = mib("staging_mib_max", staging_default)?;
     let epochs = section.number("in_flight_epochs_max", 4, 1..=1024, " epochs")?;
     let encode_threads = section.number("encode_threads", 1, 1..=64, " threads")?;
-    let data_streams = section.number("data_streams", 4, 1..=64, " streams")?;
+    let data_streams = section.number("data_streams", 4, 1..=16, " streams")?;
     let mtu = section.number("mtu_max", 1452, 1200..=65_000, " bytes")?;
     let seed = section.number("seed_mib_per_s_max", 0, 0..=MEMORY_MIB_MAX, " MiB/s")?;
     let resend_outputs = section.flag("resend_outputs", true)?;

@@ -187,17 +187,7 @@ impl Core {
         let term = SharedTerm::default();
         term.set(promoted.register.term);
         let handle = host.runtime.handle().clone();
-        let peers = Peers::new(peers::Tools {
-            handle: handle.clone(),
-            endpoint: host.endpoint.clone(),
-            hello: Hello {
-                versions: transport::wire::VERSIONS.iter().map(|v| (*v).to_owned()).collect(),
-                vm: host.config.vm.name.clone(),
-                machine: guest.machine(),
-            },
-            term: term.clone(),
-            inputs: inputs.clone(),
-        });
+        let peers = dialers(&host, &guest, &term, &inputs);
         listen(&mut host, &guest, &inputs)?;
         let now = Instant::now();
         let random = rand::rng().next_u64();
@@ -512,6 +502,20 @@ impl Core {
             }
         }
     }
+}
+
+fn dialers(host: &Host, guest: &Guest, term: &SharedTerm, inputs: &mpsc::Sender<Input>) -> Peers {
+    Peers::new(peers::Tools {
+        handle: host.runtime.handle().clone(),
+        endpoint: host.endpoint.clone(),
+        hello: Hello {
+            versions: transport::wire::VERSIONS.iter().map(|v| (*v).to_owned()).collect(),
+            vm: host.config.vm.name.clone(),
+            machine: guest.machine(),
+        },
+        term: term.clone(),
+        inputs: inputs.clone(),
+    })
 }
 
 /// Lets operators, the guest and the outlet speak to the core.
