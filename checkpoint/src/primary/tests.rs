@@ -299,7 +299,10 @@ fn after_a_blink_what_is_lacking_is_sent_again() {
     bench.link_up(Some(1));
     let actions = bench.take();
     assert!(actions.contains(&Action::Follow { backup: node("b"), after: Epoch::new(1) }));
-    let closes = |action: &Action| matches!(action, Action::Send { message: ToBackup::Close(close), .. } if close.epoch.get() == 2);
+    let closes = |action: &Action| match action {
+        Action::Send { message: ToBackup::Close(close), .. } => close.epoch == Epoch::new(2),
+        _ => false,
+    };
     assert!(actions.iter().any(closes) && asked(&actions).is_none(), "{actions:?}");
 }
 
