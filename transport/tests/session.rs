@@ -254,7 +254,7 @@ async fn finishing_delivers_everything() {
 
 /// Bytes that are no frame, and what the error says.
 fn garbage() -> Vec<(Vec<u8>, &'static str)> {
-    let sound = Header { kind: Kind::PrimaryHeartbeat, body_bytes: 0, term: TERM, chunk: None };
+    let sound = Header { kind: Kind::BeginSeed, body_bytes: 0, term: TERM, chunk: None };
     let with = |at: usize, bytes: &[u8]| {
         let mut header = sound.encode().to_vec();
         header[at..at + bytes.len()].copy_from_slice(bytes);

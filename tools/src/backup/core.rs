@@ -10,7 +10,7 @@ use checkpoint::{
     Answer, Epoch,
     backup::{Action, Backup, Config, Event},
     chunk::{ChunkId, Digest},
-    message::ToBackup,
+    message::{Refusal, ToBackup},
 };
 use rand::Rng;
 use transport::Knock;
@@ -157,6 +157,12 @@ impl Core {
         self.machine.handle(now, event);
     }
 
+    /// Whether the configuration names `node`: a certificate of the cluster is
+    /// not enough to replace a VM's image.
+    fn is_peer(&self, node: &NodeId) -> bool {
+        self.host.config.peers.iter().any(|peer| peer.name == *node)
+    }
+
     /// Whether `session` is the one that was taken last.
     fn current(&self, session: u64) -> bool {
         self.session.as_ref().is_some_and(|current| current.number == session)
@@ -164,6 +170,12 @@ impl Core {
 
     fn take(&mut self, input: Input) {
         match input {
+            Input::Knock(knock) if !self.is_peer(&knock.peer) => {
+                let reason = format!("`{}` is none of this node's [[peers]]", knock.peer);
+                tracing::warn!(peer = %knock.peer, "a node that is no peer was turned away");
+                let refusal = Refusal::Unready { reason };
+                self.host.runtime.spawn(knock.refuse(self.machine.term(), refusal));
+            }
             Input::Knock(knock) => {
                 let (peer, term, hello) = (knock.peer.clone(), knock.term, knock.hello.clone());
                 self.knock = Some(*knock);
