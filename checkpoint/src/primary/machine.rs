@@ -150,10 +150,22 @@ impl Primary {
         self.flights.len()
     }
 
+    /// Captured bytes of those epochs.
+    #[must_use]
+    pub fn bytes_in_flight(&self) -> u64 {
+        self.flights.bytes()
+    }
+
     /// Whether nothing is released until the right to run is confirmed.
     #[must_use]
     pub fn in_doubt(&self) -> bool {
         self.doubt.is_some()
+    }
+
+    /// Whether the guest is paused for a handover or for good.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.phase != Phase::Running
     }
 
     /// Whether an unanswered question waits for the arbiter.

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     control::ControlRequest,
-    node::{Asker, Guest, Host, NodeError, record_note},
+    node::{ArbiterWatch, Asker, Guest, Host, NodeError, record_note},
     primary::Promoted,
 };
 
@@ -34,13 +34,35 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) enum Input {
     Knock(Box<Knock>),
-    LinkDown { session: u64 },
-    Heard { session: u64, term: Term, message: ToBackup },
-    Staged { session: u64, term: Term, id: ChunkId, digest: Digest, pages: u64 },
-    Refused { session: u64, id: ChunkId },
-    Applied { epoch: Epoch },
-    ImageDigest { epoch: Epoch, digest: Digest },
+    LinkDown {
+        session: u64,
+    },
+    Heard {
+        session: u64,
+        term: Term,
+        message: ToBackup,
+    },
+    Staged {
+        session: u64,
+        term: Term,
+        id: ChunkId,
+        digest: Digest,
+        pages: u64,
+    },
+    Refused {
+        session: u64,
+        id: ChunkId,
+    },
+    Applied {
+        epoch: Epoch,
+    },
+    ImageDigest {
+        epoch: Epoch,
+        digest: Digest,
+    },
     Answered(Answer),
+    /// Whether the arbiter answers, from time to time.
+    ArbiterSeen(bool),
     Control(ControlRequest),
 }
 
@@ -70,6 +92,7 @@ pub(super) struct Core {
     requests: tokio::task::JoinHandle<tokio::sync::mpsc::Receiver<ControlRequest>>,
     hang_up: Arc<tokio::sync::Notify>,
     asker: Asker,
+    _watch: ArbiterWatch,
     inputs: mpsc::Sender<Input>,
     promotion: Option<(Register, Epoch)>,
 }
@@ -116,6 +139,10 @@ impl Core {
         let now = host.clock.at(Instant::now());
         let machine = Backup::new(config, Term::ZERO, rand::rng().next_u64(), now);
         let asker = Asker::new(handle, host.arbiter.clone(), host.config.vm.name.clone());
+        let seen = inputs.clone();
+        let watch = ArbiterWatch::start(&host, move |answers| {
+            let _ = seen.send(Input::ArbiterSeen(answers));
+        });
         Ok(Self {
             host,
             guest,
@@ -133,6 +160,7 @@ impl Core {
             requests,
             hang_up,
             asker,
+            _watch: watch,
             inputs,
             promotion: None,
         })
@@ -207,6 +235,7 @@ impl Core {
                 self.arbiter_reachable = Some(!matches!(answer, Answer::Unsent | Answer::Unknown));
                 self.tell(Event::Answered(answer));
             }
+            Input::ArbiterSeen(answers) => self.arbiter_reachable = Some(answers),
             Input::Control(request) => self.on_control(request),
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use arbiter::{NodeId, Register, Term};
 use checkpoint::{
-    Answer, Epoch,
+    Answer, Epoch, Note,
     message::{Hello, Refusal, ToPrimary},
     primary::{Action, Command, Config, Ending, Event, Primary},
 };
@@ -25,9 +25,9 @@ use super::{
     tracker::Tracker,
 };
 use crate::{
-    control::ControlRequest,
+    control::{Accepted, ControlRequest, Reply},
     node::{
-        Asker, Guest, Host, NodeError,
+        ArbiterWatch, Asker, Guest, Host, NodeError,
         crash_point::{self, Moment},
         record_note,
     },
@@ -76,6 +76,8 @@ pub(crate) enum Input {
         pages_left: u64,
     },
     Answered(Answer),
+    /// Whether the arbiter answers, from time to time.
+    ArbiterSeen(bool),
     Control(ControlRequest),
     /// The guest ended by itself.
     GuestEnded {
@@ -131,14 +133,19 @@ pub(super) struct Core {
     cutter: Cutter,
     encoders: Encoders,
     asker: Asker,
+    _watch: ArbiterWatch,
     inputs: mpsc::Sender<Input>,
     /// When the event that is being handled was received.
     received: Instant,
     failed: bool,
     held_bytes: u64,
+    /// Pieces of output that had left when the figures were last updated.
+    pub(super) released_frames: u64,
     ending: Option<Ending>,
     /// A signal asked for the end: the process does not go on as a backup.
     pub(super) stopping: bool,
+    /// Who waits for the end of a handover.
+    pub(super) handover: Option<Reply<Accepted>>,
     beat: super::status::Beat,
 }
 
@@ -152,6 +159,7 @@ pub fn run_core(host: Host, guest: Guest, promoted: Promoted) -> Result<End, Nod
     let mut core = Core::new(host, guest, promoted, inputs)?;
     core.protect_all();
     core.guest.vm().resume().map_err(crate::node::GuestError::from)?;
+    core.record_start();
     let end = core.work(&received);
     core.cutter.stop();
     let Core { host, guest, .. } = core;
@@ -201,6 +209,10 @@ impl Core {
         let addresses =
             host.config.peers.iter().map(|peer| (peer.name.clone(), peer.address)).collect();
         let asker = Asker::new(handle, host.arbiter.clone(), host.config.vm.name.clone());
+        let seen = inputs.clone();
+        let watch = ArbiterWatch::start(&host, move |answers| {
+            let _ = seen.send(Input::ArbiterSeen(answers));
+        });
         Ok(Self {
             host,
             guest,
@@ -219,12 +231,15 @@ impl Core {
             cutter,
             encoders,
             asker,
+            _watch: watch,
             inputs,
             received: now,
             failed: false,
             held_bytes: 0,
+            released_frames: 0,
             ending: None,
             stopping: false,
+            handover: None,
             beat: super::status::Beat::new(),
         })
     }
@@ -255,6 +270,7 @@ impl Core {
             self.look_at_outlet();
             if self.beat.due(self.received, super::status::GAUGE_INTERVAL) {
                 self.gauge();
+                self.stop_if_possible();
             }
         }
     }
@@ -280,8 +296,10 @@ impl Core {
         match input {
             Input::CutDone { captured, timings } => self.on_cut_done(*captured, timings),
             Input::CutFailed { epoch, why } => self.tell(Event::CutFailed { epoch, why }),
-            Input::Encoded(Complete { close, wire_bytes }) => {
-                self.host.telemetry.metrics.record_wire(wire_bytes);
+            Input::Encoded(Complete { close, wire_bytes, encode }) => {
+                let metrics = &self.host.telemetry.metrics;
+                metrics.record_wire(wire_bytes);
+                metrics.encode.record(encode);
                 crash_point::reached(Moment::Closing);
                 self.tell(Event::Encoded { close });
                 if self.act_while_running() {
@@ -296,6 +314,7 @@ impl Core {
             }
             Input::LinkDown { backup } => {
                 self.flights.unfollow(&backup);
+                self.verification.lost(&backup);
                 self.tell(Event::LinkDown { backup });
             }
             Input::Heard { backup, term, message } => {
@@ -308,6 +327,7 @@ impl Core {
                 self.arbiter_reachable = Some(!matches!(answer, Answer::Unsent | Answer::Unknown));
                 self.tell(Event::Answered(answer));
             }
+            Input::ArbiterSeen(answers) => self.arbiter_reachable = Some(answers),
             Input::Control(request) => self.on_control(request),
             Input::GuestEnded { reason, failed } => {
                 self.failed |= failed;
@@ -332,7 +352,8 @@ impl Core {
         let epoch = captured.epoch;
         self.cut_at.push_back((epoch, Instant::now()));
         if let Some(digest) = captured.digest {
-            self.verification.of_primary(epoch, digest);
+            let report = self.verification.of_primary(epoch, digest);
+            self.record_verification(report);
         }
         self.tell(Event::CutDone { epoch, bytes: captured.bytes() });
         // Who follows is settled before the first chunk is encoded.
@@ -383,6 +404,7 @@ impl Core {
             }
             Action::Disconnect { backup, redial } => {
                 self.flights.unfollow(&backup);
+                self.verification.lost(&backup);
                 self.peers.disconnect(&backup, redial);
             }
             Action::Send { backup, message } => self.peers.send(&backup, message),
@@ -412,7 +434,8 @@ impl Core {
                 self.flights.resend(&backup, epoch, &chunks);
             }
             Action::Verified { backup, epoch, digest } => {
-                self.verification.of_backup(backup, epoch, digest);
+                let report = self.verification.of_backup(backup, epoch, digest);
+                self.record_verification(report);
             }
             Action::Forget { through } => self.flights.forget(through),
             Action::Release { through } => self.release(through),
@@ -432,7 +455,12 @@ impl Core {
                     let _ = inputs.send(Input::Answered(answer));
                 });
             }
-            Action::Note(note) => record_note(&self.host.telemetry, &note),
+            Action::Note(note) => {
+                record_note(&self.host.telemetry, &note);
+                if let Note::HandOverAborted { .. } = note {
+                    self.on_handover_given_up(&note.to_string());
+                }
+            }
             Action::End(_) => unreachable!("taken before"),
         }
     }
@@ -446,6 +474,7 @@ impl Core {
             sink,
             inputs: self.inputs.clone(),
             mib_per_s_max: self.host.config.replication.seed_mib_per_s_max,
+            metrics: self.host.telemetry.metrics.clone(),
         };
         let begun = self.tracker.begin_seed(backup.clone()).map_err(|error| error.to_string());
         let seed = begun
@@ -483,6 +512,7 @@ impl Core {
             Ending::Fenced { register } => {
                 self.guest.outlet().fence();
                 self.cutter.stop();
+                self.answer_handover(Err("this node has lost the right to run the guest"));
                 super::status::record_fence(&self.host.telemetry, register.as_ref());
                 End::Fenced
             }
@@ -490,10 +520,12 @@ impl Core {
                 self.guest.outlet().fence();
                 self.cutter.stop();
                 self.peers.flush(&register.primary, Duration::from_secs(1));
+                self.answer_handover(Ok(&register));
                 if self.stopping { End::Finished { failed: false } } else { End::HandedOver }
             }
             Ending::Finished { reason } => {
                 self.cutter.stop();
+                self.answer_handover(Err("the guest has ended"));
                 for backup in self.addresses.keys() {
                     self.peers.flush(backup, Duration::from_millis(200));
                 }

@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use arbiter::NodeId;
@@ -38,6 +39,7 @@ struct Flight {
     chunks: Vec<Option<Arc<Chunk>>>,
     missing: usize,
     pages: u64,
+    begun: Instant,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,8 @@ pub(super) struct Complete {
     pub(super) close: Close,
     /// Bytes of all bodies.
     pub(super) wire_bytes: u64,
+    /// How long encoding took, waiting for encoders included.
+    pub(super) encode: Duration,
 }
 
 impl Flights {
@@ -61,7 +65,8 @@ impl Flights {
 
     /// Expects `chunks` chunks with `pages` pages for `epoch`.
     pub(super) fn begin(&self, epoch: Epoch, chunks: usize, pages: u64) {
-        let flight = Flight { chunks: vec![None; chunks], missing: chunks, pages };
+        let chunks_of = vec![None; chunks];
+        let flight = Flight { chunks: chunks_of, missing: chunks, pages, begun: Instant::now() };
         self.with(|inner| inner.epochs.insert(epoch, flight));
     }
 
@@ -138,6 +143,7 @@ impl Flight {
                 digest: epoch_digest(chunks().map(|chunk| &chunk.digest)),
             },
             wire_bytes: chunks().map(|chunk| chunk.body.len() as u64).sum(),
+            encode: self.begun.elapsed(),
         }
     }
 }

@@ -28,7 +28,7 @@ use super::{
     peers::ChunkSink,
     tracker::Tracker,
 };
-use crate::node::Guest;
+use crate::{node::Guest, telemetry::Metrics};
 
 /// What a seed works with.
 pub(super) struct Tools {
@@ -37,6 +37,7 @@ pub(super) struct Tools {
     pub(super) pool: BlockPool,
     pub(super) sink: ChunkSink,
     pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) metrics: Arc<Metrics>,
     /// Bound on the rate.
     pub(super) mib_per_s_max: Option<NonZeroU64>,
 }
@@ -46,7 +47,6 @@ pub(super) struct Tools {
 pub(super) struct Progress {
     pub(super) sent_pages: AtomicU64,
     pub(super) round: AtomicU64,
-    pub(super) wire_bytes: AtomicU64,
 }
 
 /// One running seed. Dropping it ends it.
@@ -144,7 +144,7 @@ impl Worker {
             self.chunks += 1;
             sent_bytes += wire_bytes;
             self.progress.sent_pages.fetch_add(batch.pages(), Ordering::Relaxed);
-            self.progress.wire_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
+            self.tools.metrics.seed_wire.inc_by(wire_bytes);
             self.slow_down(begun, sent_bytes);
         }
         true
