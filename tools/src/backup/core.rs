@@ -138,7 +138,7 @@ impl Core {
         let config = machine_config(&host.config, &guest, staging_bytes_max);
         let now = host.clock.at(Instant::now());
         let machine = Backup::new(config, Term::ZERO, rand::rng().next_u64(), now);
-        let asker = Asker::new(handle, host.arbiter.clone(), host.config.vm.name.clone());
+        let asker = Asker::new(&host);
         let seen = inputs.clone();
         let watch = ArbiterWatch::start(&host, move |answers| {
             let _ = seen.send(Input::ArbiterSeen(answers));

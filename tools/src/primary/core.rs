@@ -194,21 +194,13 @@ impl Core {
         .map_err(NodeError::Thread)?;
         let term = SharedTerm::default();
         term.set(promoted.register.term);
-        let handle = host.runtime.handle().clone();
         let peers = dialers(&host, &guest, &term, &inputs);
         listen(&mut host, &guest, &inputs)?;
         let now = Instant::now();
-        let random = rand::rng().next_u64();
-        let machine = Primary::new(
-            machine_config(&host.config),
-            promoted.register,
-            promoted.first,
-            random,
-            host.clock.at(now),
-        );
+        let machine = machine(&host, promoted, now);
         let addresses =
             host.config.peers.iter().map(|peer| (peer.name.clone(), peer.address)).collect();
-        let asker = Asker::new(handle, host.arbiter.clone(), host.config.vm.name.clone());
+        let asker = Asker::new(&host);
         let seen = inputs.clone();
         let watch = ArbiterWatch::start(&host, move |answers| {
             let _ = seen.send(Input::ArbiterSeen(answers));
@@ -574,6 +566,12 @@ fn listen(
             let _ = to_core.send(Input::GuestEnded { reason, failed });
         })
         .map_err(NodeError::Thread)
+}
+
+fn machine(host: &Host, promoted: Promoted, now: Instant) -> Primary {
+    let Promoted { register, first } = promoted;
+    let random = rand::rng().next_u64();
+    Primary::new(machine_config(&host.config), register, first, random, host.clock.at(now))
 }
 
 fn machine_config(config: &crate::config::VmConfig) -> Config {
