@@ -204,12 +204,18 @@ impl Backup {
             (Phase::Asking(_), Event::Answered(answer)) => self.on_answered(answer),
             (Phase::Asking(_) | Phase::Promoting, Event::Applied { epoch }) => self.applied = epoch,
 
+            (
+                Phase::Seeding(_) | Phase::Standing | Phase::Asking(_),
+                Event::ImageBroken { why },
+            ) => self.on_image_broken(why),
+
             // What was under way when the phase changed.
             (
                 Phase::Waiting,
                 Event::Staged { .. }
                 | Event::Refused { .. }
                 | Event::Applied { .. }
+                | Event::ImageBroken { .. }
                 | Event::ImageDigest { .. }
                 | Event::Answered(_)
                 | Event::TakeOver,
@@ -235,6 +241,7 @@ impl Backup {
                 Event::Heard { .. }
                 | Event::Staged { .. }
                 | Event::Refused { .. }
+                | Event::ImageBroken { .. }
                 | Event::ImageDigest { .. }
                 | Event::Answered(_)
                 | Event::TakeOver,
@@ -513,6 +520,14 @@ impl Backup {
 
     fn on_applied(&mut self, epoch: Epoch) {
         self.applied = self.applied.max(epoch);
+    }
+
+    /// Nothing of a broken image may ever run: better no backup than this one.
+    fn on_image_broken(&mut self, why: String) {
+        self.note(Note::ImageBroken { why });
+        self.on_link_down();
+        self.act(Action::Disconnect { reason: "the image is broken".to_owned() });
+        self.discard();
     }
 
     fn nack_missing(&mut self) {

@@ -110,6 +110,11 @@ pub enum Event {
         /// Which.
         epoch: Epoch,
     },
+    /// The image is not what the primary takes it for: it must be given up.
+    ImageBroken {
+        /// What was found, in words.
+        why: String,
+    },
     /// The digest of the image at `epoch`, as [`Action::DigestImage`] asked.
     ImageDigest {
         /// The epoch that the image was.

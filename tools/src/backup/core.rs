@@ -10,6 +10,7 @@ use checkpoint::{
     Answer, Epoch,
     backup::{Action, Backup, Config, Event},
     chunk::{ChunkId, Digest},
+    image::BrokenImage,
     message::{Refusal, ToBackup},
 };
 use rand::Rng;
@@ -19,7 +20,7 @@ use super::{
     applier::Applier,
     decoder::{Arrivals, Decoders},
     session::{Session, keep_door},
-    staging::Staging,
+    staging::SharedStaging,
 };
 use crate::{
     control::ControlRequest,
@@ -56,6 +57,7 @@ pub(crate) enum Input {
     Applied {
         epoch: Epoch,
     },
+    ImageBroken(BrokenImage),
     ImageDigest {
         epoch: Epoch,
         digest: Digest,
@@ -81,7 +83,7 @@ pub(super) struct Core {
     pub(super) machine: Backup,
     pub(super) arbiter_reachable: Option<bool>,
     pub(super) stop: bool,
-    staging: Arc<Staging>,
+    staging: Arc<SharedStaging>,
     applier: Applier,
     decoders: Decoders,
     arrivals: Arrivals,
@@ -122,7 +124,7 @@ impl Core {
         let guest = Arc::new(guest);
         let replication = &host.config.replication;
         let staging_bytes_max = u64::from(replication.staging_mib_max.get()) << 20;
-        let staging = Arc::new(Staging::new(staging_bytes_max as usize));
+        let staging = Arc::new(SharedStaging::new(staging_bytes_max as usize));
         let threads = replication.encode_threads.get();
         let (decoders, arrivals) = Decoders::start(threads, &guest.layout(), &staging, &inputs)
             .map_err(NodeError::Thread)?;
@@ -228,6 +230,10 @@ impl Core {
             | Input::Staged { .. }
             | Input::Refused { .. } => {}
             Input::Applied { epoch } => self.tell(Event::Applied { epoch }),
+            Input::ImageBroken(broken) => {
+                let why = broken.to_string();
+                self.tell(Event::ImageBroken { why });
+            }
             Input::ImageDigest { epoch, digest } => {
                 self.tell(Event::ImageDigest { epoch, digest });
             }
@@ -283,7 +289,10 @@ impl Core {
                     session.send(self.machine.term(), message);
                 }
             }
-            Action::Discard => self.staging.begin(self.sessions),
+            Action::Discard => {
+                self.staging.begin(self.sessions);
+                self.applier.forget();
+            }
             Action::ApplySeed { chunks } => self.applier.seed(self.staging.take_seed(chunks)),
             Action::Unstage { epoch } => self.staging.unstage(epoch),
             Action::Apply { epoch } => {
@@ -324,12 +333,12 @@ impl Core {
         door.abort();
         // Decoders that wait for room find that their session is over.
         staging.begin(u64::MAX);
-        let image = applier.finish();
+        let image = applier.finish()?;
         let applied = begun.elapsed();
         if host.audit.wanted() {
             host.audit.record("promoted", epoch, &guest.digest());
         }
-        guest.take_over(&image.sections, image.outputs)?;
+        guest.take_over(image.sections(), image.outputs().to_vec())?;
         host.telemetry.metrics.promotion.record(begun.elapsed());
         tracing::info!(
             %epoch,

@@ -62,6 +62,9 @@ pub enum NodeError {
     /// The guest could not be made.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// What a promotion was to go on from is not sound.
+    #[error("this node cannot take over: start the guest's last primary again, if it is there")]
+    Image(#[from] checkpoint::image::BrokenImage),
     /// The register does not let this node run the guest.
     #[error("{0}")]
     Claim(String),

@@ -9,14 +9,15 @@ use std::{
 use arbiter::{NodeId, Register, Term};
 use checkpoint::{
     Answer, Epoch, Note,
+    history::History,
     message::{Hello, Refusal, ToPrimary},
     primary::{Action, Command, Config, Ending, Event, Primary},
 };
 use rand::Rng;
 
 use super::{
-    capture::{BlockPool, Captured},
-    cutter::{self, Cutter, Timings},
+    capture::BlockPool,
+    cutter::{self, Cut, Cutter},
     encoder::Encoders,
     flights::{Complete, Flights},
     peers::{self, Peers, SharedTerm},
@@ -25,6 +26,7 @@ use super::{
     tracker::Tracker,
 };
 use crate::{
+    config::Replication,
     control::{Accepted, ControlRequest, Reply},
     node::{
         ArbiterWatch, Asker, Guest, Host, NodeError,
@@ -33,8 +35,6 @@ use crate::{
     },
 };
 
-/// Memory for captures that is touched before the first checkpoint.
-const POOL_TOUCHED_BYTES: usize = 64 << 20;
 /// Pages that a seed may leave to the checkpoint that ends it.
 const SEED_PAGES_LEFT_MAX: u64 = 4096;
 const SEED_ROUNDS_MAX: u32 = 8;
@@ -44,10 +44,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Everything that the core is told.
 #[derive(Debug)]
 pub(crate) enum Input {
-    CutDone {
-        captured: Box<Captured>,
-        timings: Timings,
-    },
+    CutDone(Cut),
     CutFailed {
         epoch: Epoch,
         why: String,
@@ -131,7 +128,7 @@ pub(super) struct Core {
     tracker: Arc<Tracker>,
     pool: BlockPool,
     cutter: Cutter,
-    encoders: Encoders,
+    _encoders: Encoders,
     asker: Asker,
     _watch: ArbiterWatch,
     inputs: mpsc::Sender<Input>,
@@ -178,15 +175,16 @@ impl Core {
         let guest = Arc::new(guest);
         let replication = &host.config.replication;
         let in_flight_bytes = (replication.in_flight_mib_max.get() as usize) << 20;
-        let pool = BlockPool::new(POOL_TOUCHED_BYTES.min(in_flight_bytes), in_flight_bytes);
+        let pool = BlockPool::new(in_flight_bytes);
         let tracker = Arc::new(Tracker::new(guest.clone()));
         let flights = Arc::new(Flights::default());
-        let encoders = Encoders::start(replication.encode_threads.get(), flights.clone(), &inputs)
-            .map_err(NodeError::Thread)?;
+        let encoders = encoders(replication, &guest, &flights, &inputs)?;
         let cutter = Cutter::start(cutter::Tools {
             guest: guest.clone(),
             tracker: tracker.clone(),
             pool: pool.clone(),
+            intake: encoders.intake(),
+            interval: replication.epoch,
             send_outputs: replication.resend_outputs,
             audit: host.audit.clone(),
             inputs: inputs.clone(),
@@ -221,7 +219,7 @@ impl Core {
             tracker,
             pool,
             cutter,
-            encoders,
+            _encoders: encoders,
             asker,
             _watch: watch,
             inputs,
@@ -286,7 +284,7 @@ impl Core {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::CutDone { captured, timings } => self.on_cut_done(*captured, timings),
+            Input::CutDone(cut) => self.on_cut_done(&cut),
             Input::CutFailed { epoch, why } => self.tell(Event::CutFailed { epoch, why }),
             Input::Encoded(Complete { close, wire_bytes, encode }) => {
                 let metrics = &self.host.telemetry.metrics;
@@ -333,25 +331,21 @@ impl Core {
         }
     }
 
-    fn on_cut_done(&mut self, captured: Captured, timings: Timings) {
+    fn on_cut_done(&mut self, cut: &Cut) {
         let metrics = &self.host.telemetry.metrics;
-        metrics.pause.record(timings.pause);
-        metrics.harvest.record(timings.harvest);
-        metrics.save.record(timings.save);
-        metrics.capture.record(timings.capture);
+        metrics.pause.record(cut.timings.pause);
+        metrics.harvest.record(cut.timings.harvest);
+        metrics.save.record(cut.timings.save);
+        metrics.capture.record(cut.timings.capture);
         metrics.epochs.inc();
-        metrics.dirty_pages.inc_by(captured.pages());
-        let epoch = captured.epoch;
-        self.cut_at.push_back((epoch, Instant::now()));
-        if let Some(digest) = captured.digest {
-            let report = self.verification.of_primary(epoch, digest);
+        metrics.dirty_pages.inc_by(cut.pages);
+        metrics.pages_ahead.inc_by(cut.pages_ahead);
+        self.cut_at.push_back((cut.epoch, cut.resumed));
+        if let Some(digest) = cut.digest {
+            let report = self.verification.of_primary(cut.epoch, digest);
             self.record_verification(report);
         }
-        self.tell(Event::CutDone { epoch, bytes: captured.bytes() });
-        // Who follows is settled before the first chunk is encoded.
-        if self.act_while_running() {
-            self.encoders.encode(captured);
-        }
+        self.tell(Event::CutDone { epoch: cut.epoch, bytes: cut.bytes() });
     }
 
     /// Tells the machine when the held output has changed much.
@@ -467,6 +461,7 @@ impl Core {
             inputs: self.inputs.clone(),
             mib_per_s_max: self.host.config.replication.seed_mib_per_s_max,
             metrics: self.host.telemetry.metrics.clone(),
+            compression: self.host.config.replication.compression,
         };
         let begun = self.tracker.begin_seed(backup.clone()).map_err(|error| error.to_string());
         let seed = begun
@@ -494,6 +489,7 @@ impl Core {
     fn pass(&mut self) {
         self.guest.outlet().pass();
         self.cut_at.clear();
+        self.flights.forget_all();
         if let Err(error) = self.tracker.rest() {
             tracing::warn!(%error, "dirty tracking goes on");
         }
@@ -526,6 +522,19 @@ impl Core {
             }
         }
     }
+}
+
+fn encoders(
+    replication: &Replication,
+    guest: &Guest,
+    flights: &Arc<Flights>,
+    inputs: &mpsc::Sender<Input>,
+) -> Result<Encoders, NodeError> {
+    let history_bytes = (replication.delta_cache_mib as usize) << 20;
+    let history = History::new(guest.layout().frame_end(), history_bytes);
+    let threads = replication.encode_threads.get();
+    Encoders::start(threads, replication.compression, history, flights.clone(), inputs.clone())
+        .map_err(NodeError::Thread)
 }
 
 fn dialers(host: &Host, guest: &Guest, term: &SharedTerm, inputs: &mpsc::Sender<Input>) -> Peers {
