@@ -17,7 +17,7 @@ pub struct LoadClient {
 impl LoadClient {
     pub(super) fn start(lab: &mut Lab, name: &str, arguments: &str) -> Result<Self, LabError> {
         let script = format!(
-            "mkfifo /run/{name}.stdin\n\
+            "rm -f /run/{name}.*; mkfifo /run/{name}.stdin\n\
              (exec sleep 1000000 >/run/{name}.stdin 2>/dev/null & echo $! >/run/{name}.holder)\n\
              (romulus internal {arguments} </run/{name}.stdin >/run/{name}.jsonl 2>&4; \
              echo $? >/run/{name}.code) >/dev/null 2>&1 &\n"

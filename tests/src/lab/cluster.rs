@@ -25,7 +25,7 @@ use std::{
 
 use romulus::{
     control::{FailoverBody, Protection, Role, Status, VerifyReport},
-    rehearsal::netns::{ARBITER_ADDRESS, CLIENT_ADDRESS, Direction, Place, TAP},
+    rehearsal::netns::{ARBITER_ADDRESS, CLIENT_ADDRESS, Direction, GUEST_ADDRESS, Place, TAP},
 };
 use thiserror::Error;
 use transport::identity::pki::{self, PkiError};
@@ -44,6 +44,7 @@ const VM: &str = "guest";
 const NODE_PORT: u16 = 7700;
 const ARBITER_PORT: u16 = 7800;
 const GUEST_MAC: &str = "52:54:00:77:00:64";
+const REDIS_PORT: u16 = 6379;
 /// RAM of the office's machine, and of a host beside what its guest takes.
 const OFFICE_MIB: u32 = 384;
 const HOST_MIB: u32 = 448;
@@ -127,6 +128,8 @@ pub struct Shape {
 #[derive(Debug)]
 pub struct Lab {
     machines: BTreeMap<Place, Machine>,
+    /// A guest that runs as a machine, unprotected.
+    bare: Option<Machine>,
     /// The guests' network.
     lan: Switch,
     /// Between nodes and arbiter.
@@ -151,6 +154,7 @@ impl Lab {
         let folder = Folder::new(name).map_err(system("make the lab's folder"))?;
         let mut lab = Self {
             machines: BTreeMap::new(),
+            bare: None,
             lan: Switch::new(shape.seed),
             replication: Switch::new(shape.seed.wrapping_add(1)),
             folder,
@@ -177,6 +181,12 @@ impl Lab {
     /// Every place that is a machine of its own, hosts first.
     fn places(&self) -> Vec<Place> {
         (1..=self.shape.hosts).map(Place::Host).chain([Place::Client]).collect()
+    }
+
+    /// Where its files are: consoles and logs, as [`Machine`] names them.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -268,6 +278,48 @@ impl Lab {
         };
         self.machines.insert(place, Machine::new(spec, &folder));
         Ok(())
+    }
+
+    /// Boots `guest` as a machine of its own on the guests' network, where
+    /// nothing protects it: what its images are worth can be seen without KVM.
+    /// Its port is called `guest`. A machine that was there is replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]
+    ///
+    /// # Panics
+    ///
+    /// If the guest has no kernel of its own: the probe guest needs KVM.
+    pub fn boot_bare(&mut self, guest: &Guest) -> Result<&mut Machine, LabError> {
+        let boot = guest.boot().expect("a guest with a kernel of its own");
+        let socket = self.path("guest.lan");
+        if self.bare.take().is_none() {
+            self.lan.add_port(VM, &socket).map_err(system("open a port for the guest"))?;
+        }
+        let spec = Spec {
+            name: format!("{VM}-{}", boot.release),
+            kernel: boot.kernel.clone(),
+            initrd: boot.initrd.clone(),
+            cmdline: guest.cmdline.clone(),
+            memory_mib: guest.memory_mib,
+            cpus: guest.vcpus,
+            disk: None,
+            nics: vec![Nic { socket, mac: GUEST_MAC.to_owned() }],
+            obeys: false,
+        };
+        let machine = self.bare.insert(Machine::new(spec, self.folder.path()));
+        machine.start()?;
+        Ok(machine)
+    }
+
+    /// The machine of [`Lab::boot_bare`].
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    pub fn bare(&mut self) -> &mut Machine {
+        self.bare.as_mut().expect("a guest was booted as a machine")
     }
 
     /// Waits until a machine has booted, and gives it its networks.
@@ -500,9 +552,36 @@ impl Lab {
         LoadClient::start(self, name, arguments)
     }
 
+    /// Starts a client in the office that writes to the guest's redis over one
+    /// connection; it reports a `TcpReport`.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]
+    pub fn tcp_client(&mut self, name: &str) -> Result<LoadClient, LabError> {
+        let target = format!("{GUEST_ADDRESS}:{REDIS_PORT}");
+        self.client(name, &format!("tcp-client --target {target}"))
+    }
+
+    /// Starts a client in the office that asks the probe guest; it reports a
+    /// `ProbeReport`.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]
+    pub fn probe_client(&mut self, name: &str) -> Result<LoadClient, LabError> {
+        let target = format!("{GUEST_ADDRESS}:{}", romulus_probe::SERVICE_PORT);
+        // TCG has no TSC scaling: hosts' counters differ.
+        let options = "--lanes 4 --retransmit-ms 500 --no-tsc-check";
+        self.client(name, &format!("probe-client --target {target} {options}"))
+    }
+
     /// All that can be known when something went wrong.
     fn show(&mut self) {
         println!("\nlab: what its machines said at last, hosts first");
+        if let Some(guest) = &self.bare {
+            println!("\n=== the guest as a machine\n{}", guest.said());
+        }
         for (place, machine) in &mut self.machines {
             println!("\n=== {place}{}", if machine.is_on() { "" } else { " (off)" });
             print!("{}", machine.said());

@@ -218,6 +218,12 @@ impl Machine {
         self.life.is_some()
     }
 
+    /// QEMU's process, if it is on.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.life.as_ref().map(|life| life.qemu.id())
+    }
+
     /// Waits until it has booted and obeys.
     ///
     /// # Errors
