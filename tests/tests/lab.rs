@@ -14,7 +14,7 @@ use std::{
 
 use romulus::rehearsal::{ProbeReport, TcpReport};
 use romulus_tests::lab::{
-    Direction, Guest, Lab, LoadClient, Materials, Place, Series, Shape, obstacle,
+    Direction, Guest, Lab, LoadClient, Materials, PATIENT, Place, Series, Shape, obstacle,
     switch::Impairment,
 };
 
@@ -54,7 +54,7 @@ fn materials() -> Materials {
 
 /// A lab of `hosts` that differ in nothing.
 fn lab(materials: &Materials, name: &str, hosts: u8, guest: Guest) -> Lab {
-    let shape = Shape { hosts, guest, replication: String::new(), seed: 1 };
+    let shape = Shape { hosts, guest, replication: PATIENT.to_owned(), seed: 1 };
     Lab::new(materials, name, Path::new(ROMULUS), shape).unwrap()
 }
 
@@ -98,6 +98,7 @@ impl Drill {
     /// The primary's host loses its power, and comes back as a backup.
     fn power_cut(&mut self, client: &LoadClient) {
         let lost = self.primary;
+        self.lab.wait_protected(lost, PATIENCE).unwrap();
         self.lab.power_cut(lost);
         self.failed_over(client);
         self.lab.power_on(lost).unwrap();
@@ -108,6 +109,7 @@ impl Drill {
     /// wakes.
     fn standstill(&mut self, client: &LoadClient) {
         let frozen = self.primary;
+        self.lab.wait_protected(frozen, PATIENCE).unwrap();
         self.lab.machine(frozen).freeze().unwrap();
         self.lab.say(&format!("{frozen} is frozen"));
         self.failed_over(client);

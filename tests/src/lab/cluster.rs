@@ -53,9 +53,10 @@ const ORDER: Duration = Duration::from_secs(60);
 const BOOT: Duration = Duration::from_secs(120);
 /// How often a state that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(200);
-/// An emulated host stands still for a while now and then.
-const REPLICATION: &str =
-    "epoch_ms = 50\nheartbeat_ms = 200\ndetection_ms = 2000\ndrop_ms = 2000\n";
+/// Settings of the section `[replication]` that go with emulated hosts, which
+/// stand still for a while now and then.
+pub const PATIENT: &str =
+    "epoch_ms = 100\nheartbeat_ms = 500\ndetection_ms = 4000\ndrop_ms = 4000\n";
 
 /// Why a lab does not go on.
 #[derive(Error)]
@@ -118,7 +119,7 @@ pub struct Shape {
     pub hosts: u8,
     /// The guest.
     pub guest: Guest,
-    /// More lines of the section `[replication]`.
+    /// The section `[replication]`: [`PATIENT`], or what a test is about.
     pub replication: String,
     /// Of the switches' chance.
     pub seed: u64,
@@ -234,7 +235,7 @@ impl Lab {
              [node]\nname = \"{place}\"\nlisten = \"{}:{NODE_PORT}\"\n\
              state_dir = \"/run/romulus\"\ncontrol = \"/run/romulus/{VM}.sock\"\n{}\n\
              [arbiter]\nname = \"arbiter\"\naddress = \"{ARBITER_ADDRESS}:{ARBITER_PORT}\"\n\n\
-             [replication]\n{REPLICATION}{}\n",
+             [replication]\n{}\n",
             self.shape.guest.section(VM),
             address(host),
             identity(place),
@@ -589,7 +590,7 @@ impl Lab {
             if machine.is_on() {
                 let script = "tail -n 30 /run/romulus/console 2>/dev/null; \
                               for file in /run/*.jsonl; do echo \"--- $file\"; tail -n 3 $file; done; \
-                              free; ps";
+                              free; ps | grep -v '\\['";
                 match machine.order(script, Duration::from_secs(10)) {
                     Ok(outcome) => {
                         println!("--- its guest, clients and processes\n{}", outcome.text())

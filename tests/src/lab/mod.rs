@@ -35,7 +35,7 @@ pub use romulus::rehearsal::netns::{Direction, Place};
 
 pub use self::{
     client::LoadClient,
-    cluster::{Lab, LabError, Shape},
+    cluster::{Lab, LabError, PATIENT, Shape},
     guest::Guest,
     materials::{Boot, Materials, Series},
 };
