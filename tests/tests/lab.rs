@@ -66,10 +66,13 @@ struct Drill {
 }
 
 impl Drill {
+    /// The guest boots solo: what a boot dirties goes into the seed once.
     fn protected(mut lab: Lab) -> Self {
         lab.start(Place::Arbiter, "arbiter").unwrap();
-        lab.start(B, "backup").unwrap();
         lab.start(A, "run").unwrap();
+        lab.wait_serving(A, PATIENCE).unwrap();
+        lab.say("the guest serves");
+        lab.start(B, "backup").unwrap();
         lab.wait_protected(A, PATIENCE).unwrap();
         lab.say("protected");
         Self { lab, primary: A, standby: B }
@@ -207,7 +210,7 @@ fn a_stock_guest_serves_over_one_connection_whatever_the_network_does() {
     let mut lab = lab(&materials, "stock", 0, guests[0].clone());
     for guest in &guests {
         lab.boot_bare(guest).unwrap();
-        lab.bare().wait_console("Ready to accept connections", PATIENCE).unwrap();
+        lab.bare().wait_console(guest.ready, PATIENCE).unwrap();
         lab.say(&format!("{} serves", guest.boot().unwrap().release));
         let client = lab.tcp_client("redis").unwrap();
         client.wait_answers(&mut lab, 200, PATIENCE).unwrap();

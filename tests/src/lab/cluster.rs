@@ -41,6 +41,8 @@ use super::{
 };
 
 const VM: &str = "guest";
+/// Where a host keeps what the guest said.
+const CONSOLE: &str = "/run/romulus/console";
 const NODE_PORT: u16 = 7700;
 const ARBITER_PORT: u16 = 7800;
 const GUEST_MAC: &str = "52:54:00:77:00:64";
@@ -231,7 +233,7 @@ impl Lab {
         let address = |host| Place::Host(host).replication_address().expect("hosts have one");
         let mut text = format!(
             "{}\n[network]\ntap = \"{TAP}\"\nmac = \"{GUEST_MAC}\"\n\n\
-             [console]\nlog = \"/run/romulus/console\"\n\n\
+             [console]\nlog = \"{CONSOLE}\"\n\n\
              [node]\nname = \"{place}\"\nlisten = \"{}:{NODE_PORT}\"\n\
              state_dir = \"/run/romulus\"\ncontrol = \"/run/romulus/{VM}.sock\"\n{}\n\
              [arbiter]\nname = \"arbiter\"\naddress = \"{ARBITER_ADDRESS}:{ARBITER_PORT}\"\n\n\
@@ -496,6 +498,23 @@ impl Lab {
         self.wait_for(place, "runs the guest", patience, primary)
     }
 
+    /// Waits until the guest at `place` serves, by its own word.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError::Waited`]
+    pub fn wait_serving(&mut self, place: Place, patience: Duration) -> Result<(), LabError> {
+        let words = self.shape.guest.ready;
+        self.wait("the guest serves", patience, |lab| {
+            let found = lab.machine(place).order(&format!("grep -q '{words}' {CONSOLE}"), ORDER)?;
+            if found.code == 0 {
+                return Ok(Ok(()));
+            }
+            let last = lab.machine(place).order(&format!("tail -n 1 {CONSOLE}"), ORDER)?;
+            Ok(Err(last.text()))
+        })
+    }
+
     /// Looks again and again until `look` finds what it wants; its inner error
     /// says what there is instead.
     ///
@@ -588,7 +607,7 @@ impl Lab {
             print!("{}", machine.said());
             // A thawed, booted machine answers at once; another one costs this once.
             if machine.is_on() {
-                let script = "tail -n 30 /run/romulus/console 2>/dev/null; \
+                let script = "tail -n 60 /run/romulus/console 2>/dev/null; \
                               for file in /run/*.jsonl; do echo \"--- $file\"; tail -n 3 $file; done; \
                               free; ps | grep -v '\\['";
                 match machine.order(script, Duration::from_secs(10)) {

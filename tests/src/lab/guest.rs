@@ -19,6 +19,8 @@ pub struct Guest {
     pub vcpus: u16,
     /// The kernel's command line.
     pub cmdline: String,
+    /// What it says on its console when it serves.
+    pub ready: &'static str,
     kernel: Option<Boot>,
 }
 
@@ -27,14 +29,15 @@ impl Guest {
     #[must_use]
     pub fn probe(memory_mib: u32, vcpus: u16, work: &str) -> Self {
         let cmdline = format!("probe.vcpus={vcpus} probe.ip={GUEST_ADDRESS}/24 {work}");
-        Self { memory_mib, vcpus, cmdline, kernel: None }
+        Self { memory_mib, vcpus, cmdline, ready: "ready vcpus=", kernel: None }
     }
 
     /// A stock Linux with a redis server. `more` is added to its command line.
     #[must_use]
     pub fn linux(boot: Boot, memory_mib: u32, vcpus: u16, more: &str) -> Self {
         let cmdline = format!("{LINUX_CMDLINE} lab.ip={GUEST_ADDRESS}/24 {more}");
-        Self { memory_mib, vcpus, cmdline, kernel: Some(boot) }
+        let ready = "Ready to accept connections";
+        Self { memory_mib, vcpus, cmdline, ready, kernel: Some(boot) }
     }
 
     /// Its kernel and initial file system, if it has its own.
@@ -46,7 +49,7 @@ impl Guest {
     /// The section `[vm]` of its configuration.
     #[must_use]
     pub fn section(&self, name: &str) -> String {
-        let Self { memory_mib, vcpus, cmdline, kernel } = self;
+        let Self { memory_mib, vcpus, cmdline, kernel, .. } = self;
         let files = match kernel {
             None => "kernel = \"probe\"\n".to_owned(),
             Some(_) => {
