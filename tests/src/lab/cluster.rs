@@ -17,48 +17,31 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::{self, Write as _},
-    fs, io,
+    fmt, fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use romulus::{
-    control::{FailoverBody, Protection, Role, Status, VerifyReport},
-    rehearsal::netns::{ARBITER_ADDRESS, CLIENT_ADDRESS, Direction, GUEST_ADDRESS, Place, TAP},
-};
+use romulus::rehearsal::netns::{Direction, Place};
 use thiserror::Error;
 use transport::identity::pki::{self, PkiError};
 
 use super::{
-    client::LoadClient,
+    configuration::{self, CONSOLE, GUEST_MAC, VM},
     folder::Folder,
-    guest::{DISK, Guest},
+    guest::Guest,
     image::ImageError,
-    machine::{Machine, MachineError, Nic, Outcome, Spec},
+    machine::{Machine, MachineError, Nic, Spec},
     materials::{Boot, Materials},
     switch::Switch,
 };
 
-const VM: &str = "guest";
-/// Where a host keeps what the guest said.
-const CONSOLE: &str = "/run/romulus/console";
-const NODE_PORT: u16 = 7700;
-const ARBITER_PORT: u16 = 7800;
-const GUEST_MAC: &str = "52:54:00:77:00:64";
-const REDIS_PORT: u16 = 6379;
 /// RAM of the office's machine, and of a host beside what its guest takes.
 const OFFICE_MIB: u32 = 384;
 const HOST_MIB: u32 = 448;
 /// Bound on an order that does next to nothing, and on a boot.
-const ORDER: Duration = Duration::from_secs(60);
+pub(super) const ORDER: Duration = Duration::from_secs(60);
 const BOOT: Duration = Duration::from_secs(120);
-/// How often a state that is waited for is looked at.
-const LOOK: Duration = Duration::from_millis(200);
-/// Settings of the section `[replication]` that go with emulated hosts, which
-/// stand still for a while now and then.
-pub const PATIENT: &str =
-    "epoch_ms = 100\nheartbeat_ms = 500\ndetection_ms = 4000\ndrop_ms = 4000\n";
 
 /// Why a lab does not go on.
 #[derive(Error)]
@@ -121,7 +104,7 @@ pub struct Shape {
     pub hosts: u8,
     /// The guest.
     pub guest: Guest,
-    /// The section `[replication]`: [`PATIENT`], or what a test is about.
+    /// The section `[replication]`: [`super::PATIENT`], or what a test is about.
     pub replication: String,
     /// Of the switches' chance.
     pub seed: u64,
@@ -186,6 +169,12 @@ impl Lab {
         (1..=self.shape.hosts).map(Place::Host).chain([Place::Client]).collect()
     }
 
+    /// What it is for.
+    #[must_use]
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
     /// Where its files are: consoles and logs, as [`Machine`] names them.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -214,9 +203,10 @@ impl Lab {
         let write = |name: String, text: String| {
             fs::write(content.join(&name), text).map_err(system(format!("write {name}")))
         };
-        write("arbiter.toml".to_owned(), arbiter_config())?;
+        write("arbiter.toml".to_owned(), configuration::arbiter())?;
         for host in 1..=self.shape.hosts {
-            write(format!("{}.toml", Place::Host(host)), self.host_config(host))?;
+            let text = configuration::host(host, &self.shape);
+            write(format!("{}.toml", Place::Host(host)), text)?;
         }
         if let Some(boot) = self.shape.guest.boot() {
             let folder = content.join("guest");
@@ -226,31 +216,6 @@ impl Lab {
             }
         }
         Ok(content)
-    }
-
-    fn host_config(&self, host: u8) -> String {
-        let place = Place::Host(host);
-        let address = |host| Place::Host(host).replication_address().expect("hosts have one");
-        let mut text = format!(
-            "{}\n[network]\ntap = \"{TAP}\"\nmac = \"{GUEST_MAC}\"\n\n\
-             [console]\nlog = \"{CONSOLE}\"\n\n\
-             [node]\nname = \"{place}\"\nlisten = \"{}:{NODE_PORT}\"\n\
-             state_dir = \"/run/romulus\"\ncontrol = \"/run/romulus/{VM}.sock\"\n{}\n\
-             [arbiter]\nname = \"arbiter\"\naddress = \"{ARBITER_ADDRESS}:{ARBITER_PORT}\"\n\n\
-             [replication]\n{}\n",
-            self.shape.guest.section(VM),
-            address(host),
-            identity(place),
-            self.shape.replication,
-        );
-        for peer in (1..=self.shape.hosts).filter(|peer| *peer != host) {
-            let (name, address) = (Place::Host(peer), address(peer));
-            let _ = write!(
-                text,
-                "\n[[peers]]\nname = \"{name}\"\naddress = \"{address}:{NODE_PORT}\"\n"
-            );
-        }
-        text
     }
 
     fn add_machine(&mut self, place: Place, boot: &Boot, disk: &Path) -> Result<(), LabError> {
@@ -330,9 +295,9 @@ impl Lab {
         let script = match place {
             Place::Host(_) => {
                 let address = place.replication_address().expect("hosts have one");
-                host_networks(&address.to_string())
+                configuration::host_networks(&address.to_string())
             }
-            Place::Arbiter | Place::Client => office_networks(),
+            Place::Arbiter | Place::Client => configuration::office_networks(),
         };
         let machine = self.machine(place);
         machine.wait_ready(BOOT)?;
@@ -400,202 +365,6 @@ impl Lab {
         self.replication.heal(&port(place));
     }
 
-    /// Starts the daemon `role` (`arbiter`, `run` or `backup`) at `place`.
-    /// What it logs goes out of the machine at once, and outlives it.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Machine`]
-    pub fn start(&mut self, place: Place, role: &str) -> Result<(), LabError> {
-        let file = format!("{DISK}/{place}.toml");
-        let script = format!(
-            "mkdir -p /run/romulus; rm -f /run/{place}.code\n\
-             (romulus {role} {file} >/dev/null 2>&4 & echo $! >/run/{place}.pid; \
-             wait $!; echo $? >/run/{place}.code) >/dev/null 2>&1 &\n"
-        );
-        self.run(place, &script).map(drop)
-    }
-
-    /// The exit code of the daemon at `place`, as soon as it has ended.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Waited`] if it goes on.
-    pub fn exit_code(&mut self, place: Place, patience: Duration) -> Result<i32, LabError> {
-        let what = format!("the daemon at {place} ends");
-        self.wait(&what, patience, |lab| {
-            let code = lab.run(place, &format!("cat /run/{place}.code 2>/dev/null || true"))?;
-            Ok(code.parse().map_err(|_| "it goes on".to_owned()))
-        })
-    }
-
-    /// Runs a `romulus` command at `place` that answers in JSON.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError`]
-    pub fn ask(&mut self, place: Place, arguments: &str) -> Result<Outcome, LabError> {
-        let script = format!("romulus --json {arguments}");
-        Ok(self.machine(place).order(&script, ORDER)?)
-    }
-
-    /// The status of the daemon at `place`; the inner error is what it said
-    /// instead.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError`]
-    pub fn status(&mut self, place: Place) -> Result<Result<Status, String>, LabError> {
-        let outcome = self.ask(place, &format!("status /run/romulus/{VM}.sock"))?;
-        let said = outcome.text();
-        if outcome.code != 0 {
-            return Ok(Err(said));
-        }
-        let status = serde_json::from_str(&said);
-        Ok(Ok(status.map_err(|source| LabError::Answer { place, said, source })?))
-    }
-
-    /// Waits until the daemon at `place` has a status that `holds`.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Waited`]
-    pub fn wait_for(
-        &mut self,
-        place: Place,
-        what: &str,
-        patience: Duration,
-        holds: impl Fn(&Status) -> bool,
-    ) -> Result<Status, LabError> {
-        self.wait(&format!("{place} {what}"), patience, |lab| {
-            Ok(match lab.status(place)? {
-                Ok(status) if holds(&status) => Ok(status),
-                Ok(status) => Err(format!("{status:?}")),
-                Err(said) => Err(said),
-            })
-        })
-    }
-
-    /// Waits until `place` runs the guest, protected.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Waited`]
-    pub fn wait_protected(&mut self, place: Place, patience: Duration) -> Result<Status, LabError> {
-        let protected = |status: &Status| {
-            status.role == Role::Primary && status.protection == Protection::Protected
-        };
-        self.wait_for(place, "runs a protected guest", patience, protected)
-    }
-
-    /// Waits until `place` runs the guest.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Waited`]
-    pub fn wait_primary(&mut self, place: Place, patience: Duration) -> Result<Status, LabError> {
-        let primary = |status: &Status| status.role == Role::Primary;
-        self.wait_for(place, "runs the guest", patience, primary)
-    }
-
-    /// Waits until the guest at `place` serves, by its own word.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Waited`]
-    pub fn wait_serving(&mut self, place: Place, patience: Duration) -> Result<(), LabError> {
-        let words = self.shape.guest.ready;
-        self.wait("the guest serves", patience, |lab| {
-            let found = lab.machine(place).order(&format!("grep -q '{words}' {CONSOLE}"), ORDER)?;
-            if found.code == 0 {
-                return Ok(Ok(()));
-            }
-            let last = lab.machine(place).order(&format!("tail -n 1 {CONSOLE}"), ORDER)?;
-            Ok(Err(last.text()))
-        })
-    }
-
-    /// Looks again and again until `look` finds what it wants; its inner error
-    /// says what there is instead.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError::Waited`]
-    pub fn wait<T>(
-        &mut self,
-        what: &str,
-        patience: Duration,
-        mut look: impl FnMut(&mut Self) -> Result<Result<T, String>, LabError>,
-    ) -> Result<T, LabError> {
-        let deadline = Instant::now() + patience;
-        loop {
-            let last = match look(self)? {
-                Ok(found) => return Ok(found),
-                Err(last) => last,
-            };
-            if Instant::now() >= deadline {
-                let (what, waited_s) = (what.to_owned(), patience.as_secs());
-                return Err(LabError::Waited { what, waited_s, last });
-            }
-            std::thread::sleep(LOOK);
-        }
-    }
-
-    /// Hands the guest from `place` to `to` by plan.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError`]
-    pub fn hand_over(&mut self, place: Place, to: Place) -> Result<(), LabError> {
-        let FailoverBody { to } = FailoverBody { to: Some(to.node()) };
-        let to = to.expect("it was just given");
-        let command = format!("romulus failover /run/romulus/{VM}.sock --to {to}");
-        self.run(place, &command).map(drop)
-    }
-
-    /// Compares the guest's memory on all sides.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError`]
-    pub fn verify(&mut self, place: Place) -> Result<VerifyReport, LabError> {
-        let said = self.ask(place, &format!("verify /run/romulus/{VM}.sock"))?.text();
-        serde_json::from_str(&said).map_err(|source| LabError::Answer { place, said, source })
-    }
-
-    /// Starts a client in the office: `romulus internal ARGUMENTS`.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError`]
-    pub fn client(&mut self, name: &str, arguments: &str) -> Result<LoadClient, LabError> {
-        LoadClient::start(self, name, arguments)
-    }
-
-    /// Starts a client in the office that writes to the guest's redis over one
-    /// connection; it reports a `TcpReport`.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError`]
-    pub fn tcp_client(&mut self, name: &str) -> Result<LoadClient, LabError> {
-        let target = format!("{GUEST_ADDRESS}:{REDIS_PORT}");
-        self.client(name, &format!("tcp-client --target {target}"))
-    }
-
-    /// Starts a client in the office that asks the probe guest; it reports a
-    /// `ProbeReport`.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError`]
-    pub fn probe_client(&mut self, name: &str) -> Result<LoadClient, LabError> {
-        let target = format!("{GUEST_ADDRESS}:{}", romulus_probe::SERVICE_PORT);
-        // TCG has no TSC scaling: hosts' counters differ.
-        let options = "--lanes 4 --retransmit-ms 500 --no-tsc-check";
-        self.client(name, &format!("probe-client --target {target} {options}"))
-    }
-
     /// All that can be known when something went wrong.
     fn show(&mut self) {
         println!("\nlab: what its machines said at last, hosts first");
@@ -607,10 +376,12 @@ impl Lab {
             print!("{}", machine.said());
             // A thawed, booted machine answers at once; another one costs this once.
             if machine.is_on() {
-                let script = "tail -n 60 /run/romulus/console 2>/dev/null; \
-                              for file in /run/*.jsonl; do echo \"--- $file\"; tail -n 3 $file; done; \
-                              free; ps | grep -v '\\['";
-                match machine.order(script, Duration::from_secs(10)) {
+                let script = format!(
+                    "tail -n 60 {CONSOLE} 2>/dev/null; \
+                     for file in /run/*.jsonl; do echo \"--- $file\"; tail -n 3 $file; done; \
+                     free; ps | grep -v '\\['"
+                );
+                match machine.order(&script, Duration::from_secs(10)) {
                     Ok(outcome) => {
                         println!("--- its guest, clients and processes\n{}", outcome.text())
                     }
@@ -632,40 +403,3 @@ impl Drop for Lab {
 fn port(place: Place) -> String {
     if place == Place::Arbiter { Place::Client.to_string() } else { place.to_string() }
 }
-
-fn identity(place: Place) -> String {
-    format!("ca = \"pki/ca.pem\"\ncert = \"pki/{place}.pem\"\nkey = \"pki/{place}.key\"\n")
-}
-
-fn arbiter_config() -> String {
-    format!(
-        "[arbiter]\nname = \"arbiter\"\nlisten = \"{ARBITER_ADDRESS}:{ARBITER_PORT}\"\n\
-         store = \"/run/romulus/register\"\n{}",
-        identity(Place::Arbiter)
-    )
-}
-
-/// A bridge with tap and uplink, which forwards at once, and the replication
-/// network's address.
-fn host_networks(address: &str) -> String {
-    format!(
-        "set -e\n{QUIET}\n\
-         brctl addbr br0; cd /sys/class/net/br0/bridge; \
-         echo 0 >forward_delay; echo 0 >multicast_snooping; cd /\n\
-         tunctl -t {TAP} >/dev/null\n\
-         for port in eth0 {TAP}; do brctl addif br0 $port; ip link set $port up; done\n\
-         ip link set br0 up\n\
-         ip addr add {address}/24 dev eth1; ip link set eth1 up\n"
-    )
-}
-
-fn office_networks() -> String {
-    format!(
-        "set -e\n{QUIET}\n\
-         ip addr add {CLIENT_ADDRESS}/24 dev eth0; ip link set eth0 up\n\
-         ip addr add {ARBITER_ADDRESS}/24 dev eth1; ip link set eth1 up\n"
-    )
-}
-
-/// Without it the kernel's own announcements are on every cable.
-const QUIET: &str = "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6 2>/dev/null || true";

@@ -20,6 +20,8 @@
 
 mod client;
 mod cluster;
+mod configuration;
+mod daemons;
 mod folder;
 mod guest;
 pub mod image;
@@ -35,7 +37,8 @@ pub use romulus::rehearsal::netns::{Direction, Place};
 
 pub use self::{
     client::LoadClient,
-    cluster::{Lab, LabError, PATIENT, Shape},
+    cluster::{Lab, LabError, Shape},
+    configuration::PATIENT,
     guest::Guest,
     materials::{Boot, Materials, Series},
 };
