@@ -190,6 +190,7 @@ impl Backup {
                 self.on_staged(term, id, digest, pages);
             }
             (Phase::Seeding(_) | Phase::Standing, Event::Refused { id }) => self.on_refused(id),
+            (Phase::Seeding(_) | Phase::Standing, Event::PassedOver { id }) => self.ask_for(id),
 
             (Phase::Standing, Event::Applied { epoch }) => self.on_applied(epoch),
             (Phase::Standing, Event::ImageDigest { epoch, digest }) => {
@@ -214,6 +215,7 @@ impl Backup {
                 Phase::Waiting,
                 Event::Staged { .. }
                 | Event::Refused { .. }
+                | Event::PassedOver { .. }
                 | Event::Applied { .. }
                 | Event::ImageBroken { .. }
                 | Event::ImageDigest { .. }
@@ -233,6 +235,7 @@ impl Backup {
                 Event::Heard { .. }
                 | Event::Staged { .. }
                 | Event::Refused { .. }
+                | Event::PassedOver { .. }
                 | Event::ImageDigest { .. }
                 | Event::TakeOver,
             )
@@ -241,6 +244,7 @@ impl Backup {
                 Event::Heard { .. }
                 | Event::Staged { .. }
                 | Event::Refused { .. }
+                | Event::PassedOver { .. }
                 | Event::ImageBroken { .. }
                 | Event::ImageDigest { .. }
                 | Event::Answered(_)
@@ -350,8 +354,8 @@ impl Backup {
                 if !self.in_window(epoch) {
                     return;
                 }
-                let nack_at = self.now + self.config.nack_after;
-                self.stages.entry(epoch).close(close, nack_at);
+                let (now, patience) = (self.now, self.config.nack_after);
+                self.stages.entry(epoch).close(close, now, patience);
                 self.commit();
             }
             ToBackup::Membership(register) => self.on_membership(register),
@@ -446,7 +450,8 @@ impl Backup {
         if !self.in_window(id.epoch) {
             return;
         }
-        if self.stages.entry(id.epoch).stage(id.index, digest, pages) {
+        let now = self.now;
+        if self.stages.entry(id.epoch).stage(id.index, digest, pages, now) {
             self.commit();
         } else {
             self.violation("a chunk's index is beyond all bounds");
@@ -458,7 +463,13 @@ impl Backup {
             return;
         }
         self.note(Note::ChunkRefused { epoch: id.epoch, index: id.index });
-        self.act(Action::Send(ToPrimary::Nack { epoch: id.epoch, chunks: vec![id.index] }));
+        self.ask_for(id);
+    }
+
+    fn ask_for(&mut self, id: ChunkId) {
+        if self.link.is_some() {
+            self.act(Action::Send(ToPrimary::Nack { epoch: id.epoch, chunks: vec![id.index] }));
+        }
     }
 
     /// Commits as many epochs as are whole, in their order.
@@ -501,10 +512,10 @@ impl Backup {
             Verdict::Wrong => {
                 self.note(Note::EpochRefused { epoch });
                 self.act(Action::Unstage { epoch });
-                let nack_at = self.now + self.config.nack_after;
+                let now = self.now;
                 let stage = self.stages.entry(epoch);
                 stage.restart();
-                let chunks = stage.take_missing(nack_at);
+                let chunks = stage.take_missing(now);
                 self.act(Action::Send(ToPrimary::Nack { epoch, chunks }));
                 None
             }
@@ -531,12 +542,11 @@ impl Backup {
     }
 
     fn nack_missing(&mut self) {
-        let next = self.now + self.config.nack_after;
         let now = self.now;
         let mut nacks = Vec::new();
         for (epoch, stage) in self.stages.iter_mut() {
             if stage.nack_at().is_some_and(|at| at <= now) {
-                let chunks = stage.take_missing(next);
+                let chunks = stage.take_missing(now);
                 if !chunks.is_empty() {
                     nacks.push(ToPrimary::Nack { epoch, chunks });
                 }

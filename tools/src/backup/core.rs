@@ -54,6 +54,10 @@ pub(crate) enum Input {
         session: u64,
         id: ChunkId,
     },
+    PassedOver {
+        session: u64,
+        id: ChunkId,
+    },
     Applied {
         epoch: Epoch,
     },
@@ -224,11 +228,15 @@ impl Core {
             Input::Refused { session, id } if self.current(session) => {
                 self.tell(Event::Refused { id });
             }
+            Input::PassedOver { session, id } if self.current(session) => {
+                self.tell(Event::PassedOver { id });
+            }
             // Of a session that is over.
             Input::LinkDown { .. }
             | Input::Heard { .. }
             | Input::Staged { .. }
-            | Input::Refused { .. } => {}
+            | Input::Refused { .. }
+            | Input::PassedOver { .. } => {}
             Input::Applied { epoch } => self.tell(Event::Applied { epoch }),
             Input::ImageBroken(broken) => {
                 let why = broken.to_string();
