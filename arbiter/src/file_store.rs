@@ -11,14 +11,18 @@
 //! file whose digest does not match is refused, not repaired: serving an older
 //! register could lower a term.
 
+mod disk;
+
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
 };
 
 use thiserror::Error;
+
+use disk::beside;
+pub use disk::{Disk, OsDisk};
 
 use crate::{Illegal, Outcome, Record, Request, Store, VmId};
 
@@ -72,12 +76,10 @@ pub enum StoreError {
 
 /// A [`Store`] in one file. See the module's head for its format.
 #[derive(Debug)]
-pub struct FileStore {
-    path: PathBuf,
+pub struct FileStore<D = OsDisk> {
+    disk: D,
     records: BTreeMap<VmId, Record>,
     poisoned: bool,
-    /// Held for its lock.
-    _lock: File,
 }
 
 impl FileStore {
@@ -88,40 +90,46 @@ impl FileStore {
     /// [`StoreError::Damaged`] for a torn or corrupted file,
     /// [`StoreError::InUse`] if another process holds it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let lock = lock(path)?;
-        let records = match read(path)? {
-            Some(bytes) => {
-                parse(&bytes).map_err(|what| StoreError::Damaged { path: path.to_owned(), what })?
-            }
+        Self::on(OsDisk::lock(path)?)
+    }
+}
+
+impl<D: Disk> FileStore<D> {
+    /// Opens the register file of `disk`, or begins an empty one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Damaged`] for a torn or corrupted file.
+    pub fn on(disk: D) -> Result<Self, StoreError> {
+        let records = match read(&disk)? {
+            Some(bytes) => parse(&bytes).map_err(|what| damaged(&disk, what))?,
             None => BTreeMap::new(),
         };
-        Ok(Self { path: path.to_owned(), records, poisoned: false, _lock: lock })
+        Ok(Self { disk, records, poisoned: false })
     }
 
     fn require_sound(&self) -> Result<(), StoreError> {
         if self.poisoned {
-            return Err(StoreError::Poisoned { path: self.path.clone() });
+            return Err(StoreError::Poisoned { path: self.disk.path().to_owned() });
         }
         Ok(())
     }
 
-    fn persist(&self) -> Result<(), StoreError> {
-        let staged = beside(&self.path, "new");
+    fn persist(&mut self) -> Result<(), StoreError> {
+        let staged = beside(self.disk.path(), "new");
         let fail = |action| {
             let path = staged.clone();
             move |source| StoreError::Io { action, path, source }
         };
-        let mut file = File::create(&staged).map_err(fail("create"))?;
-        file.write_all(&render(&self.records)).map_err(fail("write"))?;
-        file.sync_all().map_err(fail("flush"))?;
-        fs::rename(&staged, &self.path).map_err(fail("rename"))?;
-        File::open(folder(&self.path))
-            .and_then(|folder| folder.sync_all())
-            .map_err(fail("flush the folder of"))
+        self.disk.begin_beside().map_err(fail("create"))?;
+        self.disk.write_beside(&render(&self.records)).map_err(fail("write"))?;
+        self.disk.flush_beside().map_err(fail("flush"))?;
+        self.disk.rename().map_err(fail("rename"))?;
+        self.disk.flush_folder().map_err(fail("flush the folder of"))
     }
 }
 
-impl Store for FileStore {
+impl<D: Disk> Store for FileStore<D> {
     fn load(&self, vm: &VmId) -> Result<Option<Record>, StoreError> {
         self.require_sound()?;
         Ok(self.records.get(vm).cloned())
@@ -149,51 +157,18 @@ impl Store for FileStore {
     }
 }
 
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
+fn damaged(disk: &impl Disk, what: String) -> StoreError {
+    StoreError::Damaged { path: disk.path().to_owned(), what }
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(ending);
-    name.into()
-}
-
-fn lock(path: &Path) -> Result<File, StoreError> {
-    let lock_path = beside(path, "lock");
-    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-    let file = opened.map_err(|source| StoreError::Io {
-        action: "open",
-        path: lock_path.clone(),
-        source,
-    })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(source)) => {
-            Err(StoreError::Io { action: "lock", path: lock_path, source })
-        }
-    }
-}
-
-fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
-    let fail = |source| StoreError::Io { action: "read", path: path.to_owned(), source };
-    let bytes = match fs::metadata(path) {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(fail(error)),
-    };
+fn read(disk: &impl Disk) -> Result<Option<Vec<u8>>, StoreError> {
+    let fail = |source| StoreError::Io { action: "read", path: disk.path().to_owned(), source };
+    let Some(bytes) = disk.bytes().map_err(fail)? else { return Ok(None) };
     if bytes > FILE_BYTES_MAX {
-        return Err(StoreError::Damaged {
-            path: path.to_owned(),
-            what: format!("{bytes} bytes, more than the {FILE_BYTES_MAX} that a store writes"),
-        });
+        let what = format!("{bytes} bytes, more than the {FILE_BYTES_MAX} that a store writes");
+        return Err(damaged(disk, what));
     }
-    fs::read(path).map(Some).map_err(fail)
+    disk.read().map(Some).map_err(fail)
 }
 
 fn render(records: &BTreeMap<VmId, Record>) -> Vec<u8> {
@@ -223,6 +198,8 @@ fn parse(bytes: &[u8]) -> Result<BTreeMap<VmId, Record>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::{NodeId, Operation, Register, Stamp, Term};
 

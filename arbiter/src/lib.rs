@@ -21,7 +21,7 @@ mod id;
 mod register;
 mod request;
 
-pub use file_store::{FileStore, StoreError};
+pub use file_store::{Disk, FileStore, OsDisk, StoreError};
 pub use id::{InvalidId, NodeId, VmId};
 pub use register::{Register, Stamp, Term};
 pub use request::{Illegal, Operation, Outcome, Record, Request};
