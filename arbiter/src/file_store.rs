@@ -7,9 +7,10 @@
 //!
 //! Every change writes a whole new file beside the old one, flushes it, renames
 //! it over the old one and flushes the directory; only then is the caller
-//! answered. A crash leaves the old file or the new one, never a mixture. A
-//! file whose digest does not match is refused, not repaired: serving an older
-//! register could lower a term.
+//! answered. A crash leaves the old file or the new one, never a mixture. Which
+//! of them it was is made durable before anything is served again. A file whose
+//! digest does not match is refused, not repaired: serving an older register
+//! could lower a term.
 
 mod disk;
 
@@ -88,7 +89,8 @@ impl FileStore {
     /// # Errors
     ///
     /// [`StoreError::Damaged`] for a torn or corrupted file,
-    /// [`StoreError::InUse`] if another process holds it.
+    /// [`StoreError::InUse`] if another process holds it, [`StoreError::Io`] if
+    /// the disk fails.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::on(OsDisk::lock(path)?)
     }
@@ -99,8 +101,16 @@ impl<D: Disk> FileStore<D> {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Damaged`] for a torn or corrupted file.
-    pub fn on(disk: D) -> Result<Self, StoreError> {
+    /// [`StoreError::Damaged`] for a torn or corrupted file, [`StoreError::Io`]
+    /// if the disk fails.
+    pub fn on(mut disk: D) -> Result<Self, StoreError> {
+        // The arbiter before may have died between its rename and the flush:
+        // what is served must not go back when power is lost.
+        disk.flush_folder().map_err(|source| StoreError::Io {
+            action: "flush the folder of",
+            path: disk.path().to_owned(),
+            source,
+        })?;
         let records = match read(&disk)? {
             Some(bytes) => parse(&bytes).map_err(|what| damaged(&disk, what))?,
             None => BTreeMap::new(),
