@@ -61,7 +61,7 @@ pub struct Primary {
     /// When the last event came.
     pub(super) now: Duration,
     pub(super) links: BTreeMap<NodeId, Link>,
-    next_epoch: Epoch,
+    pub(super) next_epoch: Epoch,
     next_cut_at: Duration,
     cutting: Option<CutOrder>,
     pub(super) flights: Flights,
@@ -193,8 +193,10 @@ impl Primary {
         }
         let cut = self.wants_cut().then_some(self.next_cut_at);
         let silent = self.links.iter().filter_map(|(node, link)| self.silent_at(node, link));
+        let drop_after = self.config.drop_after;
+        let stuck = self.links.values().filter_map(|link| link.seed_stuck_at(drop_after));
         let retry = self.retry_at();
-        [Some(self.heartbeat_at), cut, retry].into_iter().flatten().chain(silent).min()
+        [Some(self.heartbeat_at), cut, retry].into_iter().flatten().chain(silent).chain(stuck).min()
     }
 
     /// Takes what happened at `now`; actions follow from
@@ -267,6 +269,7 @@ impl Primary {
     fn settle(&mut self) {
         self.give_up_lost_joins();
         self.notice_silence();
+        self.notice_stuck_seeds();
         self.resolve_doubt_by_pongs();
         self.release();
         self.forget();
@@ -278,11 +281,14 @@ impl Primary {
         self.send_heartbeats();
     }
 
-    /// Whose commits output waits for.
+    /// Whose commits output waits for. Who was lost while its admission is
+    /// asked for may have been admitted.
     pub(super) fn followers(&self) -> impl Iterator<Item = (&NodeId, &Link)> {
-        self.links
-            .iter()
-            .filter(|(node, link)| link.follows() || self.register.in_sync.contains(*node))
+        self.links.iter().filter(|(node, link)| self.counts(node, link))
+    }
+
+    fn counts(&self, node: &NodeId, link: &Link) -> bool {
+        link.follows() || self.register.in_sync.contains(node) || self.asks_about(node)
     }
 
     /// The last epoch that every follower has committed; `None` without one.
@@ -319,6 +325,7 @@ impl Primary {
         // Who stood still cannot tell who was silent meanwhile.
         for link in self.links.values_mut() {
             link.heard_at = self.now;
+            link.seed_progress_at = self.now;
         }
         if self.followers().next().is_some() {
             self.note(Note::Doubt { millis: late.as_millis() as u64 });
@@ -408,7 +415,8 @@ impl Primary {
         link.pong = 0;
         link.doubt_ping = 1;
         link.staging_bytes_max = staging_bytes_max;
-        let follows = link.follows() || self.register.in_sync.contains(backup);
+        link.seed_progress_at = now;
+        let follows = self.counts(backup, &self.links[backup]);
         self.note(Note::BackupConnected { backup: backup.clone() });
         self.heartbeat_at = now;
         if follows {
@@ -569,71 +577,6 @@ impl Primary {
         self.act(Action::Resend { backup: backup.clone(), epoch, chunks });
     }
 
-    // --- Seeds ------------------------------------------------------------
-
-    fn on_seed_ack(&mut self, backup: &NodeId, chunks: u32) {
-        let link = self.links.get_mut(backup).expect("heard from");
-        match &mut link.stage {
-            Stage::Preparing if chunks == 0 => {
-                let since = self.next_epoch;
-                link.stage = Stage::Seeding { since, rounds: 0, sent: None, verified: 0 };
-                link.committed = Epoch::ZERO;
-                self.note(Note::SeedBegun { backup: backup.clone() });
-                self.act(Action::StartSeed { backup: backup.clone() });
-            }
-            Stage::Seeding { verified, .. } => {
-                *verified = chunks.max(*verified);
-                self.next_seed_round(backup);
-            }
-            Stage::Preparing
-            | Stage::Away
-            | Stage::Joining { .. }
-            | Stage::InSync
-            | Stage::Outdated => {}
-        }
-    }
-
-    fn on_seed_round(&mut self, backup: &NodeId, chunks: u32, left: u64) {
-        let Some(link) = self.links.get_mut(backup) else { return };
-        if let Stage::Seeding { rounds, sent, .. } = &mut link.stage {
-            *rounds += 1;
-            *sent = Some((chunks, left));
-            self.next_seed_round(backup);
-        }
-    }
-
-    /// Sends another round if the one before has arrived and too much is left.
-    fn next_seed_round(&mut self, backup: &NodeId) {
-        let (left_max, rounds_max) = (self.config.seed_pages_left_max, self.config.seed_rounds_max);
-        let link = self.links.get_mut(backup).expect("being seeded");
-        let settled = link.may_join(left_max, rounds_max);
-        if let Stage::Seeding { sent, verified, .. } = &mut link.stage
-            && sent.is_some_and(|(chunks, _)| chunks == *verified)
-            && !settled
-        {
-            *sent = None;
-            self.act(Action::SeedRound { backup: backup.clone() });
-        }
-    }
-
-    fn joins(&self) -> Vec<NodeId> {
-        let ready = |link: &Link| {
-            link.may_join(self.config.seed_pages_left_max, self.config.seed_rounds_max)
-        };
-        // What was sent ahead of an epoch's end builds on the epoch before, so
-        // nobody joins with an epoch that had begun when its seed did.
-        let followed = self.followers().next().is_some();
-        let begun_before = |link: &Link| match link.stage {
-            Stage::Seeding { since, .. } => !followed || since < self.next_epoch,
-            _ => false,
-        };
-        self.links
-            .iter()
-            .filter(|(_, link)| ready(link) && begun_before(link))
-            .map(|(node, _)| node.clone())
-            .collect()
-    }
-
     // --- Epochs -----------------------------------------------------------
 
     fn wants_cut(&self) -> bool {
@@ -652,12 +595,14 @@ impl Primary {
             return;
         }
         let epoch = self.next_epoch;
+        // Judged before the number goes on: who may join depends on the epoch
+        // that the guest is in.
+        let joins = if draining { Vec::new() } else { self.joins() };
         self.next_epoch = epoch.next();
         self.next_cut_at = self.now + self.config.interval;
         if let Phase::Draining(drain) = &mut self.phase {
             drain.last = Some(epoch);
         }
-        let joins = if draining { Vec::new() } else { self.joins() };
         let stay_paused = draining || self.guest_held;
         let digest = std::mem::take(&mut self.verify_next);
         if digest {
@@ -677,6 +622,7 @@ impl Primary {
             let Some(link) = self.links.get_mut(backup) else { continue };
             if let Stage::Seeding { verified, .. } = link.stage {
                 link.stage = Stage::Joining { epoch, seed_chunks: verified };
+                link.seeds_stuck = 0;
                 self.act(Action::Follow { backup: backup.clone(), after: epoch.previous() });
                 self.note(Note::Joining { backup: backup.clone(), epoch });
             }

@@ -43,6 +43,7 @@ mod flight;
 mod link;
 mod machine;
 mod questions;
+mod seeds;
 
 use std::time::Duration;
 
