@@ -1,0 +1,153 @@
+//! Encoded epochs in flight, and the sessions that they go to. Mirrors
+//! `tools/src/primary/flights.rs`.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use arbiter::NodeId;
+use checkpoint::{
+    Epoch,
+    chunk::{Chunk, ChunkId, epoch_digest},
+    message::Close,
+};
+
+use crate::simulation::{network::SessionId, world::World};
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub(super) struct Flights {
+    epochs: BTreeMap<Epoch, Flight>,
+    followers: BTreeMap<NodeId, Follower>,
+    flights: u64,
+}
+
+#[derive(Debug)]
+struct Flight {
+    number: u64,
+    chunks: Vec<Option<Rc<Chunk>>>,
+    missing: usize,
+    pages: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Follower {
+    after: Epoch,
+    session: SessionId,
+}
+
+/// The right to publish one chunk.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::simulation) struct Place {
+    pub(super) id: ChunkId,
+    flight: u64,
+}
+
+impl Flights {
+    pub(super) fn place(&mut self, epoch: Epoch) -> Place {
+        if !self.epochs.contains_key(&epoch) {
+            self.open(epoch);
+        }
+        let flight = self.epochs.get_mut(&epoch).expect("opened above");
+        let index = flight.chunks.len() as u32;
+        flight.chunks.push(None);
+        flight.missing += 1;
+        Place { id: ChunkId { epoch, index }, flight: flight.number }
+    }
+
+    pub(super) fn reopen(&mut self, epoch: Epoch) {
+        let begun = self.epochs.get(&epoch).is_some_and(|flight| !flight.chunks.is_empty());
+        let followed = self.followers.values().any(|follower| follower.after < epoch.previous());
+        assert!(!begun || !followed, "an epoch that is followed does not begin anew");
+        self.open(epoch);
+    }
+
+    pub(super) fn close(&mut self, epoch: Epoch) -> Option<Close> {
+        let flight = self.epochs.get_mut(&epoch)?;
+        flight.closed = true;
+        flight.complete(epoch)
+    }
+
+    pub(super) fn publish(
+        &mut self,
+        world: &mut World,
+        place: &Place,
+        chunk: Chunk,
+        pages: u64,
+    ) -> Option<Close> {
+        let chunk = Rc::new(chunk);
+        let epoch = place.id.epoch;
+        let flight = self.epochs.get_mut(&epoch).filter(|f| f.number == place.flight)?;
+        let slot = &mut flight.chunks[place.id.index as usize];
+        assert!(slot.is_none(), "every chunk is encoded once");
+        *slot = Some(chunk.clone());
+        flight.missing -= 1;
+        flight.pages += pages;
+        for follower in self.followers.values().filter(|follower| epoch > follower.after) {
+            world.queue_chunk(follower.session, chunk.clone());
+        }
+        flight.complete(epoch)
+    }
+
+    pub(super) fn follow(
+        &mut self,
+        world: &mut World,
+        backup: NodeId,
+        after: Epoch,
+        session: SessionId,
+    ) {
+        let later = self.epochs.range(after.next()..);
+        for chunk in later.flat_map(|(_, flight)| flight.chunks.iter().flatten()) {
+            world.queue_chunk(session, chunk.clone());
+        }
+        self.followers.insert(backup, Follower { after, session });
+    }
+
+    pub(super) fn unfollow(&mut self, backup: &NodeId) {
+        self.followers.remove(backup);
+    }
+
+    pub(super) fn resend(
+        &mut self,
+        world: &mut World,
+        backup: &NodeId,
+        epoch: Epoch,
+        chunks: &[u32],
+    ) {
+        let (Some(flight), Some(follower)) = (self.epochs.get(&epoch), self.followers.get(backup))
+        else {
+            return;
+        };
+        for index in chunks {
+            if let Some(Some(chunk)) = flight.chunks.get(*index as usize) {
+                world.queue_chunk(follower.session, chunk.clone());
+            }
+        }
+    }
+
+    pub(super) fn forget(&mut self, through: Epoch) {
+        self.epochs = self.epochs.split_off(&through.next());
+    }
+
+    pub(super) fn forget_all(&mut self) {
+        self.epochs.clear();
+    }
+
+    fn open(&mut self, epoch: Epoch) {
+        self.flights += 1;
+        let number = self.flights;
+        let flight = Flight { number, chunks: Vec::new(), missing: 0, pages: 0, closed: false };
+        self.epochs.insert(epoch, flight);
+    }
+}
+
+impl Flight {
+    fn complete(&self, epoch: Epoch) -> Option<Close> {
+        (self.closed && self.missing == 0).then(|| Close {
+            epoch,
+            seed_chunks: None,
+            chunks: self.chunks.len() as u32,
+            pages: self.pages,
+            digest: epoch_digest(self.chunks.iter().flatten().map(|chunk| &chunk.digest)),
+        })
+    }
+}
