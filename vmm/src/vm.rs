@@ -29,8 +29,11 @@ use crate::{
     device::{DeviceConfig, DeviceError, Devices},
     dirty::{DirtyLog, DirtyLogError, DirtyTracking},
     event::VmEvent,
-    host::{Host, HostError, fingerprint::Fingerprint},
-    memory::{GuestRam, MemoryError},
+    host::{Backend, Host, HostError, fingerprint::Fingerprint},
+    memory::{
+        GuestRam, MemoryError,
+        guard::{GuardError, WriteGuard},
+    },
     outlet::Outlet,
     state::{self, StateError, VcpuShape, machine},
     vcpu::{VcpuContext, VcpuError, Vcpus},
@@ -349,6 +352,18 @@ impl Vm {
     #[must_use]
     pub fn memory(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+
+    /// Write protection of the guest's memory.
+    ///
+    /// # Errors
+    ///
+    /// [`GuardError`], saying what is missing.
+    pub fn write_guard(&self) -> Result<WriteGuard, GuardError> {
+        if self.fingerprint.backend == Backend::Pvm.name() {
+            return Err(GuardError::Backend);
+        }
+        WriteGuard::new(&self.ram)
     }
 
     /// The log of pages that the guest writes, for a harvester's thread.

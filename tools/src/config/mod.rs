@@ -19,7 +19,7 @@ use serde::Serialize;
 pub use self::{
     error::{ConfigError, Fault},
     types::{
-        ArbiterConfig, ArbiterPeer, BootProtocol, Console, DirtyTracking, IdentityFiles,
+        ArbiterConfig, ArbiterPeer, BootProtocol, Capture, Console, DirtyTracking, IdentityFiles,
         InterfaceName, InvalidInterfaceName, InvalidMac, Kernel, MacAddress, Network, Node, Peer,
         Replication, Vm, VmConfig,
     },

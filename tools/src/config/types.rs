@@ -148,6 +148,17 @@ pub struct ArbiterPeer {
     pub address: SocketAddr,
 }
 
+/// How dirty pages are captured at the end of an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Capture {
+    /// All are copied while the guest is paused.
+    Copy,
+    /// Some are copied; the others are write-protected and copied when the guest
+    /// runs, where the kernel can do that.
+    Protect,
+}
+
 /// How the guest is replicated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Replication {
@@ -169,6 +180,11 @@ pub struct Replication {
     pub in_flight_mib_max: NonZeroU32,
     /// Most MiB of what backups have, kept as the base of deltas; 0 for none.
     pub delta_cache_mib: u64,
+    /// How pages are captured.
+    pub capture: Capture,
+    /// How long copying may take of a pause, where pages can be protected instead.
+    #[serde(rename = "copy_us_max", serialize_with = "as_micros")]
+    pub copy_max: Duration,
     /// Whether pages are compressed.
     #[serde(serialize_with = "as_word")]
     pub compression: Compression,
@@ -210,6 +226,10 @@ fn as_word<S: Serializer>(compression: &Compression, serializer: S) -> Result<S:
         Compression::Off => "off",
         Compression::Zstd { .. } => "zstd",
     })
+}
+
+fn as_micros<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u128(duration.as_micros())
 }
 
 fn as_millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -13,7 +13,7 @@ use super::{
     host_files::HostFiles,
     section::{Found, Section, Source},
     types::{
-        ArbiterPeer, BootProtocol, Console, DirtyTracking, Kernel, Network, Node, Peer,
+        ArbiterPeer, BootProtocol, Capture, Console, DirtyTracking, Kernel, Network, Node, Peer,
         Replication, Vm, VmConfig,
     },
 };
@@ -203,6 +203,9 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let data_streams = section.number("data_streams", 4, 1..=16, " streams")?;
     let mtu = section.number("mtu_max", 1452, 1200..=65_000, " bytes")?;
     let seed = section.number("seed_mib_per_s_max", 0, 0..=MEMORY_MIB_MAX, " MiB/s")?;
+    let captures = [("protect", Capture::Protect), ("copy", Capture::Copy)];
+    let capture = section.choice("capture", &captures, Capture::Protect)?;
+    let copy = section.number("copy_us_max", 500, 0..=1_000_000, " us")?;
     let compressions =
         [("zstd", Compression::Zstd { level: ZSTD_LEVEL }), ("off", Compression::Off)];
     let compression = section.choice("compression", &compressions, compressions[0].1)?;
@@ -218,6 +221,8 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
         in_flight_mib_max,
         held_output_mib_max,
         delta_cache_mib: delta_cache.value,
+        capture,
+        copy_max: Duration::from_micros(copy.value),
         compression,
         audit,
         resend_outputs,

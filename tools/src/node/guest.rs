@@ -21,7 +21,10 @@ use vmm::{
     device::{DeviceConfig, DeviceError, Devices, NetworkConfig},
     dirty::DirtyTracking,
     event::VmEvent,
-    memory::GuestRam,
+    memory::{
+        GuestRam,
+        guard::{GuardError, WriteGuard},
+    },
     outlet::{Outlet, OutletConfig},
     vm::{Vm, VmConfig, VmError},
 };
@@ -223,6 +226,15 @@ impl Guest {
     #[must_use]
     pub fn memory(&self) -> &GuestRam {
         &self.ram
+    }
+
+    /// Write protection of its memory, if the kernel has it for this process.
+    ///
+    /// # Errors
+    ///
+    /// [`GuardError`], saying what is missing.
+    pub fn write_guard(&self) -> Result<WriteGuard, GuardError> {
+        self.vm().write_guard()
     }
 
     /// The guest's way out.

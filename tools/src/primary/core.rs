@@ -17,6 +17,7 @@ use rand::Rng;
 
 use super::{
     capture::BlockPool,
+    copier::{self, Copier},
     cutter::{self, Cut, Cutter},
     encoder::Encoders,
     flights::{Complete, Flights},
@@ -26,7 +27,7 @@ use super::{
     tracker::Tracker,
 };
 use crate::{
-    config::Replication,
+    config::{Capture, Replication},
     control::{Accepted, ControlRequest, Reply},
     node::{
         ArbiterWatch, Asker, Guest, Host, NodeError,
@@ -128,6 +129,7 @@ pub(super) struct Core {
     tracker: Arc<Tracker>,
     pool: BlockPool,
     cutter: Cutter,
+    copier: Option<Arc<Copier>>,
     _encoders: Encoders,
     asker: Asker,
     _watch: ArbiterWatch,
@@ -179,11 +181,14 @@ impl Core {
         let tracker = Arc::new(Tracker::new(guest.clone()));
         let flights = Arc::new(Flights::default());
         let encoders = encoders(replication, &guest, &flights, &inputs)?;
+        let copier = copier(&host, &guest, &pool, &encoders)?;
         let cutter = Cutter::start(cutter::Tools {
             guest: guest.clone(),
             tracker: tracker.clone(),
             pool: pool.clone(),
             intake: encoders.intake(),
+            copier: copier.clone(),
+            copy_max: replication.copy_max,
             interval: replication.epoch,
             send_outputs: replication.resend_outputs,
             audit: host.audit.clone(),
@@ -219,6 +224,7 @@ impl Core {
             tracker,
             pool,
             cutter,
+            copier,
             _encoders: encoders,
             asker,
             _watch: watch,
@@ -339,7 +345,7 @@ impl Core {
         metrics.capture.record(cut.timings.capture);
         metrics.epochs.inc();
         metrics.dirty_pages.inc_by(cut.pages);
-        metrics.pages_ahead.inc_by(cut.pages_ahead);
+        metrics.pages_ahead.inc_by(cut.pages_early + cut.pages_ahead);
         self.cut_at.push_back((cut.epoch, cut.resumed));
         if let Some(digest) = cut.digest {
             let report = self.verification.of_primary(cut.epoch, digest);
@@ -499,6 +505,9 @@ impl Core {
         match ending {
             Ending::Fenced { register } => {
                 self.guest.outlet().fence();
+                if let Some(copier) = &self.copier {
+                    copier.abandon();
+                }
                 self.cutter.stop();
                 self.answer_handover(Err("this node has lost the right to run the guest"));
                 super::status::record_fence(&self.host.telemetry, register.as_ref());
@@ -535,6 +544,35 @@ fn encoders(
     let threads = replication.encode_threads.get();
     Encoders::start(threads, replication.compression, history, flights.clone(), inputs.clone())
         .map_err(NodeError::Thread)
+}
+
+/// Captures without copying in the pause, where the kernel can.
+fn copier(
+    host: &Host,
+    guest: &Arc<Guest>,
+    pool: &BlockPool,
+    encoders: &Encoders,
+) -> Result<Option<Arc<Copier>>, NodeError> {
+    let replication = &host.config.replication;
+    if replication.capture == Capture::Copy {
+        return Ok(None);
+    }
+    let guard = match guest.write_guard() {
+        Ok(guard) => guard,
+        Err(error) => {
+            tracing::info!(%error, "pages are not write-protected, but copied");
+            return Ok(None);
+        }
+    };
+    let tools = copier::Tools {
+        guest: guest.clone(),
+        guard,
+        pool: pool.clone(),
+        intake: encoders.intake(),
+        metrics: host.telemetry.metrics.clone(),
+    };
+    let copier = Copier::start(tools, replication.encode_threads.get());
+    Ok(Some(Arc::new(copier.map_err(NodeError::Thread)?)))
 }
 
 fn dialers(host: &Host, guest: &Guest, term: &SharedTerm, inputs: &mpsc::Sender<Input>) -> Peers {

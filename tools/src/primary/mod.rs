@@ -17,6 +17,7 @@
 
 mod capture;
 mod claim;
+mod copier;
 mod core;
 mod cutter;
 mod encoder;
