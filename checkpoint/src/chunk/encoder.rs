@@ -123,7 +123,8 @@ impl Encoder {
 
     /// Looks at pages: `runs` with their content at the start of `block`, in
     /// the same order. Those at the places of `skipped` are left out. `block`
-    /// then has the content of those that need it. Without a `history` no page builds on what was sent before.
+    /// then has the content of those that need it. Without a `history` no page
+    /// builds on what was sent before.
     ///
     /// # Panics
     ///

@@ -176,8 +176,7 @@ impl Core {
     ) -> Result<Self, NodeError> {
         let guest = Arc::new(guest);
         let replication = &host.config.replication;
-        let in_flight_bytes = (replication.in_flight_mib_max.get() as usize) << 20;
-        let pool = BlockPool::new(in_flight_bytes);
+        let pool = BlockPool::new((replication.in_flight_mib_max.get() as usize) << 20);
         let tracker = Arc::new(Tracker::new(guest.clone()));
         let flights = Arc::new(Flights::default());
         let encoders = encoders(replication, &guest, &flights, &inputs)?;
@@ -199,8 +198,7 @@ impl Core {
         term.set(promoted.register.term);
         let peers = dialers(&host, &guest, &term, &inputs);
         listen(&mut host, &guest, &inputs)?;
-        let now = Instant::now();
-        let machine = machine(&host, promoted, now);
+        let machine = machine(&host, promoted);
         let addresses =
             host.config.peers.iter().map(|peer| (peer.name.clone(), peer.address)).collect();
         let asker = Asker::new(&host);
@@ -229,7 +227,7 @@ impl Core {
             asker,
             _watch: watch,
             inputs,
-            received: now,
+            received: Instant::now(),
             failed: false,
             held_bytes: 0,
             released_frames: 0,
@@ -615,7 +613,8 @@ fn listen(
         .map_err(NodeError::Thread)
 }
 
-fn machine(host: &Host, promoted: Promoted, now: Instant) -> Primary {
+fn machine(host: &Host, promoted: Promoted) -> Primary {
+    let now = Instant::now();
     let Promoted { register, first } = promoted;
     let random = rand::rng().next_u64();
     Primary::new(machine_config(&host.config), register, first, random, host.clock.at(now))
