@@ -245,18 +245,24 @@ impl Vm {
         Ok(protocol)
     }
 
-    /// Restarts the guest: everything but RAM is as after power-on, then it
-    /// boots. What it had asked for is done.
+    /// Restarts the guest: everything but RAM is as after power-on, and it
+    /// boots. What it had asked for is done. The files are read again.
     ///
     /// # Errors
     ///
-    /// [`VmError`]; the VM is then a shell that does not resume.
+    /// [`VmError::Boot`] if it does not boot: the guest is then paused as
+    /// before, though its RAM may be damaged. After any other error the VM is
+    /// a shell again and does not resume.
     pub fn reset(&mut self, config: &BootConfig) -> Result<BootProtocol, VmError> {
         self.require(self.phase == Phase::Paused, "restart")?;
+        let registers = boot::load(&self.ram, config, &self.platform, &self.devices.cmdline())?;
+        let protocol = registers.protocol();
         self.phase = Phase::Shell;
         let power_on = Arc::clone(&self.power_on);
         self.set_all(&power_on)?;
-        self.boot(config)
+        self.vcpus.boot(registers)?;
+        self.phase = Phase::Paused;
+        Ok(protocol)
     }
 
     /// Takes over saved state; the guest is then paused where it was saved.
