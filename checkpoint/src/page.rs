@@ -256,6 +256,28 @@ impl PageSet {
         }
     }
 
+    /// Removes everything that is not in `other`.
+    pub fn intersect(&mut self, other: &Self) {
+        for summary_index in 0..self.summary.len() {
+            for bit in bits(self.summary[summary_index]) {
+                let index = summary_index * 64 + bit;
+                let both = self.words[index] & other.word(index);
+                self.len -= u64::from((self.words[index] ^ both).count_ones());
+                self.words[index] = both;
+                if both == 0 {
+                    self.summary[summary_index] &= !(1 << bit);
+                }
+            }
+        }
+    }
+
+    /// Bitmap word `index`, as [`PageSet::insert_word`] has them; 0 beyond the
+    /// set's frame numbers.
+    #[must_use]
+    pub fn word(&self, index: usize) -> u64 {
+        self.words.get(index).copied().unwrap_or(0)
+    }
+
     /// Empties the set.
     pub fn clear(&mut self) {
         for summary_index in 0..self.summary.len() {
@@ -365,6 +387,16 @@ mod tests {
                 set.runs(7).flat_map(|run| run.first.0..run.end()).collect();
             proptest::prop_assert_eq!(from_runs, expected);
             proptest::prop_assert!(set.runs(7).all(|run| run.count <= 7));
+            let evens: BTreeSet<u64> = (0..1_200).step_by(2).collect();
+            let mut half = PageSet::new(1_200);
+            for page in &evens {
+                half.insert(PageNumber(*page));
+            }
+            half.intersect(&set);
+            let both: Vec<u64> = model.intersection(&evens).copied().collect();
+            proptest::prop_assert_eq!(half.len(), both.len() as u64);
+            proptest::prop_assert_eq!(
+                half.pages().map(PageNumber::get).collect::<Vec<_>>(), both);
             let mut twin = PageSet::new(1_200);
             twin.union(&set);
             proptest::prop_assert_eq!(twin, set);

@@ -50,7 +50,7 @@ fn chunk() -> Chunk {
         kind: ChunkKind::Sections,
         encoding: Encoding::Zstd,
         decoded_bytes: 6,
-        body: vec![0xaa, 0xbb],
+        body: vec![0xaa, 0xbb].into(),
         digest: [0xdd; 32],
     }
 }
@@ -318,7 +318,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
             kind: ChunkKind::Pages,
             encoding: Encoding::Raw,
             decoded_bytes,
-            body,
+            body: body.into(),
             digest,
         })),
         hello.prop_map(|(versions, vm, vcpus, traits)| Frame::Hello(Hello {

@@ -362,6 +362,20 @@ impl Vm {
         Ok(self.dirty.harvest(pages)? + vmm_pages)
     }
 
+    /// As [`Vm::harvest`], but only pages that the guest wrote, and without
+    /// those of `hot` where the log can keep them. For a guest that runs.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Dirty`]
+    ///
+    /// # Panics
+    ///
+    /// As [`Vm::harvest`].
+    pub fn harvest_cold(&self, pages: &mut PageSet, hot: &PageSet) -> Result<u64, VmError> {
+        Ok(self.dirty.harvest_cold(pages, hot)?)
+    }
+
     /// Begins to log dirty pages; what was written before is in no harvest.
     ///
     /// # Errors

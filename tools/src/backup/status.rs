@@ -10,6 +10,7 @@ use crate::control::{
 
 impl Core {
     pub(super) fn on_control(&mut self, request: ControlRequest) {
+        request.record(&self.host.telemetry.events);
         match request {
             ControlRequest::Status(reply) => drop(reply.send(Ok(self.status()))),
             ControlRequest::Failover { to, reply } => self.on_failover(to, reply),

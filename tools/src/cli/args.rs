@@ -293,6 +293,8 @@ pub struct DemoArgs {
 pub enum InternalCommand {
     /// Ask the probe guest, and check what it answers
     ProbeClient(ProbeClientArgs),
+    /// Write to a redis in the guest over one connection, and read all of it again
+    TcpClient(TcpClientArgs),
 }
 
 /// Arguments of the probe's client.
@@ -330,4 +332,21 @@ impl ProbeClientArgs {
     pub fn retransmit(&self) -> Duration {
         Duration::from_millis(self.retransmit_ms)
     }
+}
+
+/// Arguments of the TCP client.
+#[derive(Debug, Clone, Args)]
+pub struct TcpClientArgs {
+    /// The redis server
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub target: SocketAddr,
+    /// Bytes of each value
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub value_bytes: u32,
+    /// Writes per second; 0 writes as soon as the one before is acknowledged
+    #[arg(long, default_value_t = 0)]
+    pub rate: u32,
+    /// End after so many ms; without it, at SIGTERM or when stdin closes
+    #[arg(long)]
+    pub duration_ms: Option<u64>,
 }

@@ -13,7 +13,7 @@ use crate::{
     daemon::ShellError,
     exit::Exit,
     node::NodeError,
-    rehearsal::{ProbeClientError, cluster::ClusterError},
+    rehearsal::{ProbeClientError, TcpClientError, cluster::ClusterError},
 };
 
 /// Why a command did not do what was asked.
@@ -43,6 +43,9 @@ pub enum Failure {
     /// The probe's client could not go on.
     #[error(transparent)]
     ProbeClient(#[from] ProbeClientError),
+    /// The TCP client could not go on.
+    #[error(transparent)]
+    TcpClient(#[from] TcpClientError),
     /// Nobody reads what we say.
     #[error("cannot write the answer: {0}: check where stdout leads")]
     Output(#[from] io::Error),
@@ -77,6 +80,7 @@ impl Failure {
             | Self::Shell(_)
             | Self::Pki(_)
             | Self::ProbeClient(_)
+            | Self::TcpClient(_)
             | Self::Output(_)
             | Self::NotProtected { .. }
             | Self::StillRuns { .. }

@@ -10,6 +10,7 @@ use std::{
 };
 
 use arbiter::{NodeId, VmId};
+use checkpoint::chunk::Compression;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
@@ -198,6 +199,11 @@ pub struct Replication {
     pub in_flight_epochs_max: NonZeroU32,
     /// Most MiB that wait for their commit.
     pub in_flight_mib_max: NonZeroU32,
+    /// Most MiB of what backups have, kept as the base of deltas; 0 for none.
+    pub delta_cache_mib: u64,
+    /// Whether pages are compressed.
+    #[serde(serialize_with = "as_word")]
+    pub compression: Compression,
     /// Most MiB of held output before the guest is paused.
     pub held_output_mib_max: NonZeroU32,
     /// Record the digest of all memory at every epoch: for tests, costs much.
@@ -229,6 +235,13 @@ pub struct ArbiterConfig {
     pub control: Option<PathBuf>,
     /// Its certificate and key.
     pub identity: IdentityFiles,
+}
+
+fn as_word<S: Serializer>(compression: &Compression, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match compression {
+        Compression::Off => "off",
+        Compression::Zstd { .. } => "zstd",
+    })
 }
 
 fn as_millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

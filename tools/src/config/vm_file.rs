@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use checkpoint::chunk::Compression;
+
 use super::{
     error::Fault,
     host_files::HostFiles,
@@ -25,6 +27,8 @@ const CMDLINE_BYTES_MAX: usize = 2047;
 /// Missed heartbeats that make silence.
 const HEARTBEATS_PER_DETECTION: u32 = 3;
 const STAGING_MIB_MIN: u64 = 256;
+/// Faster ones save less than they cost; slower ones do not keep up.
+const ZSTD_LEVEL: i32 = 1;
 
 pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
     let mut root = Source::new(text).parse()?;
@@ -229,14 +233,20 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let staging_default = u64::from(vm.memory_mib.get() / 2).max(STAGING_MIB_MIN);
     let mut mib =
         |key, default| nonzero_u32(&section.number(key, default, 1..=MEMORY_MIB_MAX, " MiB")?);
-    let in_flight_mib_max = mib("in_flight_mib_max", 256)?;
+    let memory_mib = u64::from(vm.memory_mib.get());
+    let in_flight_mib_max = mib("in_flight_mib_max", (memory_mib / 16).clamp(32, 256))?;
     let held_output_mib_max = mib("held_output_mib_max", 64)?;
     let staging_mib_max = mib("staging_mib_max", staging_default)?;
+    let delta_cache =
+        section.number("delta_cache_mib", memory_mib / 20, 0..=MEMORY_MIB_MAX, " MiB")?;
     let epochs = section.number("in_flight_epochs_max", 4, 1..=1024, " epochs")?;
     let encode_threads = section.number("encode_threads", 1, 1..=64, " threads")?;
     let data_streams = section.number("data_streams", 4, 1..=16, " streams")?;
     let mtu = section.number("mtu_max", 1452, 1200..=65_000, " bytes")?;
     let seed = section.number("seed_mib_per_s_max", 0, 0..=MEMORY_MIB_MAX, " MiB/s")?;
+    let compressions =
+        [("zstd", Compression::Zstd { level: ZSTD_LEVEL }), ("off", Compression::Off)];
+    let compression = section.choice("compression", &compressions, compressions[0].1)?;
     let resend_outputs = section.flag("resend_outputs", true)?;
     let audit = section.flag("audit", false)?;
     section.finish()?;
@@ -248,6 +258,8 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
         in_flight_epochs_max: nonzero_u32(&epochs)?,
         in_flight_mib_max,
         held_output_mib_max,
+        delta_cache_mib: delta_cache.value,
+        compression,
         audit,
         resend_outputs,
         encode_threads: nonzero_u16(&encode_threads)?,

@@ -22,6 +22,7 @@ use super::types::{
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// How long an answer may take beyond what the server itself waits for.
 const PATIENCE: Duration = Duration::from_secs(10);
+const FAILOVER_PATIENCE: Duration = Duration::from_secs(65);
 const VERIFY_PATIENCE: Duration = Duration::from_secs(310);
 
 /// Why the control API did not do what was asked.
@@ -118,7 +119,7 @@ impl Client {
 
     /// `POST /failover`.
     pub async fn failover(&self, body: &FailoverBody) -> Result<Accepted, ClientError> {
-        self.post("/failover", body, PATIENCE).await
+        self.post("/failover", body, FAILOVER_PATIENCE).await
     }
 
     /// `POST /protect`.

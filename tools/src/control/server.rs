@@ -29,6 +29,8 @@ use crate::telemetry::{ConsoleTail, EventLog, Metrics};
 
 /// How long the core may take for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a handover may take: it ends when the arbiter has decided.
+const FAILOVER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long it may take to compare the memory of all sides.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Longest wait of one `GET /events`.
@@ -141,7 +143,7 @@ async fn console_input(
 
 async fn failover(State(surface): State<Surface>, body: Bytes) -> Result<Json<Accepted>, ApiError> {
     let FailoverBody { to } = parse(&body, "{\"to\": \"node-b\"}, or nothing")?;
-    surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::Failover { to, reply }).await
+    surface.ask(FAILOVER_TIMEOUT, |reply| ControlRequest::Failover { to, reply }).await
 }
 
 async fn protect(State(surface): State<Surface>, body: Bytes) -> Result<Json<Accepted>, ApiError> {

@@ -301,8 +301,6 @@ pub struct VerifiedBackup {
     pub node: NodeId,
     /// BLAKE3 of its image, hex.
     pub digest: String,
-    /// First guest frame number that differs, if one is known.
-    pub first_difference: Option<u64>,
 }
 
 /// A command was taken up; events and status tell how it goes on.

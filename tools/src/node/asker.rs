@@ -7,6 +7,8 @@ use checkpoint::{Answer, Question};
 use tokio::runtime::Handle;
 use transport::{ArbiterClient, AskError};
 
+use super::Host;
+
 /// Asks on the runtime's threads; every question gets exactly one answer.
 #[derive(Debug, Clone)]
 pub struct Asker {
@@ -16,10 +18,14 @@ pub struct Asker {
 }
 
 impl Asker {
-    /// An asker about `vm`.
+    /// An asker about the VM of `host`.
     #[must_use]
-    pub fn new(handle: Handle, client: Arc<ArbiterClient>, vm: VmId) -> Self {
-        Self { handle, client, vm }
+    pub fn new(host: &Host) -> Self {
+        Self {
+            handle: host.runtime.handle().clone(),
+            client: host.arbiter.clone(),
+            vm: host.config.vm.name.clone(),
+        }
     }
 
     /// Asks `question`; `answered` is called once, from another thread.

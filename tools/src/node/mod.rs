@@ -8,6 +8,7 @@
 //!                         which becomes a primary::core when it is promoted
 //! ```
 
+mod arbiter_watch;
 mod asker;
 mod audit;
 pub mod crash_point;
@@ -25,6 +26,7 @@ use thiserror::Error;
 use tokio::runtime::Runtime;
 use transport::{ArbiterClient, BindError, Endpoint, Identity, Options, identity::IdentityError};
 
+pub use arbiter_watch::ArbiterWatch;
 pub use asker::Asker;
 pub use audit::Audit;
 pub use guest::{Guest, GuestError};
@@ -33,7 +35,7 @@ pub use notes::record_note;
 
 use crate::{
     config::VmConfig,
-    control::ControlRequests,
+    control::{ControlRequests, EventKind, Severity},
     daemon::{Serving, Shell, ShellError, Telemetry, runtime},
 };
 
@@ -62,6 +64,9 @@ pub enum NodeError {
     /// The guest could not be made.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// What a promotion was to go on from is not sound.
+    #[error("this node cannot take over: start the guest's last primary again, if it is there")]
+    Image(#[from] checkpoint::image::BrokenImage),
     /// The register does not let this node run the guest.
     #[error("{0}")]
     Claim(String),
@@ -154,6 +159,9 @@ impl Host {
         ));
         drop(entered);
         let (requests, telemetry, serving) = shell.into_parts();
+        let (name, vm) = (&config.node.name, &config.vm.name);
+        let text = format!("`{name}` serves `{vm}` at {}", endpoint.local_address());
+        record(&telemetry, EventKind::ProcessStarted, text);
         Ok(Self {
             config,
             runtime,
@@ -170,6 +178,7 @@ impl Host {
 
     /// Ends sessions and the control API in good order.
     pub fn finish(self) {
+        record(&self.telemetry, EventKind::ProcessStopping, "the process ends".to_owned());
         let endpoint = self.endpoint.clone();
         let _ = self.runtime.block_on(async {
             endpoint.close();
@@ -182,6 +191,10 @@ impl Host {
         // Tasks that still wait for a peer are not waited for.
         self.runtime.shutdown_timeout(Duration::from_millis(200));
     }
+}
+
+fn record(telemetry: &Telemetry, kind: EventKind, text: String) {
+    telemetry.events.record(Severity::Info, kind, text, serde_json::Value::Null);
 }
 
 fn lock_state(config: &VmConfig) -> Result<std::fs::File, NodeError> {

@@ -1,12 +1,17 @@
 //! Takes checkpoints: the only thread that pauses and resumes the guest.
 //!
 //! ```text
-//!   pause ── harvest ── seal output ── save state ── copy pages ── resume
-//!   └───────────────────── the pause, measured ──────────────────────┘
+//!   while it runs   harvest cold pages ── copy ── encode, ahead of the epoch's end
+//!   at its end      pause ── harvest ── seal output ── save state ── copy pages ── resume
+//!                   └───────────────────── the pause, measured ──────────────────────┘
 //! ```
 //!
 //! It also restarts a guest that wants to be restarted: between two cuts, so
 //! that an epoch has all of a restart or nothing of it.
+//!
+//! Pages are sent ahead only when the epoch before left many to its pause. A
+//! page that is written after it was sent ahead is dirty again and comes once
+//! more; the later copy counts.
 //!
 //! On any failure the pages go back to the ledger, the guest runs on, and the
 //! core hears of it.
@@ -17,12 +22,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use checkpoint::primary::CutOrder;
+use checkpoint::{Epoch, PAGE_BYTES, PageSet, chunk::Digest, primary::CutOrder};
 use vmm::vm::{Vm, VmError};
 
 use super::{
-    capture::{BlockPool, Captured, batches},
+    capture::{Batch, BlockPool, batches},
     core::Input,
+    encoder::{EpochEnd, Group, Intake},
     tracker::{self, Tracker},
 };
 use crate::{
@@ -32,6 +38,13 @@ use crate::{
         crash_point::{self, Moment},
     },
 };
+
+/// Pages that an epoch must have left to its pause for the next to send ahead.
+const AHEAD_PAGES_MIN: u64 = 1024;
+/// Sends ahead within an epoch.
+const AHEAD_ROUNDS: u32 = 4;
+/// Shortest time between two of them.
+const AHEAD_INTERVAL_MIN: Duration = Duration::from_millis(4);
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -54,6 +67,28 @@ pub(super) struct Timings {
     pub(super) capture: Duration,
 }
 
+/// A checkpoint that was taken; its pages are on their way to the encoders.
+#[derive(Debug)]
+pub(super) struct Cut {
+    pub(super) epoch: Epoch,
+    /// Captured in the pause.
+    pub(super) pages: u64,
+    /// Captured before it.
+    pub(super) pages_ahead: u64,
+    /// BLAKE3 of all guest memory, if it was asked for.
+    pub(super) digest: Option<Digest>,
+    pub(super) timings: Timings,
+    /// When the guest went on.
+    pub(super) resumed: Instant,
+}
+
+impl Cut {
+    /// Page content of the epoch, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        (self.pages + self.pages_ahead) * PAGE_BYTES as u64
+    }
+}
+
 /// A handle of the thread.
 #[derive(Debug)]
 pub(super) struct Cutter {
@@ -66,6 +101,9 @@ pub(super) struct Tools {
     pub(super) guest: Arc<Guest>,
     pub(super) tracker: Arc<Tracker>,
     pub(super) pool: BlockPool,
+    pub(super) intake: Intake,
+    /// From one cut to the next.
+    pub(super) interval: Duration,
     /// Output of an epoch goes along with it.
     pub(super) send_outputs: bool,
     /// Digests are taken of every epoch.
@@ -79,9 +117,10 @@ impl Cutter {
     /// Starts the thread. The guest may be running or paused.
     pub(super) fn start(tools: Tools) -> std::io::Result<Self> {
         let (orders, received) = mpsc::channel();
+        let worker = Worker { tools, held: false, open: None, pages_ahead: 0 };
         let thread = std::thread::Builder::new()
             .name("epoch".into())
-            .spawn(move || Worker { tools, held: false }.work(&received))?;
+            .spawn(move || worker.work(&received))?;
         Ok(Self { orders, thread: Some(thread) })
     }
 
@@ -141,20 +180,35 @@ struct Worker {
     tools: Tools,
     /// The guest stays paused between cuts.
     held: bool,
+    /// The epoch that runs, if pages of it are sent ahead.
+    open: Option<Epoch>,
+    /// Pages of it that were.
+    pages_ahead: u64,
 }
 
 impl Worker {
     fn work(mut self, orders: &mpsc::Receiver<Order>) {
-        while let Ok(order) = orders.recv() {
+        loop {
+            let order = match self.open {
+                None => orders.recv().ok(),
+                Some(_) => match orders.recv_timeout(self.ahead_interval()) {
+                    Ok(order) => Some(order),
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        self.send_ahead();
+                        continue;
+                    }
+                    Err(mpsc::RecvTimeoutError::Disconnected) => None,
+                },
+            };
             let done = match order {
-                Order::Cut(order) => {
-                    self.cut(order);
+                Some(Order::Cut(order)) => {
+                    self.cut(&order);
                     Ok(())
                 }
-                Order::Hold => self.hold(),
-                Order::Free => self.free(),
-                Order::Restart => self.restart(),
-                Order::Stop => {
+                Some(Order::Hold) => self.hold(),
+                Some(Order::Free) => self.free(),
+                Some(Order::Restart) => self.restart(),
+                Some(Order::Stop) | None => {
                     let _ = self.hold();
                     return;
                 }
@@ -163,6 +217,10 @@ impl Worker {
                 let _ = self.tools.inputs.send(Input::GuestLost(error.to_string()));
             }
         }
+    }
+
+    fn ahead_interval(&self) -> Duration {
+        (self.tools.interval / (AHEAD_ROUNDS + 1)).max(AHEAD_INTERVAL_MIN)
     }
 
     fn hold(&mut self) -> Result<(), VmError> {
@@ -204,10 +262,38 @@ impl Worker {
         Ok(())
     }
 
-    fn cut(&mut self, order: CutOrder) {
-        let mut timings = Timings::default();
-        let input = match self.checkpoint(&order, &mut timings) {
-            Ok(Ok(captured)) => Input::CutDone { captured: Box::new(captured), timings },
+    /// Sends dirty pages that look final ahead of their epoch's end.
+    fn send_ahead(&mut self) {
+        let Some(epoch) = self.open else { return };
+        let Tools { guest, tracker, pool, intake, .. } = &self.tools;
+        let mut tracked = tracker.lock();
+        let taken = tracked.take_ahead(&guest.vm());
+        let batches: Vec<Batch> = match taken {
+            Ok(Some(pages)) => batches(pages, guest.memory(), || pool.take()).collect(),
+            Ok(None) => {
+                self.open = None;
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "pages are not sent ahead");
+                self.open = None;
+                return;
+            }
+        };
+        self.pages_ahead += batches.iter().map(Batch::pages).sum::<u64>();
+        if !batches.is_empty() {
+            intake.submit(Group { epoch, batches, end: None });
+        }
+    }
+
+    fn cut(&mut self, order: &CutOrder) {
+        let input = match self.checkpoint(order) {
+            Ok(Ok((cut, group))) => {
+                // The core hears of the cut before it hears of its chunks.
+                let _ = self.tools.inputs.send(Input::CutDone(cut));
+                self.tools.intake.submit(group);
+                return;
+            }
             Ok(Err(error)) => Input::CutFailed { epoch: order.epoch, why: error.to_string() },
             Err(error) => Input::GuestLost(error.to_string()),
         };
@@ -215,26 +301,36 @@ impl Worker {
     }
 
     /// The outer error means that the guest neither runs nor can be resumed.
-    fn checkpoint(
-        &mut self,
-        order: &CutOrder,
-        timings: &mut Timings,
-    ) -> Result<Result<Captured, VmError>, VmError> {
+    fn checkpoint(&mut self, order: &CutOrder) -> Result<Result<(Cut, Group), VmError>, VmError> {
         let Tools { guest, tracker, .. } = &self.tools;
+        let mut timings = Timings::default();
         let mut tracked = tracker.lock();
         let mut vm = guest.vm();
         let begun = Instant::now();
         if !self.held {
             vm.pause()?;
         }
-        let captured = self.capture(&mut tracked, &vm, order, timings);
-        self.held |= order.stay_paused && captured.is_ok();
-        if !self.held {
+        let captured = self.capture(&mut tracked, &vm, order, &mut timings);
+        let held = self.held || order.stay_paused && captured.is_ok();
+        if !held {
             vm.resume()?;
         }
         timings.pause = begun.elapsed();
+        let resumed = Instant::now();
         crash_point::reached(Moment::Resumed);
-        Ok(captured)
+        drop(vm);
+        self.held = held;
+        let (group, digest) = match captured {
+            Ok(captured) => captured,
+            Err(error) => return Ok(Err(error)),
+        };
+        let pages = group.batches.iter().map(Batch::pages).sum();
+        tracked.end_epoch();
+        drop(tracked);
+        let pages_ahead = std::mem::take(&mut self.pages_ahead);
+        self.open = (!held && pages + pages_ahead >= AHEAD_PAGES_MIN).then(|| order.epoch.next());
+        let epoch = order.epoch;
+        Ok(Ok((Cut { epoch, pages, pages_ahead, digest, timings, resumed }, group)))
     }
 
     fn capture(
@@ -243,7 +339,7 @@ impl Worker {
         vm: &Vm,
         order: &CutOrder,
         timings: &mut Timings,
-    ) -> Result<Captured, VmError> {
+    ) -> Result<(Group, Option<Digest>), VmError> {
         let Tools { guest, pool, send_outputs, audit, .. } = &self.tools;
         crash_point::reached(Moment::Paused);
         let (state, pages) = tracked.cut(vm, order)?;
@@ -253,19 +349,23 @@ impl Worker {
         // Nothing below can fail: from here on the epoch is sealed.
         let outputs = guest.outlet().seal(order.epoch);
         guest.outlet().hold();
-        let batches = batches(&pages, guest.memory(), pool).collect();
+        let batches = copy(pages, guest, pool);
         timings.capture = begun.elapsed();
         let digest = (order.digest || audit.wanted()).then(|| guest.digest());
         if let Some(digest) = &digest {
             audit.record("cut", order.epoch, digest);
         }
         crash_point::reached(Moment::Captured);
-        Ok(Captured {
-            epoch: order.epoch,
-            batches,
+        let end = EpochEnd {
             sections: state.sections,
             outputs: if *send_outputs { outputs } else { Vec::new() },
-            digest: digest.filter(|_| order.digest),
-        })
+            fresh: !order.joins.is_empty(),
+        };
+        let group = Group { epoch: order.epoch, batches, end: Some(end) };
+        Ok((group, digest.filter(|_| order.digest)))
     }
+}
+
+fn copy(pages: &PageSet, guest: &Guest, pool: &BlockPool) -> Vec<Batch> {
+    batches(pages, guest.memory(), || pool.take()).collect()
 }

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arbiter::NodeId;
-use checkpoint::{PageSet, ledger::Ledger, primary::CutOrder};
+use checkpoint::{PageSet, heat::Heat, ledger::Ledger, primary::CutOrder};
 use vmm::vm::{Captured, Vm, VmError};
 
 use crate::node::Guest;
@@ -23,15 +23,28 @@ pub(super) struct Inner {
     ledger: Ledger,
     /// Whether writes are logged.
     on: bool,
+    /// Whether somebody follows the epoch that runs, and nobody is seeded: only
+    /// then pages may be sent ahead of its end.
+    followed: bool,
     harvested: PageSet,
+    /// The pages of the last cut.
+    cut: PageSet,
+    heat: Heat,
 }
 
 impl Tracker {
     pub(super) fn new(guest: Arc<Guest>) -> Self {
         let layout = guest.layout();
-        let harvested = PageSet::new(layout.frame_end());
-        let ledger = Ledger::new(layout);
-        Self { guest, inner: Mutex::new(Inner { ledger, on: false, harvested }) }
+        let empty = || PageSet::new(layout.frame_end());
+        let inner = Inner {
+            on: false,
+            followed: false,
+            harvested: empty(),
+            cut: empty(),
+            heat: Heat::new(layout.frame_end()),
+            ledger: Ledger::new(layout.clone()),
+        };
+        Self { guest, inner: Mutex::new(inner) }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -75,6 +88,8 @@ impl Tracker {
     /// No longer logs writes, unless a backup is being seeded.
     pub(super) fn rest(&self) -> Result<(), VmError> {
         let mut inner = self.lock();
+        inner.followed = false;
+        inner.heat.forget_ahead();
         if inner.on && !inner.ledger.any_seed() {
             self.guest.vm().stop_dirty_log()?;
             inner.on = false;
@@ -101,11 +116,35 @@ impl Inner {
         &mut self,
         vm: &Vm,
         order: &CutOrder,
-    ) -> Result<(Captured, PageSet), VmError> {
+    ) -> Result<(Captured, &PageSet), VmError> {
         self.harvested.clear();
         let captured = vm.capture(&mut self.harvested);
         self.ledger.record(&self.harvested);
         let captured = captured?;
-        Ok((captured, self.ledger.cut(order.followers, &order.joins)))
+        self.ledger.cut(order.followers, &order.joins, &mut self.cut);
+        self.followed = true;
+        Ok((captured, &self.cut))
+    }
+
+    /// The guest runs again: what it takes to judge what was sent ahead.
+    /// Returns how many pages were sent in vain.
+    pub(super) fn end_epoch(&mut self) -> u64 {
+        self.heat.end_epoch(&self.cut)
+    }
+
+    /// Takes pages that are dirty and look final, for the epoch that runs; none
+    /// if nothing may be sent ahead now.
+    pub(super) fn take_ahead(&mut self, vm: &Vm) -> Result<Option<&PageSet>, VmError> {
+        if !self.on || !self.followed || self.ledger.any_seed() {
+            return Ok(None);
+        }
+        self.harvested.clear();
+        if let Err(error) = vm.harvest_cold(&mut self.harvested, self.heat.hot()) {
+            // Pages that were cleared before it failed are dirty all the same.
+            self.ledger.record(&self.harvested);
+            return Err(error);
+        }
+        self.heat.sent_ahead(&self.harvested);
+        Ok(Some(&self.harvested))
     }
 }

@@ -120,8 +120,10 @@ metrics! {
     gauge in_flight "in_flight" bytes;
     /// Epochs ended.
     counter epochs "epochs";
-    /// Dirty pages captured.
+    /// Dirty pages captured in a pause.
     counter dirty_pages "dirty_pages";
+    /// Dirty pages captured ahead of the pause.
+    counter pages_ahead "pages_ahead";
     /// Bytes of epochs given to the network, chunks and control.
     counter wire "wire" bytes;
     /// Bytes of seeds given to the network.

@@ -253,7 +253,9 @@ pub fn encode(term: Term, frame: &Frame) -> Result<Vec<u8>, WireError> {
         Frame::ToPrimary(message) => control::write_to_primary(&mut writer, message)?,
         Frame::Chunk(chunk) => {
             ChunkHead::of(chunk).write(&mut writer);
-            writer.slice(&chunk.body);
+            for piece in chunk.body.pieces() {
+                writer.slice(piece);
+            }
         }
         Frame::Ask(ask) => registry::write_ask(&mut writer, ask)?,
         Frame::Answer(answer) => registry::write_answer(&mut writer, answer)?,
