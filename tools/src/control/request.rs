@@ -67,6 +67,13 @@ pub enum ControlRequest {
         /// Answered when the console has them.
         reply: Reply<Accepted>,
     },
+    /// Shut the guest down: press its power button, or turn it off.
+    Shutdown {
+        /// Turn it off without asking it.
+        force: bool,
+        /// Answered when the button is pressed, or the end has begun.
+        reply: Reply<Accepted>,
+    },
     /// End the process in good order: an operator's `/stop`, or a signal.
     Stop {
         /// Who wants it, for the log.
@@ -86,6 +93,7 @@ impl ControlRequest {
             Self::Protect { backup, .. } => format!("protect (backup: {})", named(backup)),
             Self::Unprotect { backup, .. } => format!("unprotect (backup: {})", named(backup)),
             Self::Verify(_) => "verify".to_owned(),
+            Self::Shutdown { force, .. } => format!("shutdown (force: {force})"),
             Self::Stop { reason, .. } => format!("stop ({reason})"),
         };
         events.record(Severity::Info, EventKind::CommandReceived, text, serde_json::Value::Null);

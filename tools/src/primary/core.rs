@@ -21,6 +21,7 @@ use super::{
     cutter::{self, Cut, Cutter},
     encoder::Encoders,
     flights::{Complete, Flights},
+    guest_events::RecentFaults,
     peers::{self, Peers, SharedTerm},
     seeder::{self, Seed},
     status::Verification,
@@ -30,7 +31,7 @@ use crate::{
     config::{Capture, Replication},
     control::{Accepted, ControlRequest, Reply},
     node::{
-        ArbiterWatch, Asker, Guest, Host, NodeError,
+        ArbiterWatch, Asker, Guest, GuestEvent, Host, NodeError,
         crash_point::{self, Moment},
         record_note,
     },
@@ -77,11 +78,10 @@ pub(crate) enum Input {
     /// Whether the arbiter answers, from time to time.
     ArbiterSeen(bool),
     Control(ControlRequest),
-    /// The guest ended by itself.
-    GuestEnded {
-        reason: String,
-        failed: bool,
-    },
+    /// Something happened to the guest.
+    Guest(GuestEvent),
+    /// The guest has begun anew; if not, it stays paused.
+    Restarted(Result<(), String>),
     /// The VM cannot be paused or resumed any more.
     GuestLost(String),
     /// The outlet found a release too old.
@@ -126,16 +126,18 @@ pub(super) struct Core {
     /// Cuts that are not committed: epoch and when the guest went on.
     pub(super) cut_at: VecDeque<(Epoch, Instant)>,
     pub(super) verification: Verification,
+    /// Triple faults that were followed by a restart.
+    pub(super) faults: RecentFaults,
     tracker: Arc<Tracker>,
     pool: BlockPool,
-    cutter: Cutter,
+    pub(super) cutter: Cutter,
     copier: Option<Arc<Copier>>,
     _encoders: Encoders,
     asker: Asker,
     _watch: ArbiterWatch,
     inputs: mpsc::Sender<Input>,
     /// When the event that is being handled was received.
-    received: Instant,
+    pub(super) received: Instant,
     failed: bool,
     held_bytes: u64,
     /// Pieces of output that had left when the figures were last updated.
@@ -181,19 +183,7 @@ impl Core {
         let flights = Arc::new(Flights::default());
         let encoders = encoders(replication, &guest, &flights, &inputs)?;
         let copier = copier(&host, &guest, &pool, &encoders)?;
-        let cutter = Cutter::start(cutter::Tools {
-            guest: guest.clone(),
-            tracker: tracker.clone(),
-            pool: pool.clone(),
-            intake: encoders.intake(),
-            copier: copier.clone(),
-            copy_max: replication.copy_max,
-            interval: replication.epoch,
-            send_outputs: replication.resend_outputs,
-            audit: host.audit.clone(),
-            inputs: inputs.clone(),
-        })
-        .map_err(NodeError::Thread)?;
+        let cutter = cutter(&host, &guest, &tracker, &pool, &encoders, copier.clone(), &inputs)?;
         let term = SharedTerm::default();
         term.set(promoted.register.term);
         let peers = dialers(&host, &guest, &term, &inputs);
@@ -219,6 +209,7 @@ impl Core {
             guest_held: false,
             cut_at: VecDeque::new(),
             verification: Verification::default(),
+            faults: RecentFaults::default(),
             tracker,
             pool,
             cutter,
@@ -286,6 +277,12 @@ impl Core {
         self.tell(Event::Commanded(command));
     }
 
+    /// The guest is over: what it said is committed, then everybody stands down.
+    pub(super) fn finish(&mut self, reason: String, failed: bool) {
+        self.failed |= failed;
+        self.command(Command::Finish { reason });
+    }
+
     fn take(&mut self, input: Input) {
         match input {
             Input::CutDone(cut) => self.on_cut_done(&cut),
@@ -323,14 +320,9 @@ impl Core {
             }
             Input::ArbiterSeen(answers) => self.arbiter_reachable = Some(answers),
             Input::Control(request) => self.on_control(request),
-            Input::GuestEnded { reason, failed } => {
-                self.failed |= failed;
-                self.command(Command::Finish { reason });
-            }
-            Input::GuestLost(why) => {
-                self.failed = true;
-                self.command(Command::Finish { reason: why });
-            }
+            Input::Guest(event) => self.on_guest_event(event),
+            Input::Restarted(result) => self.on_restarted(result),
+            Input::GuestLost(why) => self.finish(why, true),
             Input::StaleRelease => self.tell(Event::Stalled),
         }
     }
@@ -573,6 +565,33 @@ fn copier(
     Ok(Some(Arc::new(copier.map_err(NodeError::Thread)?)))
 }
 
+/// Takes checkpoints and restarts the guest.
+fn cutter(
+    host: &Host,
+    guest: &Arc<Guest>,
+    tracker: &Arc<Tracker>,
+    pool: &BlockPool,
+    encoders: &Encoders,
+    copier: Option<Arc<Copier>>,
+    inputs: &mpsc::Sender<Input>,
+) -> Result<Cutter, NodeError> {
+    let replication = &host.config.replication;
+    let cutter = Cutter::start(cutter::Tools {
+        guest: guest.clone(),
+        tracker: tracker.clone(),
+        pool: pool.clone(),
+        intake: encoders.intake(),
+        copier,
+        copy_max: replication.copy_max,
+        interval: replication.epoch,
+        send_outputs: replication.resend_outputs,
+        audit: host.audit.clone(),
+        config: host.config.clone(),
+        inputs: inputs.clone(),
+    });
+    cutter.map_err(NodeError::Thread)
+}
+
 fn dialers(host: &Host, guest: &Guest, term: &SharedTerm, inputs: &mpsc::Sender<Input>) -> Peers {
     Peers::new(peers::Tools {
         handle: host.runtime.handle().clone(),
@@ -607,8 +626,8 @@ fn listen(
     });
     let to_core = inputs.clone();
     guest
-        .on_end(move |reason, failed| {
-            let _ = to_core.send(Input::GuestEnded { reason, failed });
+        .on_event(move |event| {
+            let _ = to_core.send(Input::Guest(event));
         })
         .map_err(NodeError::Thread)
 }

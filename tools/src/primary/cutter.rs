@@ -7,6 +7,9 @@
 //!                   └───────────────────── the pause, measured ──────────────────────┘
 //! ```
 //!
+//! It also restarts a guest that wants to be restarted: between two cuts, so
+//! that an epoch has all of a restart or nothing of it.
+//!
 //! What is copied before the pause and written again is copied again, and only
 //! the last copy is sent. Pages are sent ahead only when the epoch before left many to its pause. A
 //! page that is written after it was sent ahead is dirty again and comes once
@@ -31,9 +34,12 @@ use super::{
     encoder::{EpochEnd, Group, Intake},
     tracker::{self, Plan, Tracker},
 };
-use crate::node::{
-    Audit, Guest,
-    crash_point::{self, Moment},
+use crate::{
+    config::VmConfig,
+    node::{
+        Audit, Guest,
+        crash_point::{self, Moment},
+    },
 };
 
 /// A pause with so few pages to copy is short enough.
@@ -57,6 +63,8 @@ enum Order {
     Cut(CutOrder),
     Hold,
     Free,
+    /// Restart the guest, if it still wants to be.
+    Restart,
     /// Pause for good and end the thread.
     Stop,
 }
@@ -119,6 +127,8 @@ pub(super) struct Tools {
     pub(super) send_outputs: bool,
     /// Digests are taken of every epoch.
     pub(super) audit: Arc<Audit>,
+    /// What boots when the guest restarts.
+    pub(super) config: VmConfig,
     pub(super) inputs: mpsc::Sender<Input>,
 }
 
@@ -156,6 +166,11 @@ impl Cutter {
         self.tell(Order::Free);
     }
 
+    /// Restarts the guest; [`Input::Restarted`] tells how that went.
+    pub(super) fn restart(&self) {
+        self.tell(Order::Restart);
+    }
+
     /// Pauses the guest for good and waits until it is.
     pub(super) fn stop(&mut self) {
         self.tell(Order::Stop);
@@ -174,6 +189,20 @@ impl Drop for Cutter {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// An error and its causes, in one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(&format!(": {words}"));
+        }
+        cause = error.source();
+    }
+    text
 }
 
 struct Worker {
@@ -212,6 +241,7 @@ impl Worker {
                 }
                 Some(Order::Hold) => self.hold(),
                 Some(Order::Free) => self.free(),
+                Some(Order::Restart) => self.restart(),
                 Some(Order::Stop) | None => {
                     let _ = self.hold();
                     return;
@@ -240,6 +270,29 @@ impl Worker {
             self.tools.guest.vm().resume()?;
             self.held = false;
         }
+        Ok(())
+    }
+
+    fn restart(&mut self) -> Result<(), VmError> {
+        let Tools { guest, tracker, config, inputs, .. } = &self.tools;
+        let _tracked = tracker.lock();
+        if !self.held {
+            guest.vm().pause()?;
+        }
+        let outcome = match guest.restart(config) {
+            Ok(true) => Ok(()),
+            Ok(false) if self.held => return Ok(()),
+            Ok(false) => return guest.vm().resume(),
+            Err(error) => Err(error_chain(&error)),
+        };
+        // A guest that did not restart has no more to do.
+        let lost = outcome.is_err();
+        if lost {
+            self.held = true;
+        } else if !self.held {
+            guest.vm().resume()?;
+        }
+        let _ = inputs.send(Input::Restarted(outcome));
         Ok(())
     }
 

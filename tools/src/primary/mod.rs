@@ -22,6 +22,7 @@ mod core;
 mod cutter;
 mod encoder;
 mod flights;
+mod guest_events;
 mod peers;
 mod seeder;
 mod status;
