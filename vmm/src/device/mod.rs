@@ -23,7 +23,7 @@ mod tests;
 pub mod virtio;
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     io,
     sync::{
         Arc, Mutex, PoisonError,
@@ -54,8 +54,35 @@ pub use crate::memory::GuestMemory;
 pub const SLOTS_BASE: u64 = 0xd000_0000;
 /// Bytes of address space for each.
 pub const SLOT_BYTES: u64 = 0x1000;
-/// Their interrupts: ISA lines that nothing else of ours uses.
-pub const SLOT_GSIS: [u32; 6] = [5, 6, 7, 9, 10, 11];
+/// Their interrupts: ISA lines that nothing of ours or of the platform uses
+/// (9 is left to ACPI), then the lines above those of ISA.
+pub const SLOT_GSIS: [u32; 13] = [5, 6, 7, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23];
+
+/// Where the guest finds one virtio-mmio device, as a DSDT or a command line
+/// tells it. Its interrupt is edge-triggered, active high.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    /// What is there, e.g. `virtio-net`.
+    pub kind: &'static str,
+    /// The first address.
+    pub base: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    /// The interrupt.
+    pub gsi: u32,
+}
+
+impl Slot {
+    fn new(index: usize, kind: &'static str) -> Self {
+        Self { kind, base: slot_base(index), bytes: SLOT_BYTES, gsi: SLOT_GSIS[index] }
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {:#x}, interrupt {}", self.kind, self.base, self.gsi)
+    }
+}
 
 /// A network device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -307,11 +334,17 @@ impl Devices {
     #[must_use]
     pub fn cmdline(&self) -> String {
         let mut line = String::new();
-        for (index, gsi) in SLOT_GSIS.iter().enumerate().take(self.networks.len()) {
-            let space = if index == 0 { "" } else { " " };
-            let _ = write!(line, "{space}virtio_mmio.device=4K@{:#x}:{gsi}", slot_base(index));
+        for Slot { base, gsi, .. } in self.slots() {
+            let space = if line.is_empty() { "" } else { " " };
+            let _ = write!(line, "{space}virtio_mmio.device=4K@{base:#x}:{gsi}");
         }
         line
+    }
+
+    /// The virtio-mmio devices, rising by address.
+    #[must_use]
+    pub fn slots(&self) -> Vec<Slot> {
+        (0..self.networks.len()).map(|index| Slot::new(index, "virtio-net")).collect()
     }
 
     /// Figures.

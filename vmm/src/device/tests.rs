@@ -82,6 +82,6 @@ fn impossible_configurations_are_refused() {
         let outlet = fixture::outlet(Mode::Passing);
         Devices::new(&config, Arc::clone(&vm), fixture::memory(), outlet).unwrap_err()
     };
-    assert!(matches!(attempt(vec![network.clone(); 7]), DeviceError::TooMany(7)));
+    assert!(matches!(attempt(vec![network.clone(); 14]), DeviceError::TooMany(14)));
     assert!(matches!(attempt(vec![network]), DeviceError::Mac(_)));
 }
