@@ -18,12 +18,13 @@ pub(crate) mod codec;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub(crate) mod serial;
+mod slot;
 #[cfg(test)]
 mod tests;
 pub mod virtio;
 
 use std::{
-    fmt::{self, Write as _},
+    fmt::Write as _,
     io,
     sync::{
         Arc, Mutex, PoisonError,
@@ -32,57 +33,24 @@ use std::{
 };
 
 use checkpoint::{Section, SectionError, Sections};
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::VmFd;
 use thiserror::Error;
-use virtio_bindings::bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
-use vmm_sys_util::eventfd::EventFd;
 
 use self::{
     bus::Bus,
     serial::SerialPort,
+    slot::{Slots, interrupt},
     virtio::{
-        net::{Net, NetStats, QUEUES, Worker},
+        device::{Device, MmioDevice},
+        net::{Net, NetStats},
         tap::{Tap, TapError},
-        transport::state::VERSION,
+        worker::Worker,
     },
 };
 use crate::outlet::{Outlet, SpeakError};
 
+pub use self::slot::{SLOT_BYTES, SLOT_GSIS, SLOTS_BASE, Slot};
 pub use crate::memory::GuestMemory;
-
-/// Where virtio-mmio devices begin.
-pub const SLOTS_BASE: u64 = 0xd000_0000;
-/// Bytes of address space for each.
-pub const SLOT_BYTES: u64 = 0x1000;
-/// Their interrupts: ISA lines that nothing of ours or of the platform uses
-/// (9 is left to ACPI), then the lines above those of ISA.
-pub const SLOT_GSIS: [u32; 13] = [5, 6, 7, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23];
-
-/// Where the guest finds one virtio-mmio device, as a DSDT or a command line
-/// tells it. Its interrupt is edge-triggered, active high.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
-    /// What is there, e.g. `virtio-net`.
-    pub kind: &'static str,
-    /// The first address.
-    pub base: u64,
-    /// How many bytes.
-    pub bytes: u64,
-    /// The interrupt.
-    pub gsi: u32,
-}
-
-impl Slot {
-    fn new(index: usize, kind: &'static str) -> Self {
-        Self { kind, base: slot_base(index), bytes: SLOT_BYTES, gsi: SLOT_GSIS[index] }
-    }
-}
-
-impl fmt::Display for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {:#x}, interrupt {}", self.kind, self.base, self.gsi)
-    }
-}
 
 /// A network device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,9 +121,11 @@ pub struct DeviceStats {
 #[derive(Debug)]
 pub struct Devices {
     ports: Bus<SerialPort>,
-    slots: Bus<Net>,
+    slots: Bus<dyn MmioDevice>,
     serial: Arc<SerialPort>,
-    networks: Vec<Arc<Net>>,
+    /// All that are in slots, in their order.
+    in_slots: Vec<Arc<dyn MmioDevice>>,
+    networks: Vec<Arc<Device<Net>>>,
     workers: Mutex<Vec<Worker>>,
     parked: AtomicBool,
     unknown_accesses: AtomicU64,
@@ -180,27 +150,23 @@ impl Devices {
         }
         let irq = interrupt(&vm, serial::GSI)?;
         let serial = Arc::new(SerialPort::new(irq, Arc::clone(&outlet)));
-        let mut networks = Vec::with_capacity(count);
-        for (index, network) in config.networks.iter().enumerate() {
-            networks.push(connect(index, network, &vm, &memory, &outlet)?);
+        let mut slots = Slots::new(&vm, &memory);
+        let mut networks = Vec::new();
+        for (index, network) in (0..).zip(&config.networks) {
+            networks.push(slots.plug(index, connect(index, network, &outlet)?)?);
         }
-        Ok(Self::assemble(serial, networks)?)
-    }
-
-    fn assemble(serial: Arc<SerialPort>, networks: Vec<Arc<Net>>) -> io::Result<Self> {
-        let workers: io::Result<Vec<Worker>> =
-            networks.iter().map(|net| Worker::start(Arc::clone(net))).collect();
-        let slots = networks
+        let Slots { devices: in_slots, workers, .. } = slots;
+        let ranges = in_slots
             .iter()
             .enumerate()
-            .map(|(index, net)| (slot_base(index), SLOT_BYTES, Arc::clone(net)))
-            .collect();
+            .map(|(index, device)| (slot::base(index), SLOT_BYTES, Arc::clone(device)));
         Ok(Self {
             ports: Bus::new(vec![(serial::PORT, serial::PORTS, Arc::clone(&serial))]),
-            slots: Bus::new(slots),
+            slots: Bus::new(ranges.collect()),
             serial,
+            in_slots,
             networks,
-            workers: Mutex::new(workers?),
+            workers: Mutex::new(workers),
             parked: AtomicBool::new(true),
             unknown_accesses: AtomicU64::new(0),
         })
@@ -228,7 +194,7 @@ impl Devices {
     /// A vCPU reads `address`. Where nothing answers it reads all ones.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
         match self.slots.find(address, data.len()) {
-            Some((net, offset)) => net.read(offset, data),
+            Some((device, offset)) => device.read(offset, data),
             None => {
                 data.fill(0xff);
                 self.count_unknown();
@@ -239,7 +205,7 @@ impl Devices {
     /// A vCPU writes `address`. Where nothing answers it is ignored.
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
         match self.slots.find(address, data.len()) {
-            Some((net, offset)) => net.write(offset, data),
+            Some((device, offset)) => device.write(offset, data),
             None => self.count_unknown(),
         }
     }
@@ -253,7 +219,7 @@ impl Devices {
     /// paused first, as they serve their own register accesses.
     pub fn park(&self) {
         self.serial.park();
-        self.networks.iter().for_each(|net| net.park());
+        self.in_slots.iter().for_each(|device| device.park());
         self.parked.store(true, Ordering::SeqCst);
     }
 
@@ -261,14 +227,14 @@ impl Devices {
     pub fn unpark(&self) {
         self.parked.store(false, Ordering::SeqCst);
         self.serial.unpark();
-        self.networks.iter().for_each(|net| net.unpark());
+        self.in_slots.iter().for_each(|device| device.unpark());
     }
 
     /// The names of the sections of [`Devices::save`].
     #[must_use]
     pub fn section_names(&self) -> Vec<String> {
-        let networks = self.networks.iter().map(|net| net.section());
-        std::iter::once(serial::SECTION.to_owned()).chain(networks).collect()
+        let in_slots = self.in_slots.iter().map(|device| device.section());
+        std::iter::once(serial::SECTION.to_owned()).chain(in_slots).collect()
     }
 
     /// The state of all devices.
@@ -279,12 +245,8 @@ impl Devices {
     #[must_use]
     pub fn save(&self) -> Vec<Section> {
         assert!(self.parked.load(Ordering::SeqCst), "devices are saved while they run");
-        let networks = self.networks.iter().map(|net| Section {
-            name: net.section(),
-            version: VERSION,
-            bytes: net.save(),
-        });
-        std::iter::once(self.serial.save()).chain(networks).collect()
+        let in_slots = self.in_slots.iter().map(|device| device.save());
+        std::iter::once(self.serial.save()).chain(in_slots).collect()
     }
 
     /// Takes over the state of all devices, or of none. It takes effect at
@@ -302,13 +264,13 @@ impl Devices {
     pub fn restore(&self, sections: &Sections) -> Result<(), DeviceError> {
         assert!(self.parked.load(Ordering::SeqCst), "devices are restored while they run");
         let serial = SerialPort::decode(sections)?;
-        let mut states = Vec::with_capacity(self.networks.len());
-        for net in &self.networks {
-            states.push(net.decode(sections.body(&net.section(), VERSION)?)?);
+        let mut states = Vec::with_capacity(self.in_slots.len());
+        for device in &self.in_slots {
+            states.push(device.decode(sections)?);
         }
         self.serial.adopt(serial);
-        for (net, state) in self.networks.iter().zip(states) {
-            net.adopt(state);
+        for (device, state) in self.in_slots.iter().zip(states) {
+            device.adopt(state);
         }
         Ok(())
     }
@@ -344,7 +306,8 @@ impl Devices {
     /// The virtio-mmio devices, rising by address.
     #[must_use]
     pub fn slots(&self) -> Vec<Slot> {
-        (0..self.networks.len()).map(|index| Slot::new(index, "virtio-net")).collect()
+        let slots = self.in_slots.iter().enumerate();
+        slots.map(|(index, device)| Slot::new(index, device.as_ref())).collect()
     }
 
     /// Figures.
@@ -362,39 +325,12 @@ impl Devices {
     }
 }
 
-/// Where slot `index` begins.
-const fn slot_base(index: usize) -> u64 {
-    SLOTS_BASE + index as u64 * SLOT_BYTES
-}
-
-/// A network device, connected to KVM, its tap and the outlet.
-fn connect(
-    index: usize,
-    config: &NetworkConfig,
-    vm: &VmFd,
-    memory: &GuestMemory,
-    outlet: &Arc<Outlet>,
-) -> Result<Arc<Net>, DeviceError> {
+/// Network device `index`, connected to its tap and the outlet.
+fn connect(index: u8, config: &NetworkConfig, outlet: &Arc<Outlet>) -> Result<Net, DeviceError> {
     if config.mac[0] & 1 == 1 || config.mac == [0; 6] {
         return Err(DeviceError::Mac(config.tap.clone()));
     }
     let tap = Arc::new(Tap::open(&config.tap, config.create)?);
-    let irq = interrupt(vm, SLOT_GSIS[index])?;
-    let number = index as u8;
-    outlet.attach(number, Arc::clone(&tap));
-    let net = Net::new(number, config.mac, irq, tap, memory.clone(), Arc::clone(outlet))?;
-    let register = slot_base(index) + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
-    for queue in 0..QUEUES {
-        vm.register_ioevent(net.kick(queue), &IoEventAddress::Mmio(register), queue as u32)
-            .map_err(|source| DeviceError::Kvm { what: "a queue's notification", source })?;
-    }
-    Ok(Arc::new(net))
-}
-
-/// An event that pulses `gsi`.
-fn interrupt(vm: &VmFd, gsi: u32) -> Result<Arc<EventFd>, DeviceError> {
-    let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-    vm.register_irqfd(&event, gsi)
-        .map_err(|source| DeviceError::Kvm { what: "an interrupt", source })?;
-    Ok(Arc::new(event))
+    outlet.attach(index, Arc::clone(&tap));
+    Ok(Net::new(index, config.mac, tap, Arc::clone(outlet)))
 }
