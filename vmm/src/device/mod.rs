@@ -1,10 +1,15 @@
 //! What the guest sees beside its CPUs and memory: a serial console and
-//! virtio-mmio network devices.
+//! virtio-mmio devices.
 //!
 //! | device | where | interrupt | section |
 //! |---|---|---|---|
 //! | serial console | ports 0x3f8 to 0x3ff | GSI 4 | `serial` |
-//! | network device *n* | memory, 0xd000_0000 + *n* * 0x1000 | [`SLOT_GSIS`]`[n]` | `virtio-net.`*n* |
+//! | network device *n* | a slot | the slot's | `virtio-net.`*n* |
+//! | disk *n* | a slot | the slot's | `virtio-blk.`*n* |
+//! | entropy device | a slot | the slot's | `virtio-rng.0` |
+//!
+//! Slot *n* is in memory at 0xd000_0000 + *n* * 0x1000, and its interrupt is
+//! [`SLOT_GSIS`]`[n]`. Slots are taken in the order of this table.
 //!
 //! Interrupts are pulses of an irqfd: describe them to the guest as
 //! edge-triggered.
@@ -26,6 +31,7 @@ pub mod virtio;
 use std::{
     fmt::Write as _,
     io,
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -41,8 +47,13 @@ use self::{
     serial::SerialPort,
     slot::{Slots, interrupt},
     virtio::{
+        blk::{
+            Disk, DiskStats, SERIAL_BYTES_MAX,
+            image::{Image, ImageError},
+        },
         device::{Device, MmioDevice},
         net::{Net, NetStats},
+        rng::{Rng, RngStats},
         tap::{Tap, TapError},
         worker::Worker,
     },
@@ -63,18 +74,43 @@ pub struct NetworkConfig {
     pub mac: [u8; 6],
 }
 
-/// Which devices the guest has beside the serial console.
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// Its raw image.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+    /// What the guest knows it by: at most [`SERIAL_BYTES_MAX`] visible bytes.
+    pub serial: String,
+}
+
+/// Which devices the guest has beside the serial console: at most as many as
+/// [`SLOT_GSIS`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DeviceConfig {
-    /// Network devices, at most as many as [`SLOT_GSIS`].
+    /// Network devices.
     pub networks: Vec<NetworkConfig>,
+    /// Disks.
+    pub disks: Vec<DiskConfig>,
+    /// Whether there is an entropy device.
+    pub rng: bool,
+}
+
+impl DeviceConfig {
+    fn slots(&self) -> usize {
+        self.networks.len() + self.disks.len() + usize::from(self.rng)
+    }
 }
 
 /// Why devices could not be made, restored or used.
 #[derive(Debug, Error)]
 pub enum DeviceError {
     /// The configuration asks for too many.
-    #[error("{0} network devices are configured, at most {max} are possible", max = SLOT_GSIS.len())]
+    #[error(
+        "{0} network devices, disks and the like are configured, at most {max} are possible",
+        max = SLOT_GSIS.len()
+    )]
     TooMany(usize),
     /// A MAC that is no station's.
     #[error(
@@ -84,6 +120,12 @@ pub enum DeviceError {
     /// A tap could not be opened.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// A disk's image is of no use.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A serial number that a disk cannot have.
+    #[error("`{0}` is no disk's serial: use 1 to {SERIAL_BYTES_MAX} visible ASCII characters")]
+    Serial(String),
     /// KVM did not connect an interrupt or a notification.
     #[error(
         "KVM could not connect {what}: does the VM have its interrupt controllers? see `romulus doctor`"
@@ -113,6 +155,10 @@ pub enum DeviceError {
 pub struct DeviceStats {
     /// By network device.
     pub networks: Vec<NetStats>,
+    /// By disk.
+    pub disks: Vec<DiskStats>,
+    /// The entropy device, if there is one.
+    pub rng: Option<RngStats>,
     /// Accesses by the guest to addresses where nothing answers.
     pub unknown_accesses: u64,
 }
@@ -126,6 +172,8 @@ pub struct Devices {
     /// All that are in slots, in their order.
     in_slots: Vec<Arc<dyn MmioDevice>>,
     networks: Vec<Arc<Device<Net>>>,
+    disks: Vec<Arc<Device<Disk>>>,
+    rng: Option<Arc<Device<Rng>>>,
     workers: Mutex<Vec<Worker>>,
     parked: AtomicBool,
     unknown_accesses: AtomicU64,
@@ -144,9 +192,8 @@ impl Devices {
         memory: GuestMemory,
         outlet: Arc<Outlet>,
     ) -> Result<Self, DeviceError> {
-        let count = config.networks.len();
-        if count > SLOT_GSIS.len() {
-            return Err(DeviceError::TooMany(count));
+        if config.slots() > SLOT_GSIS.len() {
+            return Err(DeviceError::TooMany(config.slots()));
         }
         let irq = interrupt(&vm, serial::GSI)?;
         let serial = Arc::new(SerialPort::new(irq, Arc::clone(&outlet)));
@@ -155,6 +202,11 @@ impl Devices {
         for (index, network) in (0..).zip(&config.networks) {
             networks.push(slots.plug(index, connect(index, network, &outlet)?)?);
         }
+        let mut disks = Vec::new();
+        for (index, disk) in (0..).zip(&config.disks) {
+            disks.push(slots.plug(index, attach(disk)?)?);
+        }
+        let rng = config.rng.then(|| slots.plug(0, Rng::new())).transpose()?;
         let Slots { devices: in_slots, workers, .. } = slots;
         let ranges = in_slots
             .iter()
@@ -166,6 +218,8 @@ impl Devices {
             serial,
             in_slots,
             networks,
+            disks,
+            rng,
             workers: Mutex::new(workers),
             parked: AtomicBool::new(true),
             unknown_accesses: AtomicU64::new(0),
@@ -310,11 +364,19 @@ impl Devices {
         slots.map(|(index, device)| Slot::new(index, device.as_ref())).collect()
     }
 
+    /// The images of the disks, in their order.
+    #[must_use]
+    pub fn images(&self) -> Vec<Arc<Image>> {
+        self.disks.iter().map(|disk| disk.image()).collect()
+    }
+
     /// Figures.
     #[must_use]
     pub fn stats(&self) -> DeviceStats {
         DeviceStats {
             networks: self.networks.iter().map(|net| net.stats()).collect(),
+            disks: self.disks.iter().map(|disk| disk.stats()).collect(),
+            rng: self.rng.as_ref().map(|rng| rng.stats()),
             unknown_accesses: self.unknown_accesses.load(Ordering::Relaxed),
         }
     }
@@ -333,4 +395,15 @@ fn connect(index: u8, config: &NetworkConfig, outlet: &Arc<Outlet>) -> Result<Ne
     let tap = Arc::new(Tap::open(&config.tap, config.create)?);
     outlet.attach(index, Arc::clone(&tap));
     Ok(Net::new(index, config.mac, tap, Arc::clone(outlet)))
+}
+
+/// A disk, its image opened.
+fn attach(config: &DiskConfig) -> Result<Disk, DeviceError> {
+    let serial = &config.serial;
+    let visible = serial.bytes().all(|byte| byte.is_ascii_graphic());
+    if serial.is_empty() || serial.len() > SERIAL_BYTES_MAX || !visible {
+        return Err(DeviceError::Serial(serial.clone()));
+    }
+    let image = Arc::new(Image::open(&config.path, config.read_only)?);
+    Ok(Disk::new(image, serial))
 }

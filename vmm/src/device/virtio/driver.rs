@@ -155,13 +155,28 @@ impl Driver {
 
     /// Publishes each of [`HOSTILE`] on `queue` of a device that `start`s, and
     /// hands its name to `survived`, which waits for what must become of it.
-    pub(crate) fn misbehave(&self, queue: usize, start: impl Fn(), survived: impl Fn(&str)) {
+    /// Descriptors have `flags`, too, and follow `first`, if it is given, in
+    /// their chain.
+    pub(crate) fn misbehave(
+        &self,
+        queue: usize,
+        (first, flags): (Option<(u64, u32)>, u16),
+        start: impl Fn(),
+        survived: impl Fn(&str),
+    ) {
+        const FIRST: u16 = SIZE - 1;
         for (name, descriptors, head) in HOSTILE {
             start();
-            for (index, address, len, flags, next) in *descriptors {
-                self.describe(queue, *index, *address, *len, *flags, *next);
+            for (index, address, len, own_flags, next) in *descriptors {
+                self.describe(queue, *index, *address, *len, own_flags | flags, *next);
             }
-            self.publish(queue, *head);
+            match first {
+                Some((address, len)) if *head < SIZE => {
+                    self.describe(queue, FIRST, address, len, NEXT, *head);
+                    self.publish(queue, FIRST);
+                }
+                Some(_) | None => self.publish(queue, *head),
+            }
             self.notify(queue);
             survived(name);
         }

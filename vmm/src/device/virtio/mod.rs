@@ -11,11 +11,13 @@
 //! parked device touches nothing. What is the same for all kinds is in
 //! `device`, `worker` and `transport`; a kind is a `Backend`.
 
+pub mod blk;
 pub(crate) mod chain;
 pub(crate) mod device;
 #[cfg(test)]
 pub(crate) mod driver;
 pub mod net;
+pub mod rng;
 pub mod tap;
 pub(crate) mod transport;
 #[cfg(test)]

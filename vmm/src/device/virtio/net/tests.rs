@@ -252,7 +252,7 @@ fn hostile_chains_cost_the_guest_a_reset_and_nothing_else() {
         assert_eq!(rig.get(0x60) & 2, 2, "{name}: no configuration interrupt");
         assert!(rig.heard().is_empty(), "{name}");
     };
-    rig.misbehave(TX, || rig.start(true), survived);
+    rig.misbehave(TX, (None, 0), || rig.start(true), survived);
     rig.start(true);
     rig.describe(TX, 0, BUFFERS, 64, WRITE, 0);
     rig.publish(TX, 0);
