@@ -1,9 +1,11 @@
-//! What the guest sees beside its CPUs and memory: a serial console and
-//! virtio-mmio devices.
+//! What the guest sees beside its CPUs and memory: a serial console, power
+//! control, a panic port and virtio-mmio devices.
 //!
 //! | device | where | interrupt | section |
 //! |---|---|---|---|
 //! | serial console | ports 0x3f8 to 0x3ff | GSI 4 | `serial` |
+//! | power control | see [`power`] | GSI 13 | `power` |
+//! | panic port | port 0x505 | | `pvpanic` |
 //! | network device *n* | a slot | the slot's | `virtio-net.`*n* |
 //! | disk *n* | a slot | the slot's | `virtio-blk.`*n* |
 //! | entropy device | a slot | the slot's | `virtio-rng.0` |
@@ -22,6 +24,8 @@ pub(crate) mod bus;
 pub(crate) mod codec;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub(crate) mod panic_port;
+pub mod power;
 pub(crate) mod serial;
 mod slot;
 #[cfg(test)]
@@ -44,6 +48,8 @@ use thiserror::Error;
 
 use self::{
     bus::Bus,
+    panic_port::PanicPort,
+    power::{PowerControl, PowerRequest},
     serial::SerialPort,
     slot::{Slots, interrupt},
     virtio::{
@@ -58,9 +64,15 @@ use self::{
         worker::Worker,
     },
 };
-use crate::outlet::{Outlet, SpeakError};
+use crate::{
+    acpi::Slot,
+    outlet::{Outlet, SpeakError},
+};
 
-pub use self::slot::{SLOT_BYTES, SLOT_GSIS, SLOTS_BASE, Slot};
+pub use self::{
+    panic_port::Panic,
+    slot::{SLOT_BYTES, SLOT_GSIS, SLOTS_BASE},
+};
 pub use crate::memory::GuestMemory;
 
 /// A network device.
@@ -163,12 +175,31 @@ pub struct DeviceStats {
     pub unknown_accesses: u64,
 }
 
+/// What a write to a port means beyond its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortEffect {
+    /// The vCPU must not go on.
+    Power(PowerRequest),
+    /// The guest said that it has panicked.
+    Panicked(Panic),
+}
+
+/// What answers at a port.
+#[derive(Debug)]
+enum PortDevice {
+    Serial(Arc<SerialPort>),
+    Power(Arc<PowerControl>),
+    Panic(Arc<PanicPort>),
+}
+
 /// All devices of a guest.
 #[derive(Debug)]
 pub struct Devices {
-    ports: Bus<SerialPort>,
+    ports: Bus<PortDevice>,
     slots: Bus<dyn MmioDevice>,
     serial: Arc<SerialPort>,
+    power: Arc<PowerControl>,
+    panic: Arc<PanicPort>,
     /// All that are in slots, in their order.
     in_slots: Vec<Arc<dyn MmioDevice>>,
     networks: Vec<Arc<Device<Net>>>,
@@ -197,6 +228,8 @@ impl Devices {
         }
         let irq = interrupt(&vm, serial::GSI)?;
         let serial = Arc::new(SerialPort::new(irq, Arc::clone(&outlet)));
+        let power = Arc::new(PowerControl::new(interrupt(&vm, power::GSI)?));
+        let panic = Arc::default();
         let mut slots = Slots::new(&vm, &memory);
         let mut networks = Vec::new();
         for (index, network) in (0..).zip(&config.networks) {
@@ -211,11 +244,13 @@ impl Devices {
         let ranges = in_slots
             .iter()
             .enumerate()
-            .map(|(index, device)| (slot::base(index), SLOT_BYTES, Arc::clone(device)));
+            .map(|(index, device)| (slot::place(index).address, SLOT_BYTES, Arc::clone(device)));
         Ok(Self {
-            ports: Bus::new(vec![(serial::PORT, serial::PORTS, Arc::clone(&serial))]),
+            ports: port_bus(&serial, &power, &panic),
             slots: Bus::new(ranges.collect()),
             serial,
+            power,
+            panic,
             in_slots,
             networks,
             disks,
@@ -229,7 +264,11 @@ impl Devices {
     /// A vCPU reads `port`: each byte of `data` is one access.
     pub fn pio_read(&self, port: u16, data: &mut [u8]) {
         match self.ports.find(u64::from(port), 1) {
-            Some((serial, offset)) => serial.read(offset, data),
+            Some((PortDevice::Serial(serial), offset)) => serial.read(offset, data),
+            Some((PortDevice::Power(power), _)) => {
+                data.iter_mut().for_each(|byte| *byte = power.read(port));
+            }
+            Some((PortDevice::Panic(panic), _)) => data.fill(panic.read()),
             None => {
                 data.fill(0xff);
                 self.count_unknown();
@@ -237,11 +276,26 @@ impl Devices {
         }
     }
 
-    /// A vCPU writes `port`: each byte of `data` is one access.
-    pub fn pio_write(&self, port: u16, data: &[u8]) {
+    /// A vCPU writes `port`: each byte of `data` is one access. The first
+    /// effect counts.
+    pub fn pio_write(&self, port: u16, data: &[u8]) -> Option<PortEffect> {
         match self.ports.find(u64::from(port), 1) {
-            Some((serial, offset)) => serial.write(offset, data),
-            None => self.count_unknown(),
+            Some((PortDevice::Serial(serial), offset)) => {
+                serial.write(offset, data);
+                None
+            }
+            Some((PortDevice::Power(power), _)) => {
+                let requests = data.iter().map(|byte| power.write(port, *byte));
+                requests.fold(None, Option::or).map(PortEffect::Power)
+            }
+            Some((PortDevice::Panic(panic), _)) => {
+                let said = data.iter().map(|byte| panic.write(*byte));
+                said.fold(None, Option::or).map(PortEffect::Panicked)
+            }
+            None => {
+                self.count_unknown();
+                None
+            }
         }
     }
 
@@ -273,6 +327,7 @@ impl Devices {
     /// paused first, as they serve their own register accesses.
     pub fn park(&self) {
         self.serial.park();
+        self.power.park();
         self.in_slots.iter().for_each(|device| device.park());
         self.parked.store(true, Ordering::SeqCst);
     }
@@ -281,6 +336,7 @@ impl Devices {
     pub fn unpark(&self) {
         self.parked.store(false, Ordering::SeqCst);
         self.serial.unpark();
+        self.power.unpark();
         self.in_slots.iter().for_each(|device| device.unpark());
     }
 
@@ -288,7 +344,8 @@ impl Devices {
     #[must_use]
     pub fn section_names(&self) -> Vec<String> {
         let in_slots = self.in_slots.iter().map(|device| device.section());
-        std::iter::once(serial::SECTION.to_owned()).chain(in_slots).collect()
+        let ports = [power::SECTION, panic_port::SECTION, serial::SECTION].map(str::to_owned);
+        ports.into_iter().chain(in_slots).collect()
     }
 
     /// The state of all devices.
@@ -300,7 +357,8 @@ impl Devices {
     pub fn save(&self) -> Vec<Section> {
         assert!(self.parked.load(Ordering::SeqCst), "devices are saved while they run");
         let in_slots = self.in_slots.iter().map(|device| device.save());
-        std::iter::once(self.serial.save()).chain(in_slots).collect()
+        let ports = [self.power.save(), self.panic.save(), self.serial.save()];
+        ports.into_iter().chain(in_slots).collect()
     }
 
     /// Takes over the state of all devices, or of none. It takes effect at
@@ -318,11 +376,15 @@ impl Devices {
     pub fn restore(&self, sections: &Sections) -> Result<(), DeviceError> {
         assert!(self.parked.load(Ordering::SeqCst), "devices are restored while they run");
         let serial = SerialPort::decode(sections)?;
+        let power = PowerControl::decode(sections)?;
+        let panic = PanicPort::decode(sections)?;
         let mut states = Vec::with_capacity(self.in_slots.len());
         for device in &self.in_slots {
             states.push(device.decode(sections)?);
         }
         self.serial.adopt(serial);
+        self.power.adopt(power);
+        self.panic.adopt(panic);
         for (device, state) in self.in_slots.iter().zip(states) {
             device.adopt(state);
         }
@@ -345,23 +407,55 @@ impl Devices {
         self.serial.input(bytes)
     }
 
+    /// Presses the power button; what happens then is the guest's decision.
+    pub fn press_power_button(&self) {
+        self.power.press_button();
+    }
+
+    /// Notes that the guest asks for its machine to be restarted or turned off.
+    pub(crate) fn request_power(&self, request: PowerRequest) {
+        self.power.request(request);
+    }
+
+    /// What the guest asks to be done with its machine and nobody has done.
+    #[must_use]
+    pub fn requested_power(&self) -> Option<PowerRequest> {
+        self.power.requested()
+    }
+
+    /// Whether the guest has panicked since power-on.
+    #[must_use]
+    pub fn panicked(&self) -> Option<Panic> {
+        self.panic.said()
+    }
+
+    /// Where the virtio-mmio devices are, for the ACPI tables.
+    #[must_use]
+    pub fn slots(&self) -> Vec<Slot> {
+        (0..self.in_slots.len()).map(slot::place).collect()
+    }
+
+    /// Which devices are where: equal on hosts between which a guest can move.
+    #[must_use]
+    pub fn inventory(&self) -> String {
+        let mut line = String::new();
+        for (Slot { address, gsi, .. }, device) in self.slots().iter().zip(&self.in_slots) {
+            let comma = if line.is_empty() { "" } else { ", " };
+            let _ = write!(line, "{comma}{} at {address:#x}:{gsi}", device.kind());
+        }
+        line
+    }
+
     /// What to append to the kernel's command line, for kernels that take
     /// virtio-mmio devices from there.
     #[must_use]
     pub fn cmdline(&self) -> String {
         let mut line = String::new();
-        for Slot { base, gsi, .. } in self.slots() {
+        for Slot { address, gsi, .. } in self.slots() {
             let space = if line.is_empty() { "" } else { " " };
-            let _ = write!(line, "{space}virtio_mmio.device=4K@{base:#x}:{gsi}");
+            let _ = write!(line, "{space}virtio_mmio.device=4K@{address:#x}:{gsi}");
         }
         line
-    }
-
-    /// The virtio-mmio devices, rising by address.
-    #[must_use]
-    pub fn slots(&self) -> Vec<Slot> {
-        let slots = self.in_slots.iter().enumerate();
-        slots.map(|(index, device)| Slot::new(index, device.as_ref())).collect()
     }
 
     /// The images of the disks, in their order.
@@ -385,6 +479,21 @@ impl Devices {
     pub fn stop(&self) {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
+}
+
+fn port_bus(
+    serial: &Arc<SerialPort>,
+    power: &Arc<PowerControl>,
+    panic: &Arc<PanicPort>,
+) -> Bus<PortDevice> {
+    let serial = Arc::new(PortDevice::Serial(Arc::clone(serial)));
+    let panic = Arc::new(PortDevice::Panic(Arc::clone(panic)));
+    let mut ranges =
+        vec![(serial::PORT, serial::PORTS, serial), (u64::from(panic_port::PORT), 1, panic)];
+    for (first, count) in power::PORTS {
+        ranges.push((first.into(), count, Arc::new(PortDevice::Power(Arc::clone(power)))));
+    }
+    Bus::new(ranges)
 }
 
 /// Network device `index`, connected to its tap and the outlet.

@@ -1,6 +1,6 @@
 //! Slots for virtio-mmio devices: where they are, and plugging devices in.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use virtio_bindings::bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
@@ -13,6 +13,7 @@ use super::{
         worker::Worker,
     },
 };
+use crate::acpi::Slot;
 
 /// Where virtio-mmio devices begin.
 pub const SLOTS_BASE: u64 = 0xd000_0000;
@@ -22,37 +23,10 @@ pub const SLOT_BYTES: u64 = 0x1000;
 /// (9 is left to ACPI), then the lines above those of ISA.
 pub const SLOT_GSIS: [u32; 13] = [5, 6, 7, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23];
 
-/// Where the guest finds one virtio-mmio device, as a DSDT or a command line
-/// tells it. Its interrupt is edge-triggered, active high.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
-    /// What is there, e.g. `virtio-net`.
-    pub kind: &'static str,
-    /// The first address.
-    pub base: u64,
-    /// How many bytes.
-    pub bytes: u64,
-    /// The interrupt.
-    pub gsi: u32,
-}
-
-impl Slot {
-    /// Slot `index`, in which `device` is.
-    pub(super) fn new(index: usize, device: &dyn MmioDevice) -> Self {
-        let kind = device.kind();
-        Self { kind, base: base(index), bytes: SLOT_BYTES, gsi: SLOT_GSIS[index] }
-    }
-}
-
-impl fmt::Display for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {:#x}, interrupt {}", self.kind, self.base, self.gsi)
-    }
-}
-
-/// Where slot `index` begins.
-pub(super) const fn base(index: usize) -> u64 {
-    SLOTS_BASE + index as u64 * SLOT_BYTES
+/// Where slot `index` is.
+pub(super) const fn place(index: usize) -> Slot {
+    let address = SLOTS_BASE + index as u64 * SLOT_BYTES;
+    Slot { address, bytes: SLOT_BYTES, gsi: SLOT_GSIS[index] }
 }
 
 /// The slots of a VM while its devices are made.
@@ -80,10 +54,10 @@ impl<'a> Slots<'a> {
         index: u8,
         backend: B,
     ) -> Result<Arc<Device<B>>, DeviceError> {
-        let slot = self.devices.len();
-        let irq = interrupt(self.vm, SLOT_GSIS[slot])?;
+        let slot = place(self.devices.len());
+        let irq = interrupt(self.vm, slot.gsi)?;
         let device = Arc::new(Device::new(index, backend, irq, self.memory.clone())?);
-        let register = base(slot) + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
+        let register = slot.address + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
         for (queue, kick) in device.kicks().iter().enumerate() {
             self.vm
                 .register_ioevent(kick, &IoEventAddress::Mmio(register), queue as u32)
