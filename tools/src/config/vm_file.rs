@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{
+    disks,
     error::Fault,
     host_files::HostFiles,
     section::{Found, Section, Source},
@@ -33,6 +34,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
     let arbiter = required("arbiter", "[arbiter] with name and address")?;
     let network = root.section("network")?;
     let console = root.section("console")?;
+    let disks = root.sections("disks")?;
     let replication = root.section("replication")?;
     let peers = root.sections("peers")?;
     root.finish()?;
@@ -41,6 +43,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
     let node = parse_node(node, files)?;
     let arbiter = parse_arbiter(arbiter)?;
     let peers = parse_peers(peers, &node, &arbiter)?;
+    let disks = disks::parse(disks, files, !peers.is_empty())?;
     let replication = match replication {
         Some(section) => parse_replication(section, &vm)?,
         None => parse_replication(Source::new("").parse()?, &vm)?,
@@ -51,6 +54,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
             Some(section) => parse_console(section, files)?,
             None => Console { log: None },
         },
+        disks,
         vm,
         node,
         peers,
@@ -101,6 +105,7 @@ fn parse_vm(mut section: Section<'_>, files: &HostFiles) -> Result<Vm, Fault> {
         boot: section.choice("boot", &boots, BootProtocol::Auto)?,
         dirty_tracking: section.choice("dirty_tracking", &trackings, DirtyTracking::Auto)?,
         hugepages: section.flag("hugepages", false)?,
+        rng: section.flag("rng", true)?,
     };
     section.finish()?;
     Ok(vm)

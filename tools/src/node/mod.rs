@@ -11,6 +11,7 @@
 mod asker;
 mod audit;
 pub mod crash_point;
+mod devices;
 mod guest;
 mod notes;
 

@@ -143,6 +143,15 @@ impl Core {
         address: Option<std::net::SocketAddr>,
         reply: Reply<Accepted>,
     ) {
+        if let Some(disk) = self.host.config.disks.iter().find(|disk| !disk.read_only) {
+            let error = format!(
+                "the guest may write disk {}, and writes are not replicated yet",
+                disk.serial
+            );
+            let remedy = "start the guest with `read_only = true` for all of its [[disks]]";
+            let _ = reply.send(Err(Refused::new(RefusedKind::State, error, remedy)));
+            return;
+        }
         if let (Some(backup), Some(address)) = (&backup, address) {
             self.addresses.insert(backup.clone(), address);
         }
