@@ -16,7 +16,7 @@ use arbiter::NodeId;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use super::types::{Accepted, Status, VerifyReport};
+use super::types::{Accepted, Status, Typed, VerifyReport};
 
 /// Requests that wait for the core at most; more are refused with 503.
 pub const WAITING_MAX: usize = 16;
@@ -61,8 +61,8 @@ pub enum ControlRequest {
     ConsoleInput {
         /// As typed.
         bytes: Vec<u8>,
-        /// Answered when the console has them.
-        reply: Reply<Accepted>,
+        /// Answered when the console has taken what it has room for.
+        reply: Reply<Typed>,
     },
     /// End the process in good order: an operator's `/stop`, or a signal.
     Stop {

@@ -19,7 +19,7 @@ use crate::{
     control::{
         Accepted, ArbiterState, Behind, ControlRequest, EventKind, Features, GuestState, PeerState,
         PeerStatus, Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, SeedProgress,
-        Severity, Status, VerifiedBackup, VerifyReport,
+        Severity, Status, Typed, VerifiedBackup, VerifyReport,
     },
     daemon::Telemetry,
     telemetry::Metrics,
@@ -103,7 +103,8 @@ impl Core {
             ControlRequest::Verify(reply) => self.on_verify(reply),
             ControlRequest::ConsoleInput { bytes, reply } => {
                 let taken = self.guest.console_input(&bytes);
-                accept(reply, format!("the console took {taken} of {} bytes", bytes.len()));
+                let message = format!("the console took {taken} of {} bytes", bytes.len());
+                let _ = reply.send(Ok(Typed { taken, message }));
             }
             ControlRequest::Stop { reason, reply } => self.on_stop(&reason, reply),
         }
