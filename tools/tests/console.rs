@@ -4,7 +4,10 @@
 use std::{
     fs::File,
     io::{Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -15,7 +18,8 @@ use std::{
 };
 
 use nix::{
-    pty::openpty,
+    fcntl::OFlag,
+    pty::{grantpt, posix_openpt, ptsname_r, unlockpt},
     sys::{
         signal::{Signal, kill},
         termios::{LocalFlags, tcgetattr},
@@ -178,23 +182,36 @@ impl Seen {
     }
 }
 
+/// A new terminal: the end with keys and a screen, and the end for a program.
+fn terminal() -> (File, File) {
+    let keyboard = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY).unwrap();
+    grantpt(&keyboard).unwrap();
+    unlockpt(&keyboard).unwrap();
+    let terminal = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(OFlag::O_NOCTTY.bits())
+        .open(ptsname_r(&keyboard).unwrap())
+        .unwrap();
+    (File::from(OwnedFd::from(keyboard)), terminal)
+}
+
 /// The console on a terminal.
 struct Session {
     child: Child,
     keyboard: File,
-    terminal: OwnedFd,
+    terminal: File,
     seen: Seen,
 }
 
 impl Session {
     fn begin(daemon: &Daemon, arguments: &[&str]) -> Self {
-        let pty = openpty(None, None).unwrap();
-        let end = || Stdio::from(pty.slave.try_clone().unwrap());
+        let (keyboard, terminal) = terminal();
+        let end = || Stdio::from(terminal.try_clone().unwrap());
         let child =
             romulus(daemon, arguments).stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
-        let keyboard = File::from(pty.master);
         let seen = Seen::collect(keyboard.try_clone().unwrap());
-        Self { child, keyboard, terminal: pty.slave, seen }
+        Self { child, keyboard, terminal, seen }
     }
 
     fn is_raw(&self) -> bool {

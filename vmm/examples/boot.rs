@@ -2,7 +2,8 @@
 //! at kernels, without replication.
 //!
 //! ```text
-//! cargo run -p romulus-vmm --example boot -- KERNEL INITRD|- VCPUS MEMORY_MIB TAP|- "CMDLINE" [DISK]...
+//! cargo run -p romulus-vmm --example boot -- \
+//!     KERNEL INITRD|- VCPUS MEMORY_MIB TAP|- "CMDLINE" [DISK]...
 //! ```
 //!
 //! The guest may write to a DISK whose name begins with `rw:`. A line `~.` presses the power button. Restarts go on in the same VM; ends
