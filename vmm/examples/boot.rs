@@ -6,8 +6,9 @@
 //!     KERNEL INITRD|- VCPUS MEMORY_MIB TAP|- "CMDLINE" [DISK]...
 //! ```
 //!
-//! The guest may write to a DISK whose name begins with `rw:`. A line `~.` presses the power button. Restarts go on in the same VM; ends
-//! with 0 when the guest turns itself off, and with 1 when it fails.
+//! The guest may write to a DISK whose name begins with `rw:`. A line `~.`
+//! presses the power button. Restarts go on in the same VM; ends with 0 when
+//! the guest turns itself off, and with 1 when it fails.
 
 use std::{
     env,

@@ -28,8 +28,8 @@ use std::{
 
 use checkpoint::{PageSet, Section, SectionError, Sections};
 use kvm_bindings::{
-    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip,
-    kvm_pit_config,
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_irqchip,
+    kvm_msr_entry, kvm_pit_config,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
@@ -245,18 +245,24 @@ impl Vm {
         Ok(protocol)
     }
 
-    /// Restarts the guest: everything but RAM is as after power-on, then it
-    /// boots. What it had asked for is done.
+    /// Restarts the guest: everything but RAM is as after power-on, and it
+    /// boots. What it had asked for is done. The files are read again.
     ///
     /// # Errors
     ///
-    /// [`VmError`]; the VM is then a shell that does not resume.
+    /// [`VmError::Boot`] if it does not boot: the guest is then paused as
+    /// before, though its RAM may be damaged. After any other error the VM is
+    /// a shell again and does not resume.
     pub fn reset(&mut self, config: &BootConfig) -> Result<BootProtocol, VmError> {
         self.require(self.phase == Phase::Paused, "restart")?;
+        let registers = boot::load(&self.ram, config, &self.platform, &self.devices.cmdline())?;
+        let protocol = registers.protocol();
         self.phase = Phase::Shell;
         let power_on = Arc::clone(&self.power_on);
         self.set_all(&power_on)?;
-        self.boot(config)
+        self.vcpus.boot(registers)?;
+        self.phase = Phase::Paused;
+        Ok(protocol)
     }
 
     /// Takes over saved state; the guest is then paused where it was saved.
@@ -508,10 +514,23 @@ fn create_vcpus(
         };
         let vcpu_fd = fd.create_vcpu(u64::from(vcpu)).map_err(error("KVM_CREATE_VCPU"))?;
         vcpu_fd.set_cpuid2(&host.cpuid(vcpu, vcpus)?).map_err(error("KVM_SET_CPUID2"))?;
+        set_memory_type(&vcpu_fd).map_err(error("KVM_SET_MSRS"))?;
         dirty.add_vcpu(&vcpu_fd)?;
         fds.push(vcpu_fd);
     }
     Ok(fds)
+}
+
+/// Leaves memory write-back, as firmware does: Linux does not use its page
+/// attribute table on a processor whose range registers are off.
+fn set_memory_type(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    const MTRR_DEFAULT_TYPE: u32 = 0x2ff;
+    const ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
+    let entry =
+        kvm_msr_entry { index: MTRR_DEFAULT_TYPE, data: ENABLE_WRITE_BACK, ..Default::default() };
+    let msrs = Msrs::from_entries(&[entry]).expect("one entry is below KVM's limit");
+    // A KVM without the register returns 0: then there is nothing to leave.
+    vcpu.set_msrs(&msrs).map(drop)
 }
 
 /// All sections that this machine's state has, sorted.

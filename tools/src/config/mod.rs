@@ -22,7 +22,8 @@ pub use self::{
     types::{
         ArbiterConfig, ArbiterPeer, BootProtocol, Console, DirtyTracking, Disk, DiskDigest,
         DiskSerial, IdentityFiles, InterfaceName, InvalidDiskSerial, InvalidInterfaceName,
-        InvalidMac, Kernel, MacAddress, Network, Node, Peer, Replication, Vm, VmConfig,
+        InvalidMac, Kernel, MacAddress, Network, Node, OnPanic, OnReboot, Peer, Replication, Vm,
+        VmConfig,
     },
 };
 use self::{host_files::HostFiles, section::Source};

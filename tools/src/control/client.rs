@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 
 use super::types::{
     Accepted, CONSOLE_FROM, CONSOLE_NEXT, CONSOLE_PROCESS, ErrorBody, EventPage, FailoverBody,
-    ProtectBody, Status, Typed, UnprotectBody, VerifyReport,
+    ProtectBody, ShutdownBody, Status, Typed, UnprotectBody, VerifyReport,
 };
 use crate::telemetry::ConsolePage;
 
@@ -148,6 +148,11 @@ impl Client {
     /// `POST /verify`.
     pub async fn verify(&self) -> Result<VerifyReport, ClientError> {
         self.post("/verify", &serde_json::json!({}), VERIFY_PATIENCE).await
+    }
+
+    /// `POST /shutdown`.
+    pub async fn shutdown(&self, body: &ShutdownBody) -> Result<Accepted, ClientError> {
+        self.post("/shutdown", body, PATIENCE).await
     }
 
     /// `POST /stop`.

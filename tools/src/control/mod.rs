@@ -9,7 +9,7 @@
 //! | `POST /console` | bytes typed; [`Typed`] |
 //! | `POST /failover`, `/protect`, `/unprotect` | [`Accepted`] |
 //! | `POST /verify` | [`VerifyReport`] |
-//! | `POST /stop` | [`Accepted`] |
+//! | `POST /shutdown`, `/stop` | [`Accepted`] |
 //!
 //! Errors are [`ErrorBody`]. The daemons' cores know only [`ControlRequest`].
 
@@ -27,8 +27,8 @@ pub use self::{
     types::{
         Accepted, ArbiterState, Behind, ErrorBody, EventKind, EventPage, EventRecord, FailoverBody,
         Features, GuestState, PeerState, PeerStatus, Percentiles, ProtectBody, Protection,
-        Refused as RefusedCounts, Role, SeedProgress, Severity, Status, Typed, UnprotectBody,
-        VerifiedBackup, VerifyReport,
+        Refused as RefusedCounts, Role, SeedProgress, Severity, ShutdownBody, Status, Typed,
+        UnprotectBody, VerifiedBackup, VerifyReport,
     },
 };
 

@@ -13,6 +13,7 @@ mod audit;
 pub mod crash_point;
 mod devices;
 mod guest;
+mod guest_event;
 mod notes;
 
 use std::{
@@ -28,6 +29,7 @@ use transport::{ArbiterClient, BindError, Endpoint, Identity, Options, identity:
 pub use asker::Asker;
 pub use audit::Audit;
 pub use guest::{Guest, GuestError};
+pub use guest_event::GuestEvent;
 pub use notes::record_note;
 
 use crate::{

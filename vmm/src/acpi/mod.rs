@@ -15,7 +15,9 @@
 //! level-triggered interrupt, both state to be replicated and both for nothing;
 //! Linux also skips its search for a PIT interrupt, which costs it a second.
 //! The price: without kvm-clock (`no-kvmclock`) such a kernel has nothing to
-//! measure its TSC with. Kernels from 3.4 on know hardware-reduced ACPI.
+//! measure its TSC with; and Linux with EFI compiled in restarts by EFI, which
+//! is not there, and then by the BIOS (see `boot::BIOS_ENTRY`). Kernels from
+//! 3.4 on know hardware-reduced ACPI.
 //!
 //! **Interrupts** of our devices are pulses of an irqfd, so every interrupt is
 //! described as edge-triggered, active high. That is what an ISA interrupt is
@@ -35,7 +37,7 @@ use crate::memory::GuestRam;
 /// Where the tables begin, with the RSDP.
 const RSDP: u64 = 0xe_0000;
 /// They end here at the latest.
-const TABLES_END: u64 = 0x10_0000;
+const TABLES_END: u64 = 0xf_0000;
 const ALIGNMENT: u64 = 16;
 
 const OEM: [u8; 6] = *b"ROMULU";

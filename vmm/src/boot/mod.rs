@@ -11,7 +11,7 @@
 //!
 //! ```text
 //!   0x0500 GDT   0x6000 start info, memory map   0x7000 boot_params   0x9000 page tables
-//!   0x20000 command line    0xe0000 ACPI tables
+//!   0x20000 command line    0xe0000 ACPI tables    0xffff0 what a PC's reset vector jumps to
 //!   0x100000 the kernel, at the lowest ......... the initrd, as high as it may be
 //! ```
 //!
@@ -50,6 +50,13 @@ const CMDLINE: u64 = 0x2_0000;
 /// From here to 1 MiB is no RAM on a PC.
 const LOW_RAM_END: u64 = 0x9_fc00;
 const BELOW_IMAGE: &str = "boot data lies in the first MiB of RAM";
+
+/// Where a PC's BIOS begins, in real mode. Kernels restart by going there when
+/// all else fails, and Linux on hardware-reduced ACPI without EFI tries nothing
+/// else (`efi_reboot_required` in `arch/x86/platform/efi/quirks.c`).
+const BIOS_ENTRY: u64 = 0xf_fff0;
+/// Asks for a restart: `mov al, 6; mov dx, 0xcf9; out dx, al; hlt; jmp` to the `hlt`.
+const RESTART_CODE: [u8; 9] = [0xb0, 0x06, 0xba, 0xf9, 0x0c, 0xee, 0xf4, 0xeb, 0xfd];
 
 /// How the guest is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -165,10 +172,12 @@ fn clear_low_memory(ram: &GuestRam) {
     ram.memory().write_slice(&zeros, GuestAddress(0)).expect(BELOW_IMAGE);
 }
 
-/// Writes command line and initrd; returns where the initrd lies.
+/// Writes what all protocols have; returns where the initrd lies.
 fn write_common(ram: &GuestRam, cmdline: &str, initrd: Option<&Initrd>) -> Option<Range<u64>> {
     let line = [cmdline.as_bytes(), &[0]].concat();
     ram.memory().write_slice(&line, GuestAddress(CMDLINE)).expect(BELOW_IMAGE);
+    let restart = GuestAddress(BIOS_ENTRY);
+    ram.memory().write_slice(&RESTART_CODE, restart).expect(BELOW_IMAGE);
     initrd.inspect(|initrd| initrd.write(ram)).map(Initrd::range)
 }
 

@@ -51,6 +51,7 @@ fn a_bzimage_gets_its_initrd_and_no_parameters_of_devices() {
     assert_eq!(read(&ram, 16 * MIB + 0x200, 1), [0xf4]);
     assert_eq!(read(&ram, 64 * MIB - 4096, 5), b"0707\0");
     assert_eq!(read(&ram, 0xe_0000, 8), b"RSD PTR ");
+    assert_eq!(read(&ram, 0xf_fff0, 6), b"\xb0\x06\xba\xf9\x0c\xee");
     assert_eq!(read(&ram, 0x7218, 8), [0, 0xf0, 0xff, 3, 4, 0, 0, 0]);
 }
 
