@@ -87,13 +87,20 @@ pub(super) fn console(arguments: &ConsoleArgs, json: bool) -> Result<Exit, Failu
         Screen { json, raw: false }.show(&page.bytes)?;
         return Ok(Exit::Done);
     }
-    // Nothing is done to the terminal if nobody serves the socket.
-    let place = Whereabouts::of(Ok(wait(client.status())??));
-    let on_terminal = !arguments.no_input && io::stdin().is_terminal();
+    wait(attach(&client, arguments.no_input, json))?
+}
+
+/// Runs a session, with the terminal raw if stdin is one.
+async fn attach(client: &Client, no_input: bool, json: bool) -> Result<Exit, Failure> {
+    // Nothing is done to the terminal if nobody serves the socket, and nothing
+    // before signals are caught.
+    let place = Whereabouts::of(Ok(client.status().await?));
+    let signals = Signals::catch()?;
+    let on_terminal = !no_input && io::stdin().is_terminal();
     let terminal = if on_terminal { Some(RawTerminal::begin()?) } else { None };
-    let input = if arguments.no_input { None } else { Some(Input::begin(on_terminal)?) };
+    let input = if no_input { None } else { Some(Input::begin(on_terminal)?) };
     let screen = Screen { json, raw: on_terminal };
-    let ended = wait(session(&client, screen, place, terminal.as_ref(), input))?;
+    let ended = session(client, screen, place, input, signals.ended(terminal.as_ref())).await;
     drop(terminal);
     if on_terminal {
         eprintln!();
@@ -105,8 +112,8 @@ async fn session(
     client: &Client,
     screen: Screen,
     place: Whereabouts,
-    terminal: Option<&RawTerminal>,
     input: Option<Input>,
+    signalled: impl Future<Output = Result<Exit, Failure>>,
 ) -> Result<Exit, Failure> {
     let leave = if screen.raw { "; Ctrl-] leaves" } else { "" };
     screen.notice(&format!("{}{leave}", place.words()))?;
@@ -127,7 +134,7 @@ async fn session(
         () = typing => Ok(Exit::Done),
         ended = show(client, screen) => ended,
         ended = look(client, screen, place) => ended,
-        ended = signals(terminal) => ended,
+        ended = signalled => ended,
     }
 }
 
@@ -200,26 +207,39 @@ async fn left(detached: oneshot::Receiver<()>) {
     tokio::time::sleep(LAST_WORDS_WAIT).await;
 }
 
-/// Ends the session when the process is told to end.
-async fn signals(terminal: Option<&RawTerminal>) -> Result<Exit, Failure> {
-    let catch = |kind| {
-        signal(kind).map_err(|source| ShellError::System { action: "catch signals", source })
-    };
-    let mut ending: [Signal; 4] = [
-        catch(SignalKind::interrupt())?,
-        catch(SignalKind::terminate())?,
-        catch(SignalKind::hangup())?,
-        catch(SignalKind::quit())?,
-    ];
-    let mut resumed = catch(SignalKind::from_raw(nix::sys::signal::Signal::SIGCONT as i32))?;
-    let [interrupt, terminate, hangup, quit] = &mut ending;
-    loop {
-        tokio::select! {
-            _ = interrupt.recv() => return Ok(Exit::Done),
-            _ = terminate.recv() => return Ok(Exit::Done),
-            _ = hangup.recv() => return Ok(Exit::Done),
-            _ = quit.recv() => return Ok(Exit::Done),
-            _ = resumed.recv() => if let Some(terminal) = terminal { terminal.again()? },
+/// Signals that end the session in good order, and the one after a stop.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    quit: Signal,
+    resumed: Signal,
+}
+
+impl Signals {
+    fn catch() -> Result<Self, Failure> {
+        let catch = |kind| {
+            signal(kind).map_err(|source| ShellError::System { action: "catch signals", source })
+        };
+        Ok(Self {
+            interrupt: catch(SignalKind::interrupt())?,
+            terminate: catch(SignalKind::terminate())?,
+            hangup: catch(SignalKind::hangup())?,
+            quit: catch(SignalKind::quit())?,
+            resumed: catch(SignalKind::from_raw(nix::sys::signal::Signal::SIGCONT as i32))?,
+        })
+    }
+
+    /// Resolves when the process is told to end.
+    async fn ended(mut self, terminal: Option<&RawTerminal>) -> Result<Exit, Failure> {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return Ok(Exit::Done),
+                _ = self.terminate.recv() => return Ok(Exit::Done),
+                _ = self.hangup.recv() => return Ok(Exit::Done),
+                _ = self.quit.recv() => return Ok(Exit::Done),
+                _ = self.resumed.recv() => if let Some(terminal) = terminal { terminal.again()? },
+            }
         }
     }
 }
