@@ -2,11 +2,13 @@
 //! at kernels, without replication.
 //!
 //! ```text
-//! cargo run -p romulus-vmm --example boot -- KERNEL INITRD|- VCPUS MEMORY_MIB TAP|- "CMDLINE"
+//! cargo run -p romulus-vmm --example boot -- \
+//!     KERNEL INITRD|- VCPUS MEMORY_MIB TAP|- "CMDLINE" [DISK]...
 //! ```
 //!
-//! A line `~.` presses the power button. Restarts go on in the same VM; ends
-//! with 0 when the guest turns itself off, and with 1 when it fails.
+//! The guest may write to a DISK whose name begins with `rw:`. A line `~.`
+//! presses the power button. Restarts go on in the same VM; ends with 0 when
+//! the guest turns itself off, and with 1 when it fails.
 
 use std::{
     env,
@@ -19,7 +21,7 @@ use std::{
 use checkpoint::output::Mode;
 use romulus_vmm::{
     boot::{BootConfig, BootProtocol},
-    device::{DeviceConfig, Devices, NetworkConfig},
+    device::{DeviceConfig, Devices, DiskConfig, NetworkConfig},
     dirty::DirtyTracking,
     event::VmEvent,
     outlet::{Outlet, OutletConfig},
@@ -30,8 +32,8 @@ const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let [kernel, initrd, vcpus, memory_mib, tap, cmdline] = &arguments[..] else {
-        return Err("usage: boot KERNEL INITRD|- VCPUS MEMORY_MIB TAP|- CMDLINE".into());
+    let [kernel, initrd, vcpus, memory_mib, tap, cmdline, disks @ ..] = &arguments[..] else {
+        return Err("usage: boot KERNEL INITRD|- VCPUS MEMORY_MIB TAP|- CMDLINE [DISK]...".into());
     };
     let given = |text: &String| (text != "-").then(|| text.clone());
     let networks = given(tap).map(|tap| NetworkConfig { tap, create: false, mac: MAC });
@@ -40,7 +42,11 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         vcpus: vcpus.parse()?,
         hugepages: false,
         dirty_tracking: DirtyTracking::Auto,
-        devices: DeviceConfig { networks: networks.into_iter().collect() },
+        devices: DeviceConfig {
+            networks: networks.into_iter().collect(),
+            disks: disks.iter().enumerate().map(disk).collect(),
+            rng: true,
+        },
     };
     let boot = BootConfig {
         kernel: kernel.into(),
@@ -56,6 +62,14 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     type_lines(Arc::clone(vm.devices()));
     vm.resume()?;
     run(&mut vm, &boot, &events)
+}
+
+fn disk((index, argument): (usize, &String)) -> DiskConfig {
+    let (path, read_only) = match argument.strip_prefix("rw:") {
+        Some(path) => (path, false),
+        None => (argument.as_str(), true),
+    };
+    DiskConfig { path: path.into(), read_only, serial: format!("disk-{index}") }
 }
 
 fn run(

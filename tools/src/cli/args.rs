@@ -80,6 +80,11 @@ pub enum Command {
         after_help = "Examples:\n  romulus events web-1\n  romulus events web-1 --follow --json"
     )]
     Events(EventsArgs),
+    /// Show the guest's serial console, and type there
+    #[command(
+        after_help = "Ctrl-] leaves the console; the guest goes on. What is shown was released: every\nin-sync backup has the state that it was said from.\n\nExamples:\n  romulus console web-1\n  echo uptime | romulus console web-1\n  romulus console web-1 --no-follow"
+    )]
+    Console(ConsoleArgs),
     /// Hand the guest over to a backup, by plan and without loss
     #[command(
         after_help = "Examples:\n  romulus failover web-1\n  romulus failover web-1 --to node-b"
@@ -158,6 +163,20 @@ pub struct EventsArgs {
     /// Only events with a higher number
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub after: u64,
+}
+
+/// Arguments of `console`.
+#[derive(Debug, Args)]
+pub struct ConsoleArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: VmArg,
+    /// Only show: leave stdin alone
+    #[arg(long)]
+    pub no_input: bool,
+    /// Show what was said last (64 KiB at most), and end
+    #[arg(long, conflicts_with = "no_input")]
+    pub no_follow: bool,
 }
 
 /// Arguments of `failover`.

@@ -1,6 +1,7 @@
 //! The command line: parsing, dispatch, and how errors end.
 
 mod args;
+mod console;
 mod control_commands;
 mod failure;
 mod host_commands;
@@ -61,6 +62,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Internal { command } => host_commands::internal(&command),
         Command::Status(arguments) => control_commands::status(&arguments, json),
         Command::Events(arguments) => control_commands::events(&arguments, json),
+        Command::Console(arguments) => console::console(&arguments, json),
         Command::Failover(arguments) => control_commands::failover(&arguments, json),
         Command::Protect(arguments) => control_commands::protect(&arguments, json),
         Command::Unprotect(arguments) => control_commands::unprotect(&arguments, json),

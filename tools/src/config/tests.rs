@@ -65,6 +65,89 @@ fn a_sound_file_and_its_defaults() {
     assert_eq!(config.node.identity.key, folder.path().join("node.key"));
     assert_eq!(config.network.unwrap().mac.octets(), [0x52, 0x54, 0, 0, 0, 1]);
     assert_eq!(config.peers.len(), 1);
+    assert!(config.vm.rng && config.disks.is_empty());
+}
+
+/// A sound file with two disks that are only read.
+fn with_disks(extra: &str) -> String {
+    let disks = "[[disks]]\npath = \"ca.pem\"\nread_only = true\n\n\
+                 [[disks]]\npath = \"node.pem\"\nread_only = true\n";
+    format!("{disks}{extra}\n{SOUND}")
+}
+
+#[test]
+fn disks_and_their_defaults() {
+    let text = with_disks("serial = \"data\"\ndigest = \"samples\"").replacen(
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\nrng = false",
+        1,
+    );
+    let (folder, path) = written(&text);
+    let config = read_vm(&path).unwrap();
+    assert!(!config.vm.rng);
+    let [first, second] = &config.disks[..] else { panic!("{:?}", config.disks) };
+    assert_eq!(first.path, folder.path().join("ca.pem"));
+    assert_eq!((first.serial.as_str(), first.digest), ("disk-0", DiskDigest::Auto));
+    assert_eq!((second.serial.as_str(), second.digest), ("data", DiskDigest::Samples));
+}
+
+#[test]
+fn a_disk_that_is_written_goes_without_peers_only() {
+    let written_to = with_disks("").replacen("read_only = true\n", "", 1);
+    assert_eq!(
+        complaint(&written_to),
+        "vm.toml:2: disks.path: is a disk that the guest may write, and writes are not replicated yet: set `read_only = true`, or remove [[peers]] and run the guest unprotected"
+    );
+    let peers = "[[peers]]\nname = \"node-b\"\naddress = \"10.1.0.2:7700\"\n";
+    let (_folder, path) = written(&written_to.replacen(peers, "", 1));
+    assert!(!read_vm(&path).unwrap().disks[0].read_only);
+}
+
+#[test]
+fn what_can_be_wrong_with_disks() {
+    let mut many = String::new();
+    for n in 2..9 {
+        many += &format!("\n[[disks]]\npath = \"node.key\"\nread_only = true\nserial = \"d{n}\"");
+    }
+    for (extra, expected) in [
+        ("digets = \"all\"", "vm.toml:8: disks.digets: is not a setting: did you mean `digest`?"),
+        (
+            "digest = \"most\"",
+            "vm.toml:8: disks.digest: \"most\" is no choice: use one of \"auto\", \"all\", \"samples\"",
+        ),
+        (
+            "serial = \"disk-0\"",
+            "vm.toml:8: disks.serial: disk-0 is another disk's serial: give each disk a serial of its own",
+        ),
+        (
+            "serial = \"a disk\"",
+            "vm.toml:8: disks.serial: \"a disk\": no serial, which has 1 to 20 of letters, digits, `-`, `_` and `.`: write it like serial = \"disk-0\"",
+        ),
+        (
+            "\n[[disks]]\npath = \"gone.img\"\nread_only = true",
+            "vm.toml:10: disks.path: cannot read gone.img: No such file or directory (os error 2): name a raw image, and check its permissions",
+        ),
+        (
+            "\n[[disks]]\npath = \".\"\nread_only = true",
+            "vm.toml:10: disks.path: . is neither a file nor a block device: name a raw image",
+        ),
+        (
+            &many[..],
+            "vm.toml:34: disks.path: is one disk too many, 8 are possible: join what belongs together in one image",
+        ),
+    ] {
+        assert_eq!(complaint(&with_disks(extra)), expected);
+    }
+}
+
+#[test]
+fn an_image_that_is_written_is_one_disks_only() {
+    let peers = "[[peers]]\nname = \"node-b\"\naddress = \"10.1.0.2:7700\"\n";
+    let text = with_disks("\n[[disks]]\npath = \"ca.pem\"").replacen(peers, "", 1);
+    assert_eq!(
+        complaint(&text),
+        "vm.toml:10: disks.path: is the image of disk disk-0, too: give each disk an image of its own, or make both read-only"
+    );
 }
 
 #[test]

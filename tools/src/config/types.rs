@@ -21,6 +21,8 @@ pub struct VmConfig {
     pub vm: Vm,
     /// Its network device, if it has one.
     pub network: Option<Network>,
+    /// Its disks.
+    pub disks: Vec<Disk>,
     /// Where its console goes.
     pub console: Console,
     /// This host.
@@ -60,6 +62,8 @@ pub struct Vm {
     pub dirty_tracking: DirtyTracking,
     /// Back guest RAM with huge pages where the host can.
     pub hugepages: bool,
+    /// Whether it has an entropy device.
+    pub rng: bool,
 }
 
 /// The guest's image.
@@ -127,6 +131,31 @@ pub struct Network {
     pub tap: InterfaceName,
     /// The guest's address on the link.
     pub mac: MacAddress,
+}
+
+/// A disk of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Disk {
+    /// Its raw image, a file or block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+    /// What the guest knows it by.
+    pub serial: DiskSerial,
+    /// How much of it is compared with the other nodes' images.
+    pub digest: DiskDigest,
+}
+
+/// How much of a disk's image is compared between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskDigest {
+    /// All of an image up to 1 GiB, samples of a larger one.
+    Auto,
+    /// All of it.
+    All,
+    /// 64 MiB of it.
+    Samples,
 }
 
 /// Where console bytes go.
@@ -360,5 +389,48 @@ impl FromStr for InterfaceName {
         let shaped = (1..=15).contains(&text.len()) && text.bytes().all(inner);
         let named = text != "." && text != "..";
         if shaped && named { Ok(Self(text.to_owned())) } else { Err(InvalidInterfaceName) }
+    }
+}
+
+/// Longest serial number of a disk, in bytes.
+const DISK_SERIAL_BYTES_MAX: usize = 20;
+
+/// What a guest knows a disk by (`/dev/disk/by-id/virtio-SERIAL`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct DiskSerial(String);
+
+impl DiskSerial {
+    /// The serial of disk `index`, if none is given.
+    #[must_use]
+    pub fn of_disk(index: usize) -> Self {
+        Self(format!("disk-{index}"))
+    }
+
+    /// The serial as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DiskSerial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A text that is no disk's serial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("no serial, which has 1 to {DISK_SERIAL_BYTES_MAX} of letters, digits, `-`, `_` and `.`")]
+pub struct InvalidDiskSerial;
+
+impl FromStr for DiskSerial {
+    type Err = InvalidDiskSerial;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDiskSerial> {
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let shaped = (1..=DISK_SERIAL_BYTES_MAX).contains(&text.len()) && text.bytes().all(inner);
+        if shaped { Ok(Self(text.to_owned())) } else { Err(InvalidDiskSerial) }
     }
 }

@@ -10,6 +10,7 @@ use std::{
 use checkpoint::chunk::Compression;
 
 use super::{
+    disks,
     error::Fault,
     host_files::HostFiles,
     section::{Found, Section, Source},
@@ -38,6 +39,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
     let arbiter = required("arbiter", "[arbiter] with name and address")?;
     let network = root.section("network")?;
     let console = root.section("console")?;
+    let disks = root.sections("disks")?;
     let replication = root.section("replication")?;
     let peers = root.sections("peers")?;
     root.finish()?;
@@ -46,6 +48,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
     let node = parse_node(node, files)?;
     let arbiter = parse_arbiter(arbiter)?;
     let peers = parse_peers(peers, &node, &arbiter)?;
+    let disks = disks::parse(disks, files, !peers.is_empty())?;
     let replication = match replication {
         Some(section) => parse_replication(section, &vm)?,
         None => parse_replication(Source::new("").parse()?, &vm)?,
@@ -56,6 +59,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
             Some(section) => parse_console(section, files)?,
             None => Console { log: None },
         },
+        disks,
         vm,
         node,
         peers,
@@ -108,6 +112,7 @@ fn parse_vm(mut section: Section<'_>, files: &HostFiles) -> Result<Vm, Fault> {
         on_panic,
         dirty_tracking: section.choice("dirty_tracking", &trackings, DirtyTracking::Auto)?,
         hugepages: section.flag("hugepages", false)?,
+        rng: section.flag("rng", true)?,
     };
     section.finish()?;
     Ok(vm)

@@ -17,7 +17,7 @@ use arbiter::NodeId;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use super::types::{Accepted, EventKind, Severity, Status, VerifyReport};
+use super::types::{Accepted, EventKind, Severity, Status, Typed, VerifyReport};
 use crate::telemetry::EventLog;
 
 /// Requests that wait for the core at most; more are refused with 503.
@@ -64,8 +64,8 @@ pub enum ControlRequest {
     ConsoleInput {
         /// As typed.
         bytes: Vec<u8>,
-        /// Answered when the console has them.
-        reply: Reply<Accepted>,
+        /// Answered when the console has taken what it has room for.
+        reply: Reply<Typed>,
     },
     /// Shut the guest down: press its power button, or turn it off.
     Shutdown {

@@ -310,6 +310,23 @@ pub struct Accepted {
     pub message: String,
 }
 
+/// Answer to `POST /console`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Typed {
+    /// How many of the bytes the console took: send the rest again later.
+    pub taken: usize,
+    /// The same in words.
+    pub message: String,
+}
+
+/// Header of `GET /console`: the process that answers. Another process numbers
+/// its bytes anew.
+pub(super) const CONSOLE_PROCESS: &str = "romulus-console-process";
+/// Header of `GET /console`: the number of the first byte.
+pub(super) const CONSOLE_FROM: &str = "romulus-console-from";
+/// Header of `GET /console`: the number behind the last byte.
+pub(super) const CONSOLE_NEXT: &str = "romulus-console-next";
+
 /// Body of `POST /failover`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

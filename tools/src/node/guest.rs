@@ -18,7 +18,7 @@ use checkpoint::{
 use thiserror::Error;
 use vmm::{
     boot::{BootConfig, BootProtocol},
-    device::{DeviceConfig, DeviceError, Devices, NetworkConfig, power::PowerRequest},
+    device::{DeviceError, Devices, power::PowerRequest, virtio::blk::image::ImageError},
     dirty::DirtyTracking,
     event::VmEvent,
     host::Backend,
@@ -30,7 +30,10 @@ use vmm::{
     vm::{Vm, VmConfig, VmError},
 };
 
-use super::GuestEvent;
+use super::{
+    GuestEvent,
+    devices::{device_config, device_traits},
+};
 use crate::{
     config::{self, Kernel},
     probe_guest::PROBE_GUEST,
@@ -47,6 +50,9 @@ pub enum GuestError {
     /// The VM could not be made, booted or restored.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// A disk cannot be compared with the other nodes'.
+    #[error(transparent)]
+    Disk(#[from] ImageError),
     /// The console's log cannot be written.
     #[error("cannot write the console's log {path}: check the folder and its permissions", path = .path.display())]
     Console {
@@ -128,7 +134,8 @@ impl Guest {
         let outlet = Arc::new(outlet);
         let (events, received) = mpsc::channel();
         let vm = Vm::new(&vm_config(config), outlet.clone(), events)?;
-        let machine = machine(config, &vm);
+        let mut machine = machine(config, &vm);
+        machine.traits.extend(device_traits(config, vm.devices())?);
         Ok(Self {
             ram: vm.memory().clone(),
             devices: vm.devices().clone(),
@@ -388,11 +395,6 @@ fn console_log(config: &config::VmConfig) -> Result<Option<File>, GuestError> {
 }
 
 fn vm_config(config: &config::VmConfig) -> VmConfig {
-    let networks = config.network.iter().map(|network| NetworkConfig {
-        tap: network.tap.as_str().to_owned(),
-        create: false,
-        mac: network.mac.octets(),
-    });
     VmConfig {
         memory_bytes: u64::from(config.vm.memory_mib.get()) << 20,
         vcpus: u8::try_from(config.vm.vcpus.get()).unwrap_or(u8::MAX),
@@ -402,7 +404,7 @@ fn vm_config(config: &config::VmConfig) -> VmConfig {
             config::DirtyTracking::Ring => DirtyTracking::Ring,
             config::DirtyTracking::Bitmap => DirtyTracking::Bitmap,
         },
-        devices: DeviceConfig { networks: networks.collect() },
+        devices: device_config(config),
     }
 }
 
@@ -413,18 +415,14 @@ fn machine(config: &config::VmConfig, vm: &Vm) -> Machine {
     for msr in &fingerprint.msrs {
         msrs.update(&msr.to_le_bytes());
     }
-    let mut traits: BTreeMap<String, String> = [
+    let traits: BTreeMap<String, String> = [
         ("cpu vendor".to_owned(), fingerprint.cpu_vendor.clone()),
         ("cpu features".to_owned(), hex(&fingerprint.cpuid_digest)),
         ("kvm backend".to_owned(), fingerprint.backend.to_owned()),
         ("xsave bytes".to_owned(), fingerprint.xsave_bytes.to_string()),
         ("model-specific registers".to_owned(), hex(msrs.finalize().as_bytes())),
-        ("devices".to_owned(), vm.devices().cmdline()),
     ]
     .into();
-    if let Some(network) = &config.network {
-        traits.insert("network mac".to_owned(), network.mac.to_string());
-    }
     let layout = vm.memory().layout().clone();
     Machine { layout, vcpus: config.vm.vcpus.get(), traits }
 }

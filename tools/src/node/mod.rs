@@ -12,6 +12,7 @@ mod arbiter_watch;
 mod asker;
 mod audit;
 pub mod crash_point;
+mod devices;
 mod guest;
 mod guest_event;
 mod notes;

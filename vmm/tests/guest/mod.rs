@@ -113,6 +113,42 @@ guest_code!(
     "out dx, eax",
 );
 
+// Reads 4 KiB blocks 0 to 255 of the disk in the first slot in turn and for
+// ever, by the rings that `Rig::drive_disk` sets up, and counts them. Ends with
+// 3 if a block does not begin with its number.
+guest_code!(
+    reading_disk,
+    "mov ebx, 0x200000",
+    "xor ecx, ecx",
+    "2: movzx eax, cl",
+    "shl eax, 3",
+    "mov edi, 0x300000",
+    "mov [rdi + 8], rax",
+    "mov byte ptr [rdi + 0x100], 0xaa",
+    "inc rcx",
+    "mov esi, 0x311000",
+    "mov [rsi + 2], cx",
+    "mov edx, 0xd0000050",
+    "mov dword ptr [rdx], 0",
+    "mov esi, 0x312000",
+    "4: mov ax, [rsi + 2]",
+    "cmp ax, cx",
+    "jne 4b",
+    "cmp byte ptr [rdi + 0x100], 0",
+    "jne 3f",
+    "mov esi, 0x301000",
+    "mov rax, [rsi]",
+    "lea rdx, [rcx - 1]",
+    "and edx, 0xff",
+    "cmp rax, rdx",
+    "jne 3f",
+    "mov [rbx], rcx",
+    "jmp 2b",
+    "3: mov eax, 3",
+    "mov dx, 0xf4",
+    "out dx, eax",
+);
+
 // Copies the first word of the command line to the exit port.
 guest_code!(
     reading_start_info,
@@ -284,6 +320,27 @@ impl Rig {
         let kernel: PathBuf = self.directory.path().join("guest.elf");
         std::fs::write(&kernel, image).unwrap();
         BootConfig { kernel, initrd: None, cmdline: "probe.words=1".into(), protocol }
+    }
+
+    /// Does for the guest `reading_disk` what a driver does to start a disk, and
+    /// describes its one request.
+    pub(crate) fn drive_disk(&self) {
+        const SLOT: u64 = 0xd000_0000;
+        // Reset to FEATURES_OK with VERSION_1 alone, a queue of 8, DRIVER_OK.
+        let features = [(0x70, 0), (0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)];
+        let addresses = [(0x80, 0x31_0000), (0x90, 0x31_1000), (0xa0, 0x31_2000)];
+        let queue = [&[(0x30, 0), (0x38, 8)], &addresses[..], &[(0x44, 1), (0x70, 15)]].concat();
+        for (register, value) in features.into_iter().chain(queue) {
+            self.vm.devices().mmio_write(SLOT + register, &u32::to_le_bytes(value));
+        }
+        let memory = self.vm.memory().memory();
+        let parts = [(0x30_0000_u64, 16_u32, 1_u16), (0x30_1000, 4096, 3), (0x30_0100, 1, 2)];
+        for (index, (address, len, flags)) in (0_u16..).zip(parts) {
+            let place = GuestAddress(0x31_0000 + 16 * u64::from(index));
+            let next = [flags, index + 1].map(u16::to_le_bytes).concat();
+            let descriptor = [&address.to_le_bytes()[..], &len.to_le_bytes(), &next].concat();
+            memory.write_slice(&descriptor, place).unwrap();
+        }
     }
 
     pub(crate) fn event(&self) -> VmEvent {
