@@ -16,6 +16,7 @@ mod page;
 pub mod primary;
 mod question;
 pub mod section;
+mod shape;
 
 pub use epoch::Epoch;
 pub use note::Note;

@@ -1,7 +1,6 @@
 //! The guest of a configuration: the VM, its way out, and its shape.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::Write,
     path::PathBuf,
@@ -12,7 +11,7 @@ use std::{
 use checkpoint::{
     MemoryLayout, Sections,
     chunk::Digest,
-    message::Machine,
+    message::{Machine, Traits},
     output::{Mode, Output},
 };
 use thiserror::Error;
@@ -379,22 +378,24 @@ fn vm_config(config: &config::VmConfig) -> VmConfig {
 
 fn machine(config: &config::VmConfig, vm: &Vm) -> Machine {
     let fingerprint = vm.fingerprint();
-    let hex = |digest: &[u8]| digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let hex = |digest: &[u8]| -> String {
+        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    };
     let mut msrs = blake3::Hasher::new();
     for msr in &fingerprint.msrs {
         msrs.update(&msr.to_le_bytes());
     }
-    let mut traits: BTreeMap<String, String> = [
-        ("cpu vendor".to_owned(), fingerprint.cpu_vendor.clone()),
-        ("cpu features".to_owned(), hex(&fingerprint.cpuid_digest)),
-        ("kvm backend".to_owned(), fingerprint.backend.to_owned()),
-        ("xsave bytes".to_owned(), fingerprint.xsave_bytes.to_string()),
-        ("model-specific registers".to_owned(), hex(msrs.finalize().as_bytes())),
-        ("devices".to_owned(), vm.devices().cmdline()),
+    let mut traits: Traits = [
+        ("cpu vendor".to_owned(), fingerprint.cpu_vendor.clone().into()),
+        ("cpu features".to_owned(), hex(&fingerprint.cpuid_digest).into()),
+        ("kvm backend".to_owned(), fingerprint.backend.into()),
+        ("xsave bytes".to_owned(), fingerprint.xsave_bytes.to_string().into()),
+        ("model-specific registers".to_owned(), hex(msrs.finalize().as_bytes()).into()),
+        ("devices".to_owned(), vm.devices().cmdline().into()),
     ]
     .into();
     if let Some(network) = &config.network {
-        traits.insert("network mac".to_owned(), network.mac.to_string());
+        traits.insert("network mac".to_owned(), network.mac.to_string().into());
     }
     let layout = vm.memory().layout().clone();
     Machine { layout, vcpus: config.vm.vcpus.get(), traits }
