@@ -23,7 +23,7 @@ use std::fmt;
 
 use arbiter::{Register, Term, VmId};
 
-pub use crate::shape::{Machine, Trait, Traits};
+pub use crate::shape::{Machine, Trait, Traits, difference};
 use crate::{Epoch, chunk::Digest};
 
 /// Most chunk indices in one [`ToPrimary::Nack`].

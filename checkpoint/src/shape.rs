@@ -114,38 +114,44 @@ impl Machine {
             let (ours, theirs) = (self.vcpus, primary.vcpus);
             return Some(format!("vCPUs differ: {ours} here, {theirs} there: {REMEDY_ELSE}"));
         }
-        let names: BTreeSet<_> = self.traits.keys().chain(primary.traits.keys()).collect();
-        let differing: Vec<_> = names
-            .into_iter()
-            .filter_map(|name| {
-                let told = objection(name, self.traits.get(name), primary.traits.get(name))?;
-                Some((name, told))
-            })
-            .collect();
-        let (first, _) = differing.first()?;
-        let mut told: Vec<_> =
-            differing.iter().take(TRAITS_SHOWN_MAX).map(|(_, told)| told.clone()).collect();
-        if let Some(more) = differing.len().checked_sub(TRAITS_SHOWN_MAX).filter(|more| *more > 0) {
-            told.push(format!("and {more} more"));
-        }
-        let told = told.join("; ");
-        let cut = &told[..told.floor_char_boundary(DIFFERENCE_BYTES_MAX)];
-        Some(format!("{cut}: {}", remedy(first)))
+        difference(&self.traits, &primary.traits)
     }
+}
+
+/// Why a node with the traits `ours` cannot stand by for a primary with the
+/// traits `primary`, in words for an operator, or `None` if it can.
+#[must_use]
+pub fn difference(ours: &Traits, primary: &Traits) -> Option<String> {
+    let names: BTreeSet<_> = ours.keys().chain(primary.keys()).collect();
+    let differing: Vec<_> = names
+        .into_iter()
+        .filter_map(|name| Some((name, objection(name, ours.get(name), primary.get(name))?)))
+        .collect();
+    let (first, _) = differing.first()?;
+    let mut told: Vec<_> =
+        differing.iter().take(TRAITS_SHOWN_MAX).map(|(_, told)| told.clone()).collect();
+    if let Some(more) = differing.len().checked_sub(TRAITS_SHOWN_MAX).filter(|more| *more > 0) {
+        told.push(format!("and {more} more"));
+    }
+    let told = told.join("; ");
+    let cut = &told[..told.floor_char_boundary(DIFFERENCE_BYTES_MAX)];
+    Some(format!("{cut}: {}", remedy(first)))
 }
 
 /// What is wrong with `theirs` at a node that has `ours`.
 fn objection(name: &str, ours: Option<&Trait>, theirs: Option<&Trait>) -> Option<String> {
     let name = cut(name);
     match (ours, theirs) {
-        (Some(ours), Some(theirs)) => difference(ours, theirs).map(|told| format!("{name} {told}")),
+        (Some(ours), Some(theirs)) => {
+            disagreement(ours, theirs).map(|told| format!("{name} {told}"))
+        }
         (Some(ours), None) => Some(format!("{name} differs: {ours} here, none there")),
         (None, Some(theirs)) => Some(format!("{name} differs: none here, {theirs} there")),
         (None, None) => None,
     }
 }
 
-fn difference(ours: &Trait, theirs: &Trait) -> Option<String> {
+fn disagreement(ours: &Trait, theirs: &Trait) -> Option<String> {
     match (ours, theirs) {
         (Trait::Text(ours), Trait::Text(theirs)) => {
             (ours != theirs).then(|| format!("differs: {} here, {} there", cut(ours), cut(theirs)))

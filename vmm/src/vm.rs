@@ -13,6 +13,8 @@
 //!
 //! A checkpoint is `pause`, [`Vm::capture`], copy the pages, `resume`.
 
+mod clocks;
+
 use std::{
     io,
     sync::{Arc, mpsc},
@@ -24,15 +26,16 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 
+use self::clocks::Clocks;
 use crate::{
     boot::{self, BootConfig, BootError},
     device::{DeviceConfig, DeviceError, Devices},
     dirty::{DirtyLog, DirtyLogError, DirtyTracking},
     event::VmEvent,
-    host::{Host, HostError, fingerprint::Fingerprint},
+    host::{GuestCpu, Host, HostError, fingerprint::Fingerprint, model::CpuConfig},
     memory::{GuestRam, MemoryError},
     outlet::Outlet,
-    state::{self, StateError, VcpuShape, machine},
+    state::{self, StateError, VcpuShape, clock::Moment, machine},
     vcpu::{VcpuContext, VcpuError, Vcpus},
 };
 
@@ -53,6 +56,8 @@ pub struct VmConfig {
     pub hugepages: bool,
     /// How to find dirty pages.
     pub dirty_tracking: DirtyTracking,
+    /// What it is to see of the CPU.
+    pub cpu: CpuConfig,
     /// What the guest has beside CPUs and memory.
     pub devices: DeviceConfig,
 }
@@ -150,6 +155,7 @@ pub struct Vm {
     /// The body of the section that describes the machine.
     shape: Vec<u8>,
     section_names: Vec<String>,
+    clocks: Clocks,
     phase: Phase,
 }
 
@@ -170,22 +176,22 @@ impl Vm {
         if config.vcpus == 0 || usize::from(config.vcpus) > max {
             return Err(VmError::VcpuCount { asked: config.vcpus, max });
         }
-        let (vcpu_shape, tsc_khz) = VcpuShape::probe(&host)?;
         let ram = Arc::new(GuestRam::new(config.memory_bytes, config.hugepages)?);
+        let memory_end = ram.layout().frame_end() * checkpoint::PAGE_BYTES as u64;
+        let cpu = host.guest_cpu(&config.cpu, memory_end)?;
         let fd = Arc::new(create_machine(&host)?);
-        let capabilities = host.capabilities();
-        let dirty = DirtyLog::new(Arc::clone(&fd), &ram, capabilities, config.dirty_tracking)?;
+        let capabilities = *host.capabilities();
+        let dirty = DirtyLog::new(Arc::clone(&fd), &ram, &capabilities, config.dirty_tracking)?;
         let dirty = Arc::new(dirty);
-        let fds = create_vcpus(&host, &fd, &dirty, config.vcpus)?;
-        let cpuid = host.cpuid(0, config.vcpus)?;
-        let fingerprint = host.fingerprint(&cpuid, &vcpu_shape.msrs, tsc_khz);
+        let fds = create_vcpus(&cpu, &fd, &dirty, config.vcpus)?;
+        let fingerprint = host.fingerprint(&cpu, config.vcpus);
         let memory = ram.memory().clone();
         let devices = Devices::new(&config.devices, Arc::clone(&fd), memory, outlet)?;
         let devices = Arc::new(devices);
         let context = VcpuContext {
             devices: Arc::clone(&devices),
             dirty: Arc::clone(&dirty),
-            shape: Arc::new(vcpu_shape),
+            shape: Arc::new(VcpuShape::new(&capabilities, &cpu)),
             events,
         };
         let vcpus = Vcpus::start(&fd, fds, &context)?;
@@ -198,6 +204,7 @@ impl Vm {
             fd,
             ram,
             fingerprint,
+            clocks: Clocks::new(capabilities),
             phase: Phase::Shell,
         })
     }
@@ -211,7 +218,7 @@ impl Vm {
         self.require(self.phase == Phase::Shell, "boot")?;
         let registers = boot::load(&self.ram, config, &self.devices.cmdline())?;
         self.vcpus.boot(registers)?;
-        self.phase = Phase::Paused;
+        self.set_paused();
         Ok(())
     }
 
@@ -226,21 +233,27 @@ impl Vm {
     pub fn restore(&mut self, sections: &Sections) -> Result<(), VmError> {
         self.require(self.phase != Phase::Running, "restore")?;
         self.check_sections(sections)?;
+        let saved = self.clocks.check(sections)?;
         self.phase = Phase::Shell;
-        machine::restore(&self.fd, sections)?;
-        self.vcpus.restore(&Arc::new(sections.clone()))?;
+        machine::restore(&self.fd, sections, saved.moment)?;
+        let shift = self.clocks.restore(&self.fd, &self.vcpus, &saved)?;
+        self.fingerprint.tsc_khz = self.clocks.rate().guest_khz;
+        self.vcpus.restore(&Arc::new(sections.clone()), shift)?;
         self.devices.restore(sections)?;
-        self.phase = Phase::Paused;
+        self.set_paused();
         Ok(())
     }
 
-    /// Lets the guest run.
+    /// Lets the guest run. After a long pause its clocks go on from where they
+    /// stopped.
     ///
     /// # Errors
     ///
-    /// [`VmError::Phase`] if it is not paused.
+    /// [`VmError::Phase`] if it is not paused, or [`VmError::State`] if its
+    /// clocks cannot be set.
     pub fn resume(&mut self) -> Result<(), VmError> {
         self.require(self.phase == Phase::Paused, "resume")?;
+        self.clocks.resume(&self.fd, &self.vcpus)?;
         self.devices.unpark();
         self.vcpus.run()?;
         self.phase = Phase::Running;
@@ -258,8 +271,8 @@ impl Vm {
         let start = Instant::now();
         self.vcpus.park()?;
         let vcpus = start.elapsed();
+        self.set_paused();
         self.devices.park();
-        self.phase = Phase::Paused;
         Ok(PauseTimings { vcpus, devices: start.elapsed() - vcpus })
     }
 
@@ -270,8 +283,9 @@ impl Vm {
     /// [`VmError::Phase`] if it is not paused, or [`VmError::State`].
     pub fn save(&self) -> Result<Sections, VmError> {
         self.require(self.phase == Phase::Paused, "save")?;
-        let vcpus = self.vcpus.begin_save()?;
-        let mut sections = self.save_machine()?;
+        let moment = Moment::now(&self.fd)?;
+        let vcpus = self.vcpus.begin_save(moment, self.clocks.rate())?;
+        let mut sections = self.save_machine(moment)?;
         sections.extend(vcpus.finish()?);
         Ok(Sections::new(sections).map_err(StateError::from)?)
     }
@@ -284,11 +298,12 @@ impl Vm {
     pub fn capture(&self, pages: &mut PageSet) -> Result<Captured, VmError> {
         self.require(self.phase == Phase::Paused, "capture")?;
         let start = Instant::now();
-        let vcpus = self.vcpus.begin_save()?;
+        let moment = Moment::now(&self.fd)?;
+        let vcpus = self.vcpus.begin_save(moment, self.clocks.rate())?;
         let guest_pages = self.dirty.harvest(pages);
         let vmm_pages = self.ram.harvest_vmm_writes(pages);
         let harvest = start.elapsed();
-        let machine = self.save_machine();
+        let machine = self.save_machine(moment);
         let mut sections = vcpus.finish()?;
         sections.extend(machine?);
         let sections = Sections::new(sections).map_err(StateError::from)?;
@@ -364,8 +379,14 @@ impl Vm {
         Ok(self.devices.announce()?)
     }
 
-    fn save_machine(&self) -> Result<Vec<Section>, StateError> {
+    fn set_paused(&mut self) {
+        self.phase = Phase::Paused;
+        self.clocks.stop();
+    }
+
+    fn save_machine(&self, moment: Moment) -> Result<Vec<Section>, StateError> {
         let mut sections = machine::save(&self.fd, &self.shape)?;
+        sections.push(moment.save(self.fingerprint.tsc_khz));
         sections.extend(self.devices.save());
         Ok(sections)
     }
@@ -415,7 +436,7 @@ fn create_machine(host: &Host) -> Result<VmFd, VmError> {
 }
 
 fn create_vcpus(
-    host: &Host,
+    cpu: &GuestCpu,
     fd: &VmFd,
     dirty: &DirtyLog,
     vcpus: u8,
@@ -426,7 +447,7 @@ fn create_vcpus(
             move |error: kvm_ioctls::Error| VcpuError::Create { vcpu, call, source: error.into() }
         };
         let vcpu_fd = fd.create_vcpu(u64::from(vcpu)).map_err(error("KVM_CREATE_VCPU"))?;
-        vcpu_fd.set_cpuid2(&host.cpuid(vcpu, vcpus)?).map_err(error("KVM_SET_CPUID2"))?;
+        vcpu_fd.set_cpuid2(&cpu.cpuid(vcpu, vcpus)).map_err(error("KVM_SET_CPUID2"))?;
         dirty.add_vcpu(&vcpu_fd)?;
         fds.push(vcpu_fd);
     }

@@ -12,6 +12,7 @@ use std::{
 use arbiter::{NodeId, VmId};
 use serde::{Serialize, Serializer};
 use thiserror::Error;
+use vmm::host::{feature::Feature, model::CpuModel};
 
 /// Everything about one VM on one node: the content of `VM.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -47,6 +48,12 @@ pub struct Vm {
     pub cmdline: String,
     /// How it is entered.
     pub boot: BootProtocol,
+    /// What the guest sees of the CPU.
+    #[serde(serialize_with = "as_text")]
+    pub cpu: CpuModel,
+    /// CPU features that it goes without.
+    #[serde(serialize_with = "as_texts")]
+    pub cpu_without: Vec<Feature>,
     /// How written pages are found.
     pub dirty_tracking: DirtyTracking,
     /// Back guest RAM with huge pages where the host can.
@@ -201,6 +208,14 @@ pub struct ArbiterConfig {
 
 fn as_millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u128(duration.as_millis())
+}
+
+fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn as_texts<S: Serializer>(values: &[impl fmt::Display], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(ToString::to_string))
 }
 
 /// An Ethernet address of one station.

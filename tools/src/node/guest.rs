@@ -11,7 +11,7 @@ use std::{
 use checkpoint::{
     MemoryLayout, Sections,
     chunk::Digest,
-    message::{Machine, Traits},
+    message::Machine,
     output::{Mode, Output},
 };
 use thiserror::Error;
@@ -20,6 +20,7 @@ use vmm::{
     device::{DeviceConfig, DeviceError, Devices, NetworkConfig},
     dirty::DirtyTracking,
     event::VmEvent,
+    host::model::CpuConfig,
     memory::GuestRam,
     outlet::{Outlet, OutletConfig},
     vm::{Vm, VmConfig, VmError},
@@ -84,7 +85,7 @@ pub struct Guest {
     outlet: Arc<Outlet>,
     stale_release: Arc<OnceLock<Callback>>,
     events: Mutex<Option<mpsc::Receiver<VmEvent>>>,
-    machine: Machine,
+    machine: Mutex<Machine>,
     tracking: String,
     backend: &'static str,
 }
@@ -134,7 +135,7 @@ impl Guest {
             outlet,
             stale_release,
             events: Mutex::new(Some(received)),
-            machine,
+            machine: Mutex::new(machine),
         })
     }
 
@@ -179,7 +180,11 @@ impl Guest {
     ///
     /// [`GuestError::Vm`]
     pub fn take_over(&self, sections: &Sections, outputs: Vec<Output>) -> Result<(), GuestError> {
-        self.vm().restore(sections)?;
+        let mut vm = self.vm();
+        vm.restore(sections)?;
+        // What belongs to the guest came with it: its TSC's frequency.
+        self.machine.lock().expect("no holder panics").traits.extend(vm.fingerprint().traits());
+        drop(vm);
         self.announce();
         self.outlet.inject(outputs);
         Ok(())
@@ -239,7 +244,7 @@ impl Guest {
     /// What must be equal on both sides.
     #[must_use]
     pub fn machine(&self) -> Machine {
-        self.machine.clone()
+        self.machine.lock().expect("no holder panics").clone()
     }
 
     /// How dirty pages are found.
@@ -372,28 +377,14 @@ fn vm_config(config: &config::VmConfig) -> VmConfig {
             config::DirtyTracking::Ring => DirtyTracking::Ring,
             config::DirtyTracking::Bitmap => DirtyTracking::Bitmap,
         },
+        cpu: CpuConfig { model: config.vm.cpu, without: config.vm.cpu_without.clone() },
         devices: DeviceConfig { networks: networks.collect() },
     }
 }
 
 fn machine(config: &config::VmConfig, vm: &Vm) -> Machine {
-    let fingerprint = vm.fingerprint();
-    let hex = |digest: &[u8]| -> String {
-        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
-    };
-    let mut msrs = blake3::Hasher::new();
-    for msr in &fingerprint.msrs {
-        msrs.update(&msr.to_le_bytes());
-    }
-    let mut traits: Traits = [
-        ("cpu vendor".to_owned(), fingerprint.cpu_vendor.clone().into()),
-        ("cpu features".to_owned(), hex(&fingerprint.cpuid_digest).into()),
-        ("kvm backend".to_owned(), fingerprint.backend.into()),
-        ("xsave bytes".to_owned(), fingerprint.xsave_bytes.to_string().into()),
-        ("model-specific registers".to_owned(), hex(msrs.finalize().as_bytes()).into()),
-        ("devices".to_owned(), vm.devices().cmdline().into()),
-    ]
-    .into();
+    let mut traits = vm.fingerprint().traits();
+    traits.insert("devices".to_owned(), vm.devices().cmdline().into());
     if let Some(network) = &config.network {
         traits.insert("network mac".to_owned(), network.mac.to_string().into());
     }
