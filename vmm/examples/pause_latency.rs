@@ -78,8 +78,12 @@ fn start(kernel: &str, vcpus: u8, memory_mib: u64, cmdline: &str) -> Result<Vm, 
     let mut vm = Vm::new(&config, Arc::new(outlet), events)?;
     println!("shell ready after {:?}", begin.elapsed());
     vm.memory().touch(2)?;
-    let boot =
-        BootConfig { kernel: kernel.into(), cmdline: cmdline.into(), protocol: BootProtocol::Auto };
+    let boot = BootConfig {
+        kernel: kernel.into(),
+        initrd: None,
+        cmdline: cmdline.into(),
+        protocol: BootProtocol::Auto,
+    };
     vm.boot(&boot)?;
     vm.resume()?;
     std::thread::sleep(Duration::from_millis(1500));

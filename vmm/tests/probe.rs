@@ -82,7 +82,7 @@ fn moved(image: &Path, vcpus: u8, protocol: BootProtocol) -> (u32, Vec<String>) 
 fn boot(image: &Path, vcpus: u8, protocol: BootProtocol) -> Rig {
     let mut rig = Rig::new(&config(vcpus, DirtyTracking::Auto));
     let cmdline = format!("probe.vcpus={vcpus} probe.tick=5 probe.compute=18000000");
-    rig.vm.boot(&BootConfig { kernel: image.to_owned(), cmdline, protocol }).unwrap();
+    rig.vm.boot(&BootConfig { kernel: image.to_owned(), initrd: None, cmdline, protocol }).unwrap();
     rig
 }
 

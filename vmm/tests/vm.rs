@@ -144,8 +144,8 @@ fn images_that_cannot_boot_are_refused() {
         }
     };
     let auto = BootProtocol::Auto;
-    assert!(matches!(try_boot(b"#!/bin/sh\n", auto), BootError::NoElf { .. }));
-    assert!(matches!(try_boot(b"", auto), BootError::NoElf { .. }));
+    assert!(matches!(try_boot(b"#!/bin/sh\n", auto), BootError::NoKernel { .. }));
+    assert!(matches!(try_boot(b"", auto), BootError::NoKernel { .. }));
     let whole = elf(code, false);
     for cut in [5, 63, 100] {
         assert!(matches!(try_boot(&whole[..cut], auto), BootError::NoElf { .. }), "cut at {cut}");
@@ -233,7 +233,7 @@ fn what_stops_a_guest_is_told() {
     // Without an IDT the exception becomes a triple fault, where ud2 is
     // emulated at all.
     let stopped =
-        matches!(event, VmEvent::Shutdown { vcpu: 0 } | VmEvent::InternalError { vcpu: 0, .. });
+        matches!(event, VmEvent::Reset { vcpu: 0, .. } | VmEvent::Emulation { vcpu: 0, .. });
     assert!(stopped, "{event}");
     rig.vm.pause().unwrap();
 

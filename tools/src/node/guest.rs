@@ -160,8 +160,10 @@ impl Guest {
             config::BootProtocol::Pvh => BootProtocol::Pvh,
             config::BootProtocol::LongMode => BootProtocol::LongMode,
         };
-        let boot = BootConfig { kernel, cmdline: config.vm.cmdline.clone(), protocol };
-        Ok(self.vm().boot(&boot)?)
+        let cmdline = config.vm.cmdline.clone();
+        let boot = BootConfig { kernel, initrd: None, cmdline, protocol };
+        self.vm().boot(&boot)?;
+        Ok(())
     }
 
     /// Touches all memory, so that no first touch falls into a promotion.
@@ -324,14 +326,18 @@ fn require_memory(needed_mib: u64) -> Result<(), GuestError> {
 fn verdict(event: &VmEvent) -> Option<bool> {
     match event {
         VmEvent::GuestExit { code } => Some(*code != EXIT_DONE),
-        VmEvent::Shutdown { .. } | VmEvent::SystemEvent { .. } | VmEvent::Halted { .. } => {
-            Some(false)
-        }
+        VmEvent::PowerOff { .. }
+        | VmEvent::Reset { .. }
+        | VmEvent::SystemEvent { .. }
+        | VmEvent::Halted { .. } => Some(false),
         VmEvent::UnmappedMemory { .. }
+        | VmEvent::Emulation { .. }
         | VmEvent::InternalError { .. }
         | VmEvent::FailEntry { .. }
         | VmEvent::Unexpected { .. } => Some(true),
-        VmEvent::DirtyRingStorm { .. } | VmEvent::DirtyLogFailed { .. } => None,
+        VmEvent::Panicked { .. }
+        | VmEvent::DirtyRingStorm { .. }
+        | VmEvent::DirtyLogFailed { .. } => None,
     }
 }
 

@@ -1,9 +1,11 @@
-//! What the guest sees beside its CPUs and memory: a serial console and
-//! virtio-mmio network devices.
+//! What the guest sees beside its CPUs and memory: a serial console, power
+//! control, a panic port and virtio-mmio network devices.
 //!
 //! | device | where | interrupt | section |
 //! |---|---|---|---|
 //! | serial console | ports 0x3f8 to 0x3ff | GSI 4 | `serial` |
+//! | power control | see [`power`] | GSI 13 | `power` |
+//! | panic port | port 0x505 | | `pvpanic` |
 //! | network device *n* | memory, 0xd000_0000 + *n* * 0x1000 | [`SLOT_GSIS`]`[n]` | `virtio-net.`*n* |
 //!
 //! Interrupts are pulses of an irqfd: describe them to the guest as
@@ -17,6 +19,8 @@ pub(crate) mod bus;
 pub(crate) mod codec;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub(crate) mod panic_port;
+pub mod power;
 pub(crate) mod serial;
 #[cfg(test)]
 mod tests;
@@ -39,6 +43,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::{
     bus::Bus,
+    panic_port::PanicPort,
+    power::{PowerControl, PowerRequest},
     serial::SerialPort,
     virtio::{
         net::{Net, NetStats, QUEUES, Worker},
@@ -46,8 +52,12 @@ use self::{
         transport::state::VERSION,
     },
 };
-use crate::outlet::{Outlet, SpeakError};
+use crate::{
+    acpi::Slot,
+    outlet::{Outlet, SpeakError},
+};
 
+pub use self::panic_port::Panic;
 pub use crate::memory::GuestMemory;
 
 /// Where virtio-mmio devices begin.
@@ -122,12 +132,31 @@ pub struct DeviceStats {
     pub unknown_accesses: u64,
 }
 
+/// What a write to a port means beyond its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortEffect {
+    /// The vCPU must not go on.
+    Power(PowerRequest),
+    /// The guest said that it has panicked.
+    Panicked(Panic),
+}
+
+/// What answers at a port.
+#[derive(Debug)]
+enum PortDevice {
+    Serial(Arc<SerialPort>),
+    Power(Arc<PowerControl>),
+    Panic(Arc<PanicPort>),
+}
+
 /// All devices of a guest.
 #[derive(Debug)]
 pub struct Devices {
-    ports: Bus<SerialPort>,
+    ports: Bus<PortDevice>,
     slots: Bus<Net>,
     serial: Arc<SerialPort>,
+    power: Arc<PowerControl>,
+    panic: Arc<PanicPort>,
     networks: Vec<Arc<Net>>,
     workers: Mutex<Vec<Worker>>,
     parked: AtomicBool,
@@ -153,14 +182,19 @@ impl Devices {
         }
         let irq = interrupt(&vm, serial::GSI)?;
         let serial = Arc::new(SerialPort::new(irq, Arc::clone(&outlet)));
+        let power = Arc::new(PowerControl::new(interrupt(&vm, power::GSI)?));
         let mut networks = Vec::with_capacity(count);
         for (index, network) in config.networks.iter().enumerate() {
             networks.push(connect(index, network, &vm, &memory, &outlet)?);
         }
-        Ok(Self::assemble(serial, networks)?)
+        Ok(Self::assemble(serial, power, networks)?)
     }
 
-    fn assemble(serial: Arc<SerialPort>, networks: Vec<Arc<Net>>) -> io::Result<Self> {
+    fn assemble(
+        serial: Arc<SerialPort>,
+        power: Arc<PowerControl>,
+        networks: Vec<Arc<Net>>,
+    ) -> io::Result<Self> {
         let workers: io::Result<Vec<Worker>> =
             networks.iter().map(|net| Worker::start(Arc::clone(net))).collect();
         let slots = networks
@@ -168,10 +202,13 @@ impl Devices {
             .enumerate()
             .map(|(index, net)| (slot_base(index), SLOT_BYTES, Arc::clone(net)))
             .collect();
+        let panic = Arc::default();
         Ok(Self {
-            ports: Bus::new(vec![(serial::PORT, serial::PORTS, Arc::clone(&serial))]),
+            ports: port_bus(&serial, &power, &panic),
             slots: Bus::new(slots),
             serial,
+            power,
+            panic,
             networks,
             workers: Mutex::new(workers?),
             parked: AtomicBool::new(true),
@@ -182,7 +219,11 @@ impl Devices {
     /// A vCPU reads `port`: each byte of `data` is one access.
     pub fn pio_read(&self, port: u16, data: &mut [u8]) {
         match self.ports.find(u64::from(port), 1) {
-            Some((serial, offset)) => serial.read(offset, data),
+            Some((PortDevice::Serial(serial), offset)) => serial.read(offset, data),
+            Some((PortDevice::Power(power), _)) => {
+                data.iter_mut().for_each(|byte| *byte = power.read(port));
+            }
+            Some((PortDevice::Panic(panic), _)) => data.fill(panic.read()),
             None => {
                 data.fill(0xff);
                 self.count_unknown();
@@ -190,11 +231,26 @@ impl Devices {
         }
     }
 
-    /// A vCPU writes `port`: each byte of `data` is one access.
-    pub fn pio_write(&self, port: u16, data: &[u8]) {
+    /// A vCPU writes `port`: each byte of `data` is one access. The first
+    /// effect counts.
+    pub fn pio_write(&self, port: u16, data: &[u8]) -> Option<PortEffect> {
         match self.ports.find(u64::from(port), 1) {
-            Some((serial, offset)) => serial.write(offset, data),
-            None => self.count_unknown(),
+            Some((PortDevice::Serial(serial), offset)) => {
+                serial.write(offset, data);
+                None
+            }
+            Some((PortDevice::Power(power), _)) => {
+                let requests = data.iter().map(|byte| power.write(port, *byte));
+                requests.fold(None, Option::or).map(PortEffect::Power)
+            }
+            Some((PortDevice::Panic(panic), _)) => {
+                let said = data.iter().map(|byte| panic.write(*byte));
+                said.fold(None, Option::or).map(PortEffect::Panicked)
+            }
+            None => {
+                self.count_unknown();
+                None
+            }
         }
     }
 
@@ -226,6 +282,7 @@ impl Devices {
     /// paused first, as they serve their own register accesses.
     pub fn park(&self) {
         self.serial.park();
+        self.power.park();
         self.networks.iter().for_each(|net| net.park());
         self.parked.store(true, Ordering::SeqCst);
     }
@@ -234,6 +291,7 @@ impl Devices {
     pub fn unpark(&self) {
         self.parked.store(false, Ordering::SeqCst);
         self.serial.unpark();
+        self.power.unpark();
         self.networks.iter().for_each(|net| net.unpark());
     }
 
@@ -241,7 +299,8 @@ impl Devices {
     #[must_use]
     pub fn section_names(&self) -> Vec<String> {
         let networks = self.networks.iter().map(|net| net.section());
-        std::iter::once(serial::SECTION.to_owned()).chain(networks).collect()
+        let ports = [power::SECTION, panic_port::SECTION, serial::SECTION].map(str::to_owned);
+        ports.into_iter().chain(networks).collect()
     }
 
     /// The state of all devices.
@@ -257,7 +316,8 @@ impl Devices {
             version: VERSION,
             bytes: net.save(),
         });
-        std::iter::once(self.serial.save()).chain(networks).collect()
+        let ports = [self.power.save(), self.panic.save(), self.serial.save()];
+        ports.into_iter().chain(networks).collect()
     }
 
     /// Takes over the state of all devices, or of none. It takes effect at
@@ -275,11 +335,15 @@ impl Devices {
     pub fn restore(&self, sections: &Sections) -> Result<(), DeviceError> {
         assert!(self.parked.load(Ordering::SeqCst), "devices are restored while they run");
         let serial = SerialPort::decode(sections)?;
+        let power = PowerControl::decode(sections)?;
+        let panic = PanicPort::decode(sections)?;
         let mut states = Vec::with_capacity(self.networks.len());
         for net in &self.networks {
             states.push(net.decode(sections.body(&net.section(), VERSION)?)?);
         }
         self.serial.adopt(serial);
+        self.power.adopt(power);
+        self.panic.adopt(panic);
         for (net, state) in self.networks.iter().zip(states) {
             net.adopt(state);
         }
@@ -300,6 +364,39 @@ impl Devices {
     /// Types `bytes` on the console; returns how many of them were taken.
     pub fn console_input(&self, bytes: &[u8]) -> usize {
         self.serial.input(bytes)
+    }
+
+    /// Presses the power button; what happens then is the guest's decision.
+    pub fn press_power_button(&self) {
+        self.power.press_button();
+    }
+
+    /// Notes that the guest asks for its machine to be restarted or turned off.
+    pub(crate) fn request_power(&self, request: PowerRequest) {
+        self.power.request(request);
+    }
+
+    /// What the guest asks to be done with its machine and nobody has done.
+    #[must_use]
+    pub fn requested_power(&self) -> Option<PowerRequest> {
+        self.power.requested()
+    }
+
+    /// Whether the guest has panicked since power-on.
+    #[must_use]
+    pub fn panicked(&self) -> Option<Panic> {
+        self.panic.said()
+    }
+
+    /// Where the virtio-mmio devices are, for the ACPI tables.
+    #[must_use]
+    pub fn slots(&self) -> Vec<Slot> {
+        let slot = |(index, gsi): (usize, &u32)| Slot {
+            address: slot_base(index),
+            bytes: SLOT_BYTES,
+            gsi: *gsi,
+        };
+        SLOT_GSIS.iter().enumerate().take(self.networks.len()).map(slot).collect()
     }
 
     /// What to append to the kernel's command line, for kernels that take
@@ -332,6 +429,21 @@ impl Devices {
 /// Where slot `index` begins.
 const fn slot_base(index: usize) -> u64 {
     SLOTS_BASE + index as u64 * SLOT_BYTES
+}
+
+fn port_bus(
+    serial: &Arc<SerialPort>,
+    power: &Arc<PowerControl>,
+    panic: &Arc<PanicPort>,
+) -> Bus<PortDevice> {
+    let serial = Arc::new(PortDevice::Serial(Arc::clone(serial)));
+    let panic = Arc::new(PortDevice::Panic(Arc::clone(panic)));
+    let mut ranges =
+        vec![(serial::PORT, serial::PORTS, serial), (u64::from(panic_port::PORT), 1, panic)];
+    for (first, count) in power::PORTS {
+        ranges.push((first.into(), count, Arc::new(PortDevice::Power(Arc::clone(power)))));
+    }
+    Bus::new(ranges)
 }
 
 /// A network device, connected to KVM, its tap and the outlet.

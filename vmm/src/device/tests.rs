@@ -59,7 +59,7 @@ fn devices_are_found_saved_and_restored() {
         let saved = devices.save();
         let names: Vec<_> = saved.iter().map(|section| section.name.clone()).collect();
         assert_eq!(names, devices.section_names());
-        assert_eq!(names, ["serial", "virtio-net.0", "virtio-net.1"]);
+        assert_eq!(names, ["power", "pvpanic", "serial", "virtio-net.0", "virtio-net.1"]);
         let sections = Sections::new(saved.clone()).unwrap();
         let other = self::devices(&kvm, 2);
         assert!(matches!(other.restore(&sections), Err(DeviceError::State(_))), "another mac");

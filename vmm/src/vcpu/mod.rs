@@ -44,6 +44,8 @@ use crate::{
     device::Devices,
     dirty::DirtyLog,
     event::VmEvent,
+    host::Backend,
+    memory::GuestRam,
     state::{
         StateError, VcpuShape,
         clock::{Moment, Rate, Tsc, TscShift},
@@ -95,6 +97,8 @@ pub(crate) struct VcpuContext {
     pub(crate) devices: Arc<Devices>,
     pub(crate) dirty: Arc<DirtyLog>,
     pub(crate) shape: Arc<VcpuShape>,
+    pub(crate) ram: Arc<GuestRam>,
+    pub(crate) backend: Backend,
     pub(crate) events: mpsc::Sender<VmEvent>,
 }
 

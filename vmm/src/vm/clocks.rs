@@ -102,3 +102,10 @@ pub(super) struct SavedClocks {
     /// vCPU 0's TSC.
     first: Tsc,
 }
+
+impl SavedClocks {
+    /// The same clocks, with TSCs as fast as `rate` says.
+    pub(super) fn at(self, rate: Rate) -> Self {
+        Self { guest_khz: rate.guest_khz, ..self }
+    }
+}

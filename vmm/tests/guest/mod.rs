@@ -180,6 +180,52 @@ guest_code!(
 guest_code!(touching_nothing, "mov rdi, 0xc8000000", "mov al, [rdi]", "mov [rdi], al", "4: jmp 4b");
 guest_code!(unknown_instruction, "mov ebx, 0x200000", "ud2", "4: jmp 4b");
 
+// Counts its lives in memory: restarts twice, then turns itself off.
+guest_code!(
+    restarting,
+    "mov ebx, 0x200000",
+    "mov rcx, [rbx]",
+    "inc rcx",
+    "mov [rbx], rcx",
+    "cmp rcx, 3",
+    "jae 3f",
+    "mov dx, 0xcf9",
+    "mov al, 6",
+    "out dx, al",
+    "2: jmp 2b",
+    "3: mov dx, 0x600",
+    "mov al, 0x34",
+    "out dx, al",
+    "4: jmp 4b",
+);
+
+guest_code!(
+    panicking_and_turning_off,
+    "mov dx, 0x505",
+    "mov al, 1",
+    "out dx, al",
+    "mov dx, 0x600",
+    "mov al, 0x34",
+    "out dx, al",
+    "4: jmp 4b",
+);
+
+// Counts until there is an event of the power button, and ends with it.
+guest_code!(
+    awaiting_the_button,
+    "mov ebx, 0x200000",
+    "xor ecx, ecx",
+    "2: inc rcx",
+    "mov [rbx], rcx",
+    "mov dx, 0x602",
+    "in al, dx",
+    "test al, al",
+    "jz 2b",
+    "movzx eax, al",
+    "mov dx, 0xf4",
+    "out dx, eax",
+);
+
 /// Whether KVM is here; if not, says so, or fails if `ROMULUS_REQUIRE` has
 /// `kvm` in it.
 pub(crate) fn require_kvm() -> bool {
@@ -296,7 +342,7 @@ impl Rig {
     pub(crate) fn boot_config(&self, image: &[u8], protocol: BootProtocol) -> BootConfig {
         let kernel: PathBuf = self.directory.path().join("guest.elf");
         std::fs::write(&kernel, image).unwrap();
-        BootConfig { kernel, cmdline: "probe.words=1".into(), protocol }
+        BootConfig { kernel, initrd: None, cmdline: "probe.words=1".into(), protocol }
     }
 
     pub(crate) fn event(&self) -> VmEvent {
