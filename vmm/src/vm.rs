@@ -252,20 +252,26 @@ impl Vm {
         Ok(protocol)
     }
 
-    /// Restarts the guest: everything but RAM is as after power-on, then it
-    /// boots. What it had asked for is done.
+    /// Restarts the guest: everything but RAM is as after power-on, and it
+    /// boots. What it had asked for is done. The files are read again.
     ///
     /// # Errors
     ///
-    /// [`VmError`]; the VM is then a shell that does not resume.
+    /// [`VmError::Boot`] if it does not boot: the guest is then paused as
+    /// before, though its RAM may be damaged. After any other error the VM is
+    /// a shell again and does not resume.
     pub fn reset(&mut self, config: &BootConfig) -> Result<BootProtocol, VmError> {
         self.require(self.phase == Phase::Paused, "restart")?;
+        let registers = boot::load(&self.ram, config, &self.platform, &self.devices.cmdline())?;
+        let protocol = registers.protocol();
         self.phase = Phase::Shell;
         let power_on = Arc::clone(&self.power_on);
         // Its backups have agreed to the frequency that it has.
         let saved = self.clocks.check(&power_on)?.at(self.clocks.rate());
         self.set_all(&power_on, &saved)?;
-        self.boot(config)
+        self.vcpus.boot(registers)?;
+        self.set_paused();
+        Ok(protocol)
     }
 
     /// Takes over saved state; the guest is then paused where it was saved.

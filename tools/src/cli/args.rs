@@ -96,6 +96,11 @@ pub enum Command {
     /// Compare the guest's memory on all sides
     #[command(after_help = "Example:\n  romulus verify web-1\n\nExit code 1 if they differ.")]
     Verify(VmArg),
+    /// Ask the guest to shut down, as its power button does
+    #[command(
+        after_help = "Examples:\n  romulus shutdown web-1 --wait 60\n  romulus shutdown web-1 --force\n\nThe guest has to listen to its power button (Debian does). When it turns itself\noff, its process ends with 0 and its backups stand down."
+    )]
+    Shutdown(ShutdownArgs),
     /// Make and show certificates for nodes and the arbiter
     Pki {
         /// What to do
@@ -192,6 +197,20 @@ pub struct UnprotectArgs {
     /// The backup to let go; all of them if not given
     #[arg(long, value_name = "NODE")]
     pub backup: Option<NodeId>,
+}
+
+/// Arguments of `shutdown`.
+#[derive(Debug, Args)]
+pub struct ShutdownArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: VmArg,
+    /// Turn it off without asking it, as by pulling its plug
+    #[arg(long)]
+    pub force: bool,
+    /// Return when it is off; exit code 1 if it is not after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub wait: Option<u64>,
 }
 
 /// What `pki` does.

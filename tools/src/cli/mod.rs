@@ -64,6 +64,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Failover(arguments) => control_commands::failover(&arguments, json),
         Command::Protect(arguments) => control_commands::protect(&arguments, json),
         Command::Unprotect(arguments) => control_commands::unprotect(&arguments, json),
+        Command::Shutdown(arguments) => control_commands::shutdown(&arguments, json),
         Command::Verify(arguments) => control_commands::verify(&arguments, json),
     }
 }

@@ -20,8 +20,8 @@ pub use self::{
     error::{ConfigError, Fault},
     types::{
         ArbiterConfig, ArbiterPeer, BootProtocol, Console, DirtyTracking, IdentityFiles,
-        InterfaceName, InvalidInterfaceName, InvalidMac, Kernel, MacAddress, Network, Node, Peer,
-        Replication, Vm, VmConfig,
+        InterfaceName, InvalidInterfaceName, InvalidMac, Kernel, MacAddress, Network, Node,
+        OnPanic, OnReboot, Peer, Replication, Vm, VmConfig,
     },
 };
 use self::{host_files::HostFiles, section::Source};

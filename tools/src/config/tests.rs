@@ -67,6 +67,19 @@ fn a_sound_file_and_its_defaults() {
     assert_eq!(config.peers.len(), 1);
 }
 
+#[test]
+fn a_linux_guest_and_its_defaults() {
+    let linux = "kernel = \"ca.pem\"\ninitrd = \"node.pem\"\nboot = \"linux\"";
+    let (folder, path) = written(&SOUND.replacen("kernel = \"probe\"", linux, 1));
+    let vm = read_vm(&path).unwrap().vm;
+    assert_eq!(vm.kernel, Kernel::File(folder.path().join("ca.pem")));
+    assert_eq!((vm.initrd, vm.boot), (Some(folder.path().join("node.pem")), BootProtocol::Linux));
+    assert_eq!((vm.on_reboot, vm.on_triple_fault), (OnReboot::Restart, OnReboot::Restart));
+    assert_eq!(vm.on_panic, OnPanic::Report);
+    let (_folder, path) = written(SOUND);
+    assert_eq!(read_vm(&path).unwrap().vm.on_triple_fault, OnReboot::Stop, "the probe guest");
+}
+
 /// A sound line, what is written instead, and the complaint.
 const MISTAKES: &[(&str, &str, &str)] = &[
     (
@@ -95,12 +108,27 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "kernel = \"probe\"",
         "kernel = \"gone.elf\"",
-        "vm.toml:5: vm.kernel: cannot read gone.elf: No such file or directory (os error 2): name a readable ELF file, or \"probe\" for the guest that is built in",
+        "vm.toml:5: vm.kernel: cannot read gone.elf: No such file or directory (os error 2): name a readable kernel (a bzImage such as /boot/vmlinuz, or an ELF file), or \"probe\" for the guest that is built in",
     ),
     (
         "kernel = \"probe\"",
         "kernel = \"probe\"\nboot = \"bios\"",
-        "vm.toml:6: vm.boot: \"bios\" is no choice: use one of \"auto\", \"pvh\", \"long-mode\"",
+        "vm.toml:6: vm.boot: \"bios\" is no choice: use one of \"auto\", \"linux\", \"pvh\", \"long-mode\"",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\ninitrd = \"ca.pem\"",
+        "vm.toml:6: vm.initrd: the probe guest takes none: leave it out",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"ca.pem\"\ninitrd = \"gone.img\"",
+        "vm.toml:6: vm.initrd: cannot read gone.img: No such file or directory (os error 2): name a readable file, such as /boot/initrd.img",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\non_panic = \"reboot\"",
+        "vm.toml:6: vm.on_panic: \"reboot\" is no choice: use one of \"report\", \"restart\", \"stop\"",
     ),
     (
         "kernel = \"probe\"",

@@ -44,10 +44,18 @@ pub struct Vm {
     pub vcpus: NonZeroU16,
     /// What boots.
     pub kernel: Kernel,
+    /// Its first file system.
+    pub initrd: Option<PathBuf>,
     /// Its command line.
     pub cmdline: String,
     /// How it is entered.
     pub boot: BootProtocol,
+    /// What happens when it asks to be restarted.
+    pub on_reboot: OnReboot,
+    /// What happens when it triple-faults.
+    pub on_triple_fault: OnReboot,
+    /// What happens when its kernel says that it has panicked.
+    pub on_panic: OnPanic,
     /// What the guest sees of the CPU.
     #[serde(serialize_with = "as_text")]
     pub cpu: CpuModel,
@@ -66,7 +74,7 @@ pub struct Vm {
 pub enum Kernel {
     /// The probe guest that the binary carries.
     Probe,
-    /// An ELF file.
+    /// A bzImage or an ELF file.
     File(PathBuf),
 }
 
@@ -74,12 +82,36 @@ pub enum Kernel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BootProtocol {
-    /// PVH if the image offers it, else long mode.
+    /// As the image's content says.
     Auto,
+    /// Linux's 64-bit boot protocol.
+    Linux,
     /// The PVH entry of an ELF note.
     Pvh,
     /// The ELF entry point, in long mode.
     LongMode,
+}
+
+/// What happens when a guest restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnReboot {
+    /// It restarts, in the same VM.
+    Restart,
+    /// It ends.
+    Stop,
+}
+
+/// What happens when a guest's kernel panics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnPanic {
+    /// It is reported; the guest does what its kernel is told by `panic=`.
+    Report,
+    /// The guest restarts at once.
+    Restart,
+    /// The guest ends as failed.
+    Stop,
 }
 
 /// How written pages are found.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     num::{NonZeroU16, NonZeroU32, NonZeroU64},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -11,8 +12,8 @@ use super::{
     host_files::HostFiles,
     section::{Found, Section, Source},
     types::{
-        ArbiterPeer, BootProtocol, Console, DirtyTracking, Kernel, Network, Node, Peer,
-        Replication, Vm, VmConfig,
+        ArbiterPeer, BootProtocol, Console, DirtyTracking, Kernel, Network, Node, OnPanic,
+        OnReboot, Peer, Replication, Vm, VmConfig,
     },
 };
 
@@ -66,7 +67,9 @@ fn parse_vm(mut section: Section<'_>, files: &HostFiles) -> Result<Vm, Fault> {
     }
     let memory = section.number("memory_mib", 0, MEMORY_MIB_MIN..=MEMORY_MIB_MAX, " MiB")?;
     let vcpus = section.number("vcpus", 1, 1..=VCPUS_MAX, " vCPUs")?;
-    let kernel = section.path_required("kernel", "kernel = \"/srv/web-1.elf\" or \"probe\"")?;
+    let kernel = parse_kernel(&mut section, files)?;
+    let initrd = parse_initrd(&mut section, files, &kernel)?;
+    let (on_reboot, on_triple_fault, on_panic) = parse_reactions(&mut section, &kernel)?;
     let cmdline = section.text("cmdline")?;
     if let Some(cmdline) = &cmdline
         && (cmdline.value.len() > CMDLINE_BYTES_MAX || cmdline.value.contains('\0'))
@@ -79,6 +82,7 @@ fn parse_vm(mut section: Section<'_>, files: &HostFiles) -> Result<Vm, Fault> {
     }
     let boots = [
         ("auto", BootProtocol::Auto),
+        ("linux", BootProtocol::Linux),
         ("pvh", BootProtocol::Pvh),
         ("long-mode", BootProtocol::LongMode),
     ];
@@ -91,12 +95,8 @@ fn parse_vm(mut section: Section<'_>, files: &HostFiles) -> Result<Vm, Fault> {
         name,
         memory_mib: nonzero_u32(&memory)?,
         vcpus: nonzero_u16(&vcpus)?,
-        kernel: if kernel.value.as_os_str() == "probe" {
-            Kernel::Probe
-        } else {
-            let make = "name a readable ELF file, or \"probe\" for the guest that is built in";
-            Kernel::File(files.readable(&kernel, make)?)
-        },
+        kernel,
+        initrd,
         cmdline: cmdline.map(|found| found.value).unwrap_or_default(),
         cpu: section
             .parsed("cpu", "cpu = \"x86-64-v3\"")?
@@ -104,11 +104,52 @@ fn parse_vm(mut section: Section<'_>, files: &HostFiles) -> Result<Vm, Fault> {
             .unwrap_or_default(),
         cpu_without: section.parsed_list("cpu_without", "cpu_without = [\"avx512f\"]")?,
         boot: section.choice("boot", &boots, BootProtocol::Auto)?,
+        on_reboot,
+        on_triple_fault,
+        on_panic,
         dirty_tracking: section.choice("dirty_tracking", &trackings, DirtyTracking::Auto)?,
         hugepages: section.flag("hugepages", false)?,
     };
     section.finish()?;
     Ok(vm)
+}
+
+fn parse_kernel(section: &mut Section<'_>, files: &HostFiles) -> Result<Kernel, Fault> {
+    let found = section.path_required("kernel", "kernel = \"/boot/vmlinuz\" or \"probe\"")?;
+    if found.value.as_os_str() == "probe" {
+        return Ok(Kernel::Probe);
+    }
+    let make = "name a readable kernel (a bzImage such as /boot/vmlinuz, or an ELF file), or \"probe\" for the guest that is built in";
+    Ok(Kernel::File(files.readable(&found, make)?))
+}
+
+fn parse_initrd(
+    section: &mut Section<'_>,
+    files: &HostFiles,
+    kernel: &Kernel,
+) -> Result<Option<PathBuf>, Fault> {
+    let Some(found) = section.path("initrd")? else { return Ok(None) };
+    if *kernel == Kernel::Probe {
+        return Err(found.fault("the probe guest takes none", "leave it out"));
+    }
+    files.readable(&found, "name a readable file, such as /boot/initrd.img").map(Some)
+}
+
+/// What happens when the guest restarts, triple-faults, panics. The probe
+/// guest never restarts on purpose: a triple fault of it is a failure.
+fn parse_reactions(
+    section: &mut Section<'_>,
+    kernel: &Kernel,
+) -> Result<(OnReboot, OnReboot, OnPanic), Fault> {
+    let reboots = [("restart", OnReboot::Restart), ("stop", OnReboot::Stop)];
+    let panics =
+        [("report", OnPanic::Report), ("restart", OnPanic::Restart), ("stop", OnPanic::Stop)];
+    let fault = if *kernel == Kernel::Probe { OnReboot::Stop } else { OnReboot::Restart };
+    Ok((
+        section.choice("on_reboot", &reboots, OnReboot::Restart)?,
+        section.choice("on_triple_fault", &reboots, fault)?,
+        section.choice("on_panic", &panics, OnPanic::Report)?,
+    ))
 }
 
 fn parse_network(mut section: Section<'_>) -> Result<Network, Fault> {

@@ -14,7 +14,8 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::types::{
-    Accepted, ErrorBody, EventPage, FailoverBody, ProtectBody, Status, UnprotectBody, VerifyReport,
+    Accepted, ErrorBody, EventPage, FailoverBody, ProtectBody, ShutdownBody, Status, UnprotectBody,
+    VerifyReport,
 };
 
 /// Largest answer that is read, in bytes.
@@ -133,6 +134,11 @@ impl Client {
     /// `POST /verify`.
     pub async fn verify(&self) -> Result<VerifyReport, ClientError> {
         self.post("/verify", &serde_json::json!({}), VERIFY_PATIENCE).await
+    }
+
+    /// `POST /shutdown`.
+    pub async fn shutdown(&self, body: &ShutdownBody) -> Result<Accepted, ClientError> {
+        self.post("/shutdown", body, PATIENCE).await
     }
 
     /// `POST /stop`.

@@ -8,7 +8,7 @@
 //! | `GET /console`, `POST /console` | the last bytes said; bytes typed |
 //! | `POST /failover`, `/protect`, `/unprotect` | [`Accepted`] |
 //! | `POST /verify` | [`VerifyReport`] |
-//! | `POST /stop` | [`Accepted`] |
+//! | `POST /shutdown`, `/stop` | [`Accepted`] |
 //!
 //! Errors are [`ErrorBody`]. The daemons' cores know only [`ControlRequest`].
 
@@ -26,8 +26,8 @@ pub use self::{
     types::{
         Accepted, ArbiterState, Behind, ErrorBody, EventKind, EventPage, EventRecord, FailoverBody,
         Features, GuestState, PeerState, PeerStatus, Percentiles, ProtectBody, Protection,
-        Refused as RefusedCounts, Role, SeedProgress, Severity, Status, UnprotectBody,
-        VerifiedBackup, VerifyReport,
+        Refused as RefusedCounts, Role, SeedProgress, Severity, ShutdownBody, Status,
+        UnprotectBody, VerifiedBackup, VerifyReport,
     },
 };
 

@@ -64,6 +64,13 @@ pub enum ControlRequest {
         /// Answered when the console has them.
         reply: Reply<Accepted>,
     },
+    /// Shut the guest down: press its power button, or turn it off.
+    Shutdown {
+        /// Turn it off without asking it.
+        force: bool,
+        /// Answered when the button is pressed, or the end has begun.
+        reply: Reply<Accepted>,
+    },
     /// End the process in good order: an operator's `/stop`, or a signal.
     Stop {
         /// Who wants it, for the log.

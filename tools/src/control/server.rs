@@ -21,8 +21,8 @@ use super::{
     request::{ControlRequest, Refused, RefusedKind, Reply},
     socket::ControlSocket,
     types::{
-        Accepted, ErrorBody, EventPage, FailoverBody, ProtectBody, Status, UnprotectBody,
-        VerifyReport,
+        Accepted, ErrorBody, EventPage, FailoverBody, ProtectBody, ShutdownBody, Status,
+        UnprotectBody, VerifyReport,
     },
 };
 use crate::telemetry::{ConsoleTail, EventLog, Metrics};
@@ -88,6 +88,7 @@ fn router(surface: Surface) -> Router {
         .route("/protect", post(protect))
         .route("/unprotect", post(unprotect))
         .route("/verify", post(verify))
+        .route("/shutdown", post(shutdown))
         .route("/stop", post(stop))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
@@ -161,6 +162,11 @@ async fn verify(State(surface): State<Surface>) -> Result<Json<VerifyReport>, Ap
     surface.ask(VERIFY_TIMEOUT, ControlRequest::Verify).await
 }
 
+async fn shutdown(State(surface): State<Surface>, body: Bytes) -> Result<Json<Accepted>, ApiError> {
+    let ShutdownBody { force } = parse(&body, "{\"force\": true}, or nothing")?;
+    surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::Shutdown { force, reply }).await
+}
+
 async fn stop(State(surface): State<Surface>) -> Result<Json<Accepted>, ApiError> {
     let reason = "asked by the control API".to_owned();
     surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::Stop { reason, reply }).await
@@ -170,7 +176,7 @@ async fn unknown_route() -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
         "no such route",
-        "use /status, /events, /metrics, /console, /failover, /protect, /unprotect, /verify or /stop",
+        "use /status, /events, /metrics, /console, /failover, /protect, /unprotect, /verify, /shutdown or /stop",
     )
 }
 

@@ -98,6 +98,9 @@ fn obliging_core(mut requests: ControlRequests) {
                 ControlRequest::ConsoleInput { bytes, reply } => {
                     let _ = reply.send(Ok(accepted(&String::from_utf8(bytes).unwrap())));
                 }
+                ControlRequest::Shutdown { force, reply } => {
+                    let _ = reply.send(Ok(accepted(&format!("force {force}"))));
+                }
                 ControlRequest::Stop { reason, reply } => drop(reply.send(Ok(accepted(&reason)))),
             }
         }
@@ -128,6 +131,10 @@ async fn every_route_round_trip() {
     daemon.surface.console.push(b"login:");
     assert_eq!(client.console().await.unwrap(), b"login:");
     assert!(client.metrics().await.unwrap().contains("romulus_epochs_total 0"));
+    for force in [false, true] {
+        let answer = client.shutdown(&ShutdownBody { force }).await.unwrap();
+        assert_eq!(answer, accepted(&format!("force {force}")));
+    }
     assert!(client.stop().await.unwrap().message.contains("control API"));
 }
 

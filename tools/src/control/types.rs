@@ -213,6 +213,8 @@ pub enum EventKind {
     GuestPaused,
     GuestResumed,
     GuestStopped,
+    GuestRestarting,
+    GuestPanicked,
     PeerConnected,
     PeerLost,
     PeerRefused,
@@ -338,6 +340,15 @@ pub struct UnprotectBody {
     /// The backup to let go; all of them if absent.
     #[serde(default)]
     pub backup: Option<NodeId>,
+}
+
+/// Body of `POST /shutdown`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShutdownBody {
+    /// Turn the guest off without asking it.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Body of every answer that is an error.

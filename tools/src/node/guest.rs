@@ -17,15 +17,16 @@ use checkpoint::{
 use thiserror::Error;
 use vmm::{
     boot::{BootConfig, BootProtocol},
-    device::{DeviceConfig, DeviceError, Devices, NetworkConfig},
+    device::{DeviceConfig, DeviceError, Devices, NetworkConfig, power::PowerRequest},
     dirty::DirtyTracking,
     event::VmEvent,
-    host::model::CpuConfig,
+    host::{Backend, model::CpuConfig},
     memory::GuestRam,
     outlet::{Outlet, OutletConfig},
     vm::{Vm, VmConfig, VmError},
 };
 
+use super::GuestEvent;
 use crate::{
     config::{self, Kernel},
     probe_guest::PROBE_GUEST,
@@ -35,8 +36,6 @@ use crate::{
 /// When the guest's place is announced after a promotion: at once, and again
 /// for switches that were not listening.
 const ANNOUNCE_AT_MS: [u64; 4] = [0, 50, 200, 1000];
-/// The probe guest's exit code for "done".
-const EXIT_DONE: u32 = 0x10;
 
 /// Why there is no guest.
 #[derive(Debug, Error)]
@@ -145,25 +144,34 @@ impl Guest {
     ///
     /// [`GuestError`]
     pub fn boot(&self, config: &config::VmConfig) -> Result<(), GuestError> {
-        let kernel = match &config.vm.kernel {
-            Kernel::File(path) => path.clone(),
-            Kernel::Probe => {
-                let name = format!("{}.{}.probe.elf", config.vm.name, config.node.name);
-                let path = config.node.state_dir.join(name);
-                std::fs::write(&path, PROBE_GUEST)
-                    .map_err(|source| GuestError::Probe { path: path.clone(), source })?;
-                path
-            }
-        };
-        let protocol = match config.vm.boot {
-            config::BootProtocol::Auto => BootProtocol::Auto,
-            config::BootProtocol::Pvh => BootProtocol::Pvh,
-            config::BootProtocol::LongMode => BootProtocol::LongMode,
-        };
-        let cmdline = config.vm.cmdline.clone();
-        let boot = BootConfig { kernel, initrd: None, cmdline, protocol };
-        self.vm().boot(&boot)?;
+        let boot = boot_config(config)?;
+        let protocol = self.vm().boot(&boot)?;
+        if protocol == BootProtocol::Linux && self.backend == Backend::Pvm.name() {
+            tracing::warn!(
+                "this host's kvm (pvm) interprets guest kernels and knows too few instructions for stock Linux: the guest will stop at the first other one; use a host with VMX or SVM"
+            );
+        }
         Ok(())
+    }
+
+    /// Restarts the guest, which is paused, if it still wants to be: it may
+    /// have been restarted since it said so.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError`]; the guest stays paused.
+    pub fn restart(&self, config: &config::VmConfig) -> Result<bool, GuestError> {
+        let wanted = matches!(self.devices.requested_power(), Some(PowerRequest::Reset(_)))
+            || self.devices.panicked().is_some();
+        if wanted {
+            self.vm().reset(&boot_config(config)?)?;
+        }
+        Ok(wanted)
+    }
+
+    /// Presses the guest's power button.
+    pub fn press_power_button(&self) {
+        self.devices.press_power_button();
     }
 
     /// Touches all memory, so that no first touch falls into a promotion.
@@ -283,26 +291,47 @@ impl Guest {
         let _ = self.stale_release.set(Box::new(tell));
     }
 
-    /// Calls `ended` with the reason, and whether it is a failure, when the
-    /// guest ends by itself.
+    /// Calls `tell` with everything that happens to the guest.
     ///
     /// # Errors
     ///
     /// If the thread `vm-events` cannot be started.
-    pub fn on_end(&self, ended: impl Fn(String, bool) + Send + 'static) -> std::io::Result<()> {
+    pub fn on_event(&self, tell: impl Fn(GuestEvent) + Send + 'static) -> std::io::Result<()> {
         let Some(events) = self.events.lock().expect("no holder panics").take() else {
             return Ok(());
         };
         std::thread::Builder::new().name("vm-events".into()).spawn(move || {
             while let Ok(event) = events.recv() {
-                match verdict(&event) {
-                    Some(failed) => ended(event.to_string(), failed),
+                match GuestEvent::of(&event) {
+                    Some(event) => tell(event),
                     None => tracing::warn!("{event}"),
                 }
             }
         })?;
         Ok(())
     }
+}
+
+/// What to boot, with the built-in guest put where it can be read.
+fn boot_config(config: &config::VmConfig) -> Result<BootConfig, GuestError> {
+    let kernel = match &config.vm.kernel {
+        Kernel::File(path) => path.clone(),
+        Kernel::Probe => {
+            let name = format!("{}.{}.probe.elf", config.vm.name, config.node.name);
+            let path = config.node.state_dir.join(name);
+            std::fs::write(&path, PROBE_GUEST)
+                .map_err(|source| GuestError::Probe { path: path.clone(), source })?;
+            path
+        }
+    };
+    let protocol = match config.vm.boot {
+        config::BootProtocol::Auto => BootProtocol::Auto,
+        config::BootProtocol::Linux => BootProtocol::Linux,
+        config::BootProtocol::Pvh => BootProtocol::Pvh,
+        config::BootProtocol::LongMode => BootProtocol::LongMode,
+    };
+    let (initrd, cmdline) = (config.vm.initrd.clone(), config.vm.cmdline.clone());
+    Ok(BootConfig { kernel, initrd, cmdline, protocol })
 }
 
 /// Memory is mapped without being reserved: a guest that does not fit would
@@ -320,25 +349,6 @@ fn require_memory(needed_mib: u64) -> Result<(), GuestError> {
         tracing::warn!(needed_mib, available_mib, "the guest may exhaust this host's memory");
     }
     Ok(())
-}
-
-/// Whether the event ends the guest, and whether that is a failure.
-fn verdict(event: &VmEvent) -> Option<bool> {
-    match event {
-        VmEvent::GuestExit { code } => Some(*code != EXIT_DONE),
-        VmEvent::PowerOff { .. }
-        | VmEvent::Reset { .. }
-        | VmEvent::SystemEvent { .. }
-        | VmEvent::Halted { .. } => Some(false),
-        VmEvent::UnmappedMemory { .. }
-        | VmEvent::Emulation { .. }
-        | VmEvent::InternalError { .. }
-        | VmEvent::FailEntry { .. }
-        | VmEvent::Unexpected { .. } => Some(true),
-        VmEvent::Panicked { .. }
-        | VmEvent::DirtyRingStorm { .. }
-        | VmEvent::DirtyLogFailed { .. } => None,
-    }
 }
 
 /// Released console bytes: kept for the control API, and logged.

@@ -12,6 +12,7 @@ mod asker;
 mod audit;
 pub mod crash_point;
 mod guest;
+mod guest_event;
 mod notes;
 
 use std::{
@@ -27,6 +28,7 @@ use transport::{ArbiterClient, BindError, Endpoint, Identity, Options, identity:
 pub use asker::Asker;
 pub use audit::Audit;
 pub use guest::{Guest, GuestError};
+pub use guest_event::GuestEvent;
 pub use notes::record_note;
 
 use crate::{

@@ -19,6 +19,7 @@ use super::{
     cutter::{self, Cutter, Timings},
     encoder::Encoders,
     flights::{Complete, Flights},
+    guest_events::RecentFaults,
     peers::{self, Peers, SharedTerm},
     seeder::{self, Seed},
     status::Verification,
@@ -27,7 +28,7 @@ use super::{
 use crate::{
     control::ControlRequest,
     node::{
-        Asker, Guest, Host, NodeError,
+        Asker, Guest, GuestEvent, Host, NodeError,
         crash_point::{self, Moment},
         record_note,
     },
@@ -77,11 +78,10 @@ pub(crate) enum Input {
     },
     Answered(Answer),
     Control(ControlRequest),
-    /// The guest ended by itself.
-    GuestEnded {
-        reason: String,
-        failed: bool,
-    },
+    /// Something happened to the guest.
+    Guest(GuestEvent),
+    /// The guest has begun anew; if not, it stays paused.
+    Restarted(Result<(), String>),
     /// The VM cannot be paused or resumed any more.
     GuestLost(String),
     /// The outlet found a release too old.
@@ -126,14 +126,16 @@ pub(super) struct Core {
     /// Cuts that are not committed: epoch and when the guest went on.
     pub(super) cut_at: VecDeque<(Epoch, Instant)>,
     pub(super) verification: Verification,
+    /// Triple faults that were followed by a restart.
+    pub(super) faults: RecentFaults,
     tracker: Arc<Tracker>,
     pool: BlockPool,
-    cutter: Cutter,
+    pub(super) cutter: Cutter,
     encoders: Encoders,
     asker: Asker,
     inputs: mpsc::Sender<Input>,
     /// When the event that is being handled was received.
-    received: Instant,
+    pub(super) received: Instant,
     failed: bool,
     held_bytes: u64,
     ending: Option<Ending>,
@@ -181,6 +183,7 @@ impl Core {
             pool: pool.clone(),
             send_outputs: replication.resend_outputs,
             audit: host.audit.clone(),
+            config: host.config.clone(),
             inputs: inputs.clone(),
         })
         .map_err(NodeError::Thread)?;
@@ -214,6 +217,7 @@ impl Core {
             guest_held: false,
             cut_at: VecDeque::new(),
             verification: Verification::default(),
+            faults: RecentFaults::default(),
             tracker,
             pool,
             cutter,
@@ -276,6 +280,12 @@ impl Core {
         self.tell(Event::Commanded(command));
     }
 
+    /// The guest is over: what it said is committed, then everybody stands down.
+    pub(super) fn finish(&mut self, reason: String, failed: bool) {
+        self.failed |= failed;
+        self.command(Command::Finish { reason });
+    }
+
     fn take(&mut self, input: Input) {
         match input {
             Input::CutDone { captured, timings } => self.on_cut_done(*captured, timings),
@@ -309,14 +319,9 @@ impl Core {
                 self.tell(Event::Answered(answer));
             }
             Input::Control(request) => self.on_control(request),
-            Input::GuestEnded { reason, failed } => {
-                self.failed |= failed;
-                self.command(Command::Finish { reason });
-            }
-            Input::GuestLost(why) => {
-                self.failed = true;
-                self.command(Command::Finish { reason: why });
-            }
+            Input::Guest(event) => self.on_guest_event(event),
+            Input::Restarted(result) => self.on_restarted(result),
+            Input::GuestLost(why) => self.finish(why, true),
             Input::StaleRelease => self.tell(Event::Stalled),
         }
     }
@@ -538,8 +543,8 @@ fn listen(
     });
     let to_core = inputs.clone();
     guest
-        .on_end(move |reason, failed| {
-            let _ = to_core.send(Input::GuestEnded { reason, failed });
+        .on_event(move |event| {
+            let _ = to_core.send(Input::Guest(event));
         })
         .map_err(NodeError::Thread)
 }

@@ -5,6 +5,9 @@
 //!   └───────────────────── the pause, measured ──────────────────────┘
 //! ```
 //!
+//! It also restarts a guest that wants to be restarted: between two cuts, so
+//! that an epoch has all of a restart or nothing of it.
+//!
 //! On any failure the pages go back to the ledger, the guest runs on, and the
 //! core hears of it.
 
@@ -22,9 +25,12 @@ use super::{
     core::Input,
     tracker::{self, Tracker},
 };
-use crate::node::{
-    Audit, Guest,
-    crash_point::{self, Moment},
+use crate::{
+    config::VmConfig,
+    node::{
+        Audit, Guest,
+        crash_point::{self, Moment},
+    },
 };
 
 /// What the thread is told.
@@ -33,6 +39,8 @@ enum Order {
     Cut(CutOrder),
     Hold,
     Free,
+    /// Restart the guest, if it still wants to be.
+    Restart,
     /// Pause for good and end the thread.
     Stop,
 }
@@ -62,6 +70,8 @@ pub(super) struct Tools {
     pub(super) send_outputs: bool,
     /// Digests are taken of every epoch.
     pub(super) audit: Arc<Audit>,
+    /// What boots when the guest restarts.
+    pub(super) config: VmConfig,
     pub(super) inputs: mpsc::Sender<Input>,
 }
 
@@ -88,6 +98,11 @@ impl Cutter {
         self.tell(Order::Free);
     }
 
+    /// Restarts the guest; [`Input::Restarted`] tells how that went.
+    pub(super) fn restart(&self) {
+        self.tell(Order::Restart);
+    }
+
     /// Pauses the guest for good and waits until it is.
     pub(super) fn stop(&mut self) {
         self.tell(Order::Stop);
@@ -108,6 +123,20 @@ impl Drop for Cutter {
     }
 }
 
+/// An error and its causes, in one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(&format!(": {words}"));
+        }
+        cause = error.source();
+    }
+    text
+}
+
 struct Worker {
     tools: Tools,
     /// The guest stays paused between cuts.
@@ -124,6 +153,7 @@ impl Worker {
                 }
                 Order::Hold => self.hold(),
                 Order::Free => self.free(),
+                Order::Restart => self.restart(),
                 Order::Stop => {
                     let _ = self.hold();
                     return;
@@ -148,6 +178,29 @@ impl Worker {
             self.tools.guest.vm().resume()?;
             self.held = false;
         }
+        Ok(())
+    }
+
+    fn restart(&mut self) -> Result<(), VmError> {
+        let Tools { guest, tracker, config, inputs, .. } = &self.tools;
+        let _tracked = tracker.lock();
+        if !self.held {
+            guest.vm().pause()?;
+        }
+        let outcome = match guest.restart(config) {
+            Ok(true) => Ok(()),
+            Ok(false) if self.held => return Ok(()),
+            Ok(false) => return guest.vm().resume(),
+            Err(error) => Err(error_chain(&error)),
+        };
+        // A guest that did not restart has no more to do.
+        let lost = outcome.is_err();
+        if lost {
+            self.held = true;
+        } else if !self.held {
+            guest.vm().resume()?;
+        }
+        let _ = inputs.send(Input::Restarted(outcome));
         Ok(())
     }
 

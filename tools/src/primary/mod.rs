@@ -21,6 +21,7 @@ mod core;
 mod cutter;
 mod encoder;
 mod flights;
+mod guest_events;
 mod peers;
 mod seeder;
 mod status;

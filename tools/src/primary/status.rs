@@ -105,6 +105,7 @@ impl Core {
                 let taken = self.guest.console_input(&bytes);
                 accept(reply, format!("the console took {taken} of {} bytes", bytes.len()));
             }
+            ControlRequest::Shutdown { force, reply } => self.on_shutdown(force, reply),
             ControlRequest::Stop { reason, reply } => self.on_stop(&reason, reply),
         }
     }
@@ -197,6 +198,21 @@ impl Core {
         }
         if self.verification.ask(reply, in_sync, self.guest.layout().page_count()) {
             self.command(Command::Verify);
+        }
+    }
+
+    /// An operator wants the guest to be off, on all nodes.
+    fn on_shutdown(&mut self, force: bool, reply: Reply<Accepted>) {
+        let text =
+            if force { "turning the guest off" } else { "pressing the guest's power button" };
+        self.event(EventKind::CommandReceived, format!("an operator asked: {text}"));
+        if force {
+            accept(reply, "turning the guest off; its backups stand down".to_owned());
+            self.finish("turned off by its operator".to_owned(), false);
+        } else {
+            self.guest.press_power_button();
+            let message = "the power button is pressed; the guest decides what to do about it";
+            accept(reply, message.to_owned());
         }
     }
 
