@@ -48,7 +48,7 @@ pub struct CpuConfig {
 }
 
 /// A CPU model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct CpuModel(Option<&'static Template>);
 
 /// A text that names no model.
@@ -373,6 +373,12 @@ fn frame(offered: &CpuTable, signature: Signature, name: &str, physical_bits: u3
 
 fn names() -> String {
     CpuModel::all().map(|model| model.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+impl fmt::Debug for CpuModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl fmt::Display for CpuModel {
