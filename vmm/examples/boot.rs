@@ -24,6 +24,7 @@ use romulus_vmm::{
     device::{DeviceConfig, Devices, DiskConfig, NetworkConfig},
     dirty::DirtyTracking,
     event::VmEvent,
+    host::model::CpuConfig,
     outlet::{Outlet, OutletConfig},
     vm::{Vm, VmConfig},
 };
@@ -42,6 +43,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         vcpus: vcpus.parse()?,
         hugepages: false,
         dirty_tracking: DirtyTracking::Auto,
+        cpu: CpuConfig::default(),
         devices: DeviceConfig {
             networks: networks.into_iter().collect(),
             disks: disks.iter().enumerate().map(disk).collect(),

@@ -19,6 +19,7 @@ use romulus_vmm::{
     boot::{BootConfig, BootProtocol},
     device::DeviceConfig,
     dirty::DirtyTracking,
+    host::model::CpuConfig,
     outlet::{Outlet, OutletConfig},
     vm::{Vm, VmConfig},
 };
@@ -70,6 +71,7 @@ fn start(kernel: &str, vcpus: u8, memory_mib: u64, cmdline: &str) -> Result<Vm, 
         vcpus,
         hugepages: true,
         dirty_tracking: DirtyTracking::Auto,
+        cpu: CpuConfig::default(),
         devices: DeviceConfig::default(),
     };
     let begin = Instant::now();

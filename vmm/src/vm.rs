@@ -19,6 +19,8 @@
 //!
 //! A checkpoint is `pause`, [`Vm::capture`], copy the pages, `resume`.
 
+mod clocks;
+
 use std::{
     io,
     ops::Range,
@@ -34,19 +36,20 @@ use kvm_bindings::{
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 
+use self::clocks::{Clocks, SavedClocks};
 use crate::{
     acpi::Platform,
     boot::{self, BootConfig, BootError, BootProtocol},
     device::{DeviceConfig, DeviceError, Devices},
     dirty::{DirtyLog, DirtyLogError, DirtyTracking},
     event::VmEvent,
-    host::{Backend, Host, HostError, fingerprint::Fingerprint},
+    host::{Backend, GuestCpu, Host, HostError, fingerprint::Fingerprint, model::CpuConfig},
     memory::{
         GuestRam, MemoryError,
         guard::{GuardError, WriteGuard},
     },
     outlet::Outlet,
-    state::{self, StateError, VcpuShape, machine},
+    state::{self, StateError, VcpuShape, clock::Moment, machine},
     vcpu::{VcpuContext, VcpuError, Vcpus},
 };
 
@@ -69,6 +72,8 @@ pub struct VmConfig {
     pub hugepages: bool,
     /// How to find dirty pages.
     pub dirty_tracking: DirtyTracking,
+    /// What it is to see of the CPU.
+    pub cpu: CpuConfig,
     /// What the guest has beside CPUs and memory.
     pub devices: DeviceConfig,
 }
@@ -166,6 +171,7 @@ pub struct Vm {
     /// The body of the section that describes the machine.
     shape: Vec<u8>,
     section_names: Vec<String>,
+    clocks: Clocks,
     platform: Platform,
     /// The state of a shell, which a reset sets again.
     power_on: Arc<Sections>,
@@ -193,22 +199,22 @@ impl Vm {
         if config.vcpus == 0 || usize::from(config.vcpus) > max {
             return Err(VmError::VcpuCount { asked: config.vcpus, max });
         }
-        let (vcpu_shape, tsc_khz) = VcpuShape::probe(&host)?;
         let ram = Arc::new(GuestRam::new(config.memory_bytes, config.hugepages)?);
+        let memory_end = ram.layout().frame_end() * checkpoint::PAGE_BYTES as u64;
+        let cpu = host.guest_cpu(&config.cpu, memory_end)?;
         let fd = Arc::new(create_machine(&host)?);
-        let capabilities = host.capabilities();
-        let dirty = DirtyLog::new(Arc::clone(&fd), &ram, capabilities, config.dirty_tracking)?;
+        let capabilities = *host.capabilities();
+        let dirty = DirtyLog::new(Arc::clone(&fd), &ram, &capabilities, config.dirty_tracking)?;
         let dirty = Arc::new(dirty);
-        let fds = create_vcpus(&host, &fd, &dirty, config.vcpus)?;
-        let cpuid = host.cpuid(0, config.vcpus)?;
-        let fingerprint = host.fingerprint(&cpuid, &vcpu_shape.msrs, tsc_khz);
+        let fds = create_vcpus(&cpu, &fd, &dirty, config.vcpus)?;
+        let fingerprint = host.fingerprint(&cpu, config.vcpus);
         let memory = ram.memory().clone();
         let devices = Devices::new(&config.devices, Arc::clone(&fd), memory, outlet)?;
         let devices = Arc::new(devices);
         let context = VcpuContext {
             devices: Arc::clone(&devices),
             dirty: Arc::clone(&dirty),
-            shape: Arc::new(vcpu_shape),
+            shape: Arc::new(VcpuShape::new(&capabilities, &cpu)),
             ram: Arc::clone(&ram),
             backend: capabilities.backend,
             events: events.clone(),
@@ -225,6 +231,7 @@ impl Vm {
             fd,
             ram,
             fingerprint,
+            clocks: Clocks::new(capabilities),
             events,
             taken_over: false,
             phase: Phase::Shell,
@@ -244,7 +251,7 @@ impl Vm {
         let registers = boot::load(&self.ram, config, &self.platform, &self.devices.cmdline())?;
         let protocol = registers.protocol();
         self.vcpus.boot(registers)?;
-        self.phase = Phase::Paused;
+        self.set_paused();
         Ok(protocol)
     }
 
@@ -262,9 +269,11 @@ impl Vm {
         let protocol = registers.protocol();
         self.phase = Phase::Shell;
         let power_on = Arc::clone(&self.power_on);
-        self.set_all(&power_on)?;
+        // Its backups have agreed to the frequency that it has.
+        let saved = self.clocks.check(&power_on)?.at(self.clocks.rate());
+        self.set_all(&power_on, &saved)?;
         self.vcpus.boot(registers)?;
-        self.phase = Phase::Paused;
+        self.set_paused();
         Ok(protocol)
     }
 
@@ -279,21 +288,25 @@ impl Vm {
     pub fn restore(&mut self, sections: &Sections) -> Result<(), VmError> {
         self.require(self.phase != Phase::Running, "restore")?;
         self.check_sections(sections)?;
+        let saved = self.clocks.check(sections)?;
         self.phase = Phase::Shell;
-        self.set_all(&Arc::new(sections.clone()))?;
+        self.set_all(&Arc::new(sections.clone()), &saved)?;
         self.taken_over = true;
-        self.phase = Phase::Paused;
+        self.set_paused();
         Ok(())
     }
 
     /// Lets the guest run. What a guest that was taken over had asked for, or
-    /// said, is told again.
+    /// said, is told again. After a long pause its clocks go on from where they
+    /// stopped.
     ///
     /// # Errors
     ///
-    /// [`VmError::Phase`] if it is not paused.
+    /// [`VmError::Phase`] if it is not paused, or [`VmError::State`] if its
+    /// clocks cannot be set.
     pub fn resume(&mut self) -> Result<(), VmError> {
         self.require(self.phase == Phase::Paused, "resume")?;
+        self.clocks.resume(&self.fd, &self.vcpus)?;
         if std::mem::take(&mut self.taken_over) {
             self.tell_again();
         }
@@ -314,8 +327,8 @@ impl Vm {
         let start = Instant::now();
         self.vcpus.park()?;
         let vcpus = start.elapsed();
+        self.set_paused();
         self.devices.park();
-        self.phase = Phase::Paused;
         Ok(PauseTimings { vcpus, devices: start.elapsed() - vcpus })
     }
 
@@ -337,11 +350,12 @@ impl Vm {
     pub fn capture(&self, pages: &mut PageSet) -> Result<Captured, VmError> {
         self.require(self.phase == Phase::Paused, "capture")?;
         let start = Instant::now();
-        let vcpus = self.vcpus.begin_save()?;
+        let moment = Moment::now(&self.fd)?;
+        let vcpus = self.vcpus.begin_save(moment, self.clocks.rate())?;
         let guest_pages = self.dirty.harvest(pages);
         let vmm_pages = self.ram.harvest_vmm_writes(pages);
         let harvest = start.elapsed();
-        let machine = self.save_machine();
+        let machine = self.save_machine(moment);
         let mut sections = vcpus.finish()?;
         sections.extend(machine?);
         let sections = Sections::new(sections).map_err(StateError::from)?;
@@ -443,6 +457,11 @@ impl Vm {
         Ok(self.devices.announce()?)
     }
 
+    fn set_paused(&mut self) {
+        self.phase = Phase::Paused;
+        self.clocks.stop();
+    }
+
     fn tell_again(&self) {
         let panicked = self.devices.panicked().map(|panic| VmEvent::Panicked { panic });
         let request = self.devices.requested_power();
@@ -454,20 +473,24 @@ impl Vm {
     }
 
     fn save_all(&self) -> Result<Sections, VmError> {
-        let vcpus = self.vcpus.begin_save()?;
-        let mut sections = self.save_machine()?;
+        let moment = Moment::now(&self.fd)?;
+        let vcpus = self.vcpus.begin_save(moment, self.clocks.rate())?;
+        let mut sections = self.save_machine(moment)?;
         sections.extend(vcpus.finish()?);
         Ok(Sections::new(sections).map_err(StateError::from)?)
     }
 
-    fn set_all(&self, sections: &Arc<Sections>) -> Result<(), VmError> {
-        machine::restore(&self.fd, sections)?;
-        self.vcpus.restore(sections)?;
+    fn set_all(&mut self, sections: &Arc<Sections>, saved: &SavedClocks) -> Result<(), VmError> {
+        machine::restore(&self.fd, sections, saved.moment)?;
+        let shift = self.clocks.restore(&self.fd, &self.vcpus, saved)?;
+        self.fingerprint.tsc_khz = self.clocks.rate().guest_khz;
+        self.vcpus.restore(sections, shift)?;
         Ok(self.devices.restore(sections)?)
     }
 
-    fn save_machine(&self) -> Result<Vec<Section>, StateError> {
+    fn save_machine(&self, moment: Moment) -> Result<Vec<Section>, StateError> {
         let mut sections = machine::save(&self.fd, &self.shape)?;
+        sections.push(moment.save(self.fingerprint.tsc_khz));
         sections.extend(self.devices.save());
         Ok(sections)
     }
@@ -531,7 +554,7 @@ fn mask_pics(fd: &VmFd) -> Result<(), kvm_ioctls::Error> {
 }
 
 fn create_vcpus(
-    host: &Host,
+    cpu: &GuestCpu,
     fd: &VmFd,
     dirty: &DirtyLog,
     vcpus: u8,
@@ -542,7 +565,7 @@ fn create_vcpus(
             move |error: kvm_ioctls::Error| VcpuError::Create { vcpu, call, source: error.into() }
         };
         let vcpu_fd = fd.create_vcpu(u64::from(vcpu)).map_err(error("KVM_CREATE_VCPU"))?;
-        vcpu_fd.set_cpuid2(&host.cpuid(vcpu, vcpus)?).map_err(error("KVM_SET_CPUID2"))?;
+        vcpu_fd.set_cpuid2(&cpu.cpuid(vcpu, vcpus)).map_err(error("KVM_SET_CPUID2"))?;
         set_memory_type(&vcpu_fd).map_err(error("KVM_SET_MSRS"))?;
         dirty.add_vcpu(&vcpu_fd)?;
         fds.push(vcpu_fd);

@@ -214,6 +214,21 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "vm.toml:6: vm.on_panic: \"reboot\" is no choice: use one of \"report\", \"restart\", \"stop\"",
     ),
     (
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\ncpu = \"x86-64-v9\"",
+        "vm.toml:6: vm.cpu: \"x86-64-v9\": no cpu model: use one of host, x86-64-v1, x86-64-v2, x86-64-v3, x86-64-v4, amd-zen2, amd-zen3, amd-zen4, intel-haswell, intel-skylake, intel-icelake: write it like cpu = \"x86-64-v3\"",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\ncpu_without = [\"avx512f\",\n  \"avx9\"]",
+        "vm.toml:7: vm.cpu_without: \"avx9\": no feature of this name is known: `romulus doctor` and /proc/cpuinfo have the names: write it like cpu_without = [\"avx512f\"]",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\ncpu_without = \"avx512f\"",
+        "vm.toml:6: vm.cpu_without: is of the type string: it must be a list of texts",
+    ),
+    (
         "name = \"web-1\"",
         "name = \"Web\"",
         "vm.toml:2: vm.name: \"Web\": `Web` is no name: use 1 to 63 of a-z, 0-9 and `-`, beginning and ending with a letter or digit: write it like name = \"web-1\"",
@@ -277,6 +292,18 @@ fn what_can_be_written_wrongly() {
         assert!(SOUND.contains(sound), "{sound}");
         assert_eq!(complaint(&SOUND.replacen(sound, wrong, 1)), *expected);
     }
+}
+
+#[test]
+fn a_cpu_is_a_model_less_some_features() {
+    let (_folder, path) = written(SOUND);
+    let config = read_vm(&path).unwrap();
+    assert_eq!((config.vm.cpu.to_string().as_str(), config.vm.cpu_without.len()), ("host", 0));
+    let line = "vcpus = 2\ncpu = \"amd-zen2\"\ncpu_without = [\"smap\", \"sha_ni\"]";
+    let (_folder, path) = written(&SOUND.replacen("vcpus = 2", line, 1));
+    let shown = serde_json::to_value(read_vm(&path).unwrap()).unwrap();
+    assert_eq!(shown["vm"]["cpu"], "amd-zen2");
+    assert_eq!(shown["vm"]["cpu_without"], serde_json::json!(["smap", "sha_ni"]));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use arbiter::{NodeId, VmId};
 use checkpoint::chunk::Compression;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
+use vmm::host::{feature::Feature, model::CpuModel};
 
 /// Everything about one VM on one node: the content of `VM.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -58,6 +59,12 @@ pub struct Vm {
     pub on_triple_fault: OnReboot,
     /// What happens when its kernel says that it has panicked.
     pub on_panic: OnPanic,
+    /// What the guest sees of the CPU.
+    #[serde(serialize_with = "as_text")]
+    pub cpu: CpuModel,
+    /// CPU features that it goes without.
+    #[serde(serialize_with = "as_texts")]
+    pub cpu_without: Vec<Feature>,
     /// How written pages are found.
     pub dirty_tracking: DirtyTracking,
     /// Back guest RAM with huge pages where the host can.
@@ -295,6 +302,14 @@ fn as_micros<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok,
 
 fn as_millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u128(duration.as_millis())
+}
+
+fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn as_texts<S: Serializer>(values: &[impl fmt::Display], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(ToString::to_string))
 }
 
 /// An Ethernet address of one station.

@@ -106,6 +106,11 @@ fn parse_vm(mut section: Section<'_>, files: &HostFiles) -> Result<Vm, Fault> {
         kernel,
         initrd,
         cmdline: cmdline.map(|found| found.value).unwrap_or_default(),
+        cpu: section
+            .parsed("cpu", "cpu = \"x86-64-v3\"")?
+            .map(|found| found.value)
+            .unwrap_or_default(),
+        cpu_without: section.parsed_list("cpu_without", "cpu_without = [\"avx512f\"]")?,
         boot: section.choice("boot", &boots, BootProtocol::Auto)?,
         on_reboot,
         on_triple_fault,

@@ -1,7 +1,6 @@
 //! The devices of a configuration, and what of them must be equal on all nodes.
 
-use std::collections::BTreeMap;
-
+use checkpoint::message::Traits;
 use vmm::device::{
     DeviceConfig, Devices, DiskConfig, NetworkConfig,
     virtio::blk::image::{Coverage, ImageError},
@@ -30,13 +29,10 @@ pub(super) fn device_config(config: &VmConfig) -> DeviceConfig {
 /// # Errors
 ///
 /// [`ImageError::Read`]
-pub(super) fn device_traits(
-    config: &VmConfig,
-    devices: &Devices,
-) -> Result<BTreeMap<String, String>, ImageError> {
-    let mut traits = BTreeMap::from([("devices".to_owned(), devices.inventory())]);
+pub(super) fn device_traits(config: &VmConfig, devices: &Devices) -> Result<Traits, ImageError> {
+    let mut traits = Traits::from([("devices".to_owned(), devices.inventory().into())]);
     if let Some(network) = &config.network {
-        traits.insert("network mac".to_owned(), network.mac.to_string());
+        traits.insert("network mac".to_owned(), network.mac.to_string().into());
     }
     for (disk, image) in config.disks.iter().zip(devices.images()) {
         let content = if disk.read_only {
@@ -44,7 +40,7 @@ pub(super) fn device_traits(
         } else {
             format!("{} bytes, written by the guest", image.bytes())
         };
-        traits.insert(format!("disk {}", disk.serial), content);
+        traits.insert(format!("disk {}", disk.serial), content.into());
     }
     Ok(traits)
 }

@@ -1,7 +1,6 @@
 //! The guest of a configuration: the VM, its way out, and its shape.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::Write,
     path::PathBuf,
@@ -21,7 +20,7 @@ use vmm::{
     device::{DeviceError, Devices, power::PowerRequest, virtio::blk::image::ImageError},
     dirty::DirtyTracking,
     event::VmEvent,
-    host::Backend,
+    host::{Backend, model::CpuConfig},
     memory::{
         GuestRam,
         guard::{GuardError, WriteGuard},
@@ -94,7 +93,7 @@ pub struct Guest {
     outlet: Arc<Outlet>,
     stale_release: Arc<OnceLock<Callback>>,
     events: Mutex<Option<mpsc::Receiver<VmEvent>>>,
-    machine: Machine,
+    machine: Mutex<Machine>,
     tracking: String,
     backend: &'static str,
 }
@@ -145,7 +144,7 @@ impl Guest {
             outlet,
             stale_release,
             events: Mutex::new(Some(received)),
-            machine,
+            machine: Mutex::new(machine),
         })
     }
 
@@ -201,7 +200,11 @@ impl Guest {
     ///
     /// [`GuestError::Vm`]
     pub fn take_over(&self, sections: &Sections, outputs: Vec<Output>) -> Result<(), GuestError> {
-        self.vm().restore(sections)?;
+        let mut vm = self.vm();
+        vm.restore(sections)?;
+        // What belongs to the guest came with it: its TSC's frequency.
+        self.machine.lock().expect("no holder panics").traits.extend(vm.fingerprint().traits());
+        drop(vm);
         self.announce();
         self.outlet.inject(outputs);
         Ok(())
@@ -270,7 +273,7 @@ impl Guest {
     /// What must be equal on both sides.
     #[must_use]
     pub fn machine(&self) -> Machine {
-        self.machine.clone()
+        self.machine.lock().expect("no holder panics").clone()
     }
 
     /// How dirty pages are found.
@@ -405,24 +408,12 @@ fn vm_config(config: &config::VmConfig) -> VmConfig {
             config::DirtyTracking::Bitmap => DirtyTracking::Bitmap,
         },
         devices: device_config(config),
+        cpu: CpuConfig { model: config.vm.cpu, without: config.vm.cpu_without.clone() },
     }
 }
 
 fn machine(config: &config::VmConfig, vm: &Vm) -> Machine {
-    let fingerprint = vm.fingerprint();
-    let hex = |digest: &[u8]| digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let mut msrs = blake3::Hasher::new();
-    for msr in &fingerprint.msrs {
-        msrs.update(&msr.to_le_bytes());
-    }
-    let traits: BTreeMap<String, String> = [
-        ("cpu vendor".to_owned(), fingerprint.cpu_vendor.clone()),
-        ("cpu features".to_owned(), hex(&fingerprint.cpuid_digest)),
-        ("kvm backend".to_owned(), fingerprint.backend.to_owned()),
-        ("xsave bytes".to_owned(), fingerprint.xsave_bytes.to_string()),
-        ("model-specific registers".to_owned(), hex(msrs.finalize().as_bytes())),
-    ]
-    .into();
+    let traits = vm.fingerprint().traits();
     let layout = vm.memory().layout().clone();
     Machine { layout, vcpus: config.vm.vcpus.get(), traits }
 }

@@ -16,6 +16,7 @@ use romulus_vmm::{
     device::DeviceConfig,
     dirty::DirtyTracking,
     event::VmEvent,
+    host::model::CpuConfig,
     outlet::{Outlet, OutletConfig},
     vm::{Vm, VmConfig, VmError},
 };
@@ -24,6 +25,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 /// Where images lie.
 pub(crate) const IMAGE: u64 = 0x10_0000;
+/// Where one guest copies what CPUID tells.
+pub(crate) const CPUID: u64 = 0x20_1000;
 /// Where guests count.
 pub(crate) const COUNTER: u64 = 0x20_0000;
 
@@ -173,6 +176,43 @@ guest_code!(
     ".code64",
 );
 
+// Copies its CPUID to 0x20_1000 (eight leaves of four words: 0, 1, 7, and
+// 0x8000_0002 to 0x8000_0006), then counts.
+guest_code!(
+    reading_cpuid,
+    "mov edi, 0x201000",
+    "mov esp, 0x203000",
+    "xor eax, eax",
+    "call 5f",
+    "mov eax, 1",
+    "call 5f",
+    "mov eax, 7",
+    "call 5f",
+    "mov eax, 0x80000002",
+    "call 5f",
+    "mov eax, 0x80000003",
+    "call 5f",
+    "mov eax, 0x80000004",
+    "call 5f",
+    "mov eax, 0x80000005",
+    "call 5f",
+    "mov eax, 0x80000006",
+    "call 5f",
+    "mov ebx, 0x200000",
+    "xor ecx, ecx",
+    "2: inc rcx",
+    "mov [rbx], rcx",
+    "jmp 2b",
+    "5: xor ecx, ecx",
+    "cpuid",
+    "mov [rdi], eax",
+    "mov [rdi + 4], ebx",
+    "mov [rdi + 8], ecx",
+    "mov [rdi + 12], edx",
+    "add rdi, 16",
+    "ret",
+);
+
 guest_code!(touching_nothing, "mov rdi, 0xc8000000", "mov al, [rdi]", "mov [rdi], al", "4: jmp 4b");
 guest_code!(unknown_instruction, "mov ebx, 0x200000", "ud2", "4: jmp 4b");
 
@@ -235,6 +275,24 @@ pub(crate) fn require_kvm() -> bool {
     false
 }
 
+/// Whether this KVM has the capability `name` of `Capabilities::list`; if not,
+/// says so, or fails if `ROMULUS_REQUIRE` names it.
+pub(crate) fn require_capability(name: &str) -> bool {
+    if !require_kvm() {
+        return false;
+    }
+    let host = romulus_vmm::host::Host::open().unwrap();
+    let list = host.capabilities().list();
+    let capability = list.iter().find(|capability| capability.name == name).expect(name);
+    let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
+    let required = required.split(',').any(|word| word == name);
+    assert!(capability.available || !required, "{name} is required: {}", capability.reason);
+    if !capability.available {
+        eprintln!("skipped: this KVM lacks {name}: {}", capability.reason);
+    }
+    capability.available
+}
+
 /// A 64-bit ELF file with `code` at 1 MiB, as its entry, and perhaps a Xen
 /// note that names the same place.
 pub(crate) fn elf(code: &[u8], pvh: bool) -> Vec<u8> {
@@ -280,6 +338,7 @@ pub(crate) fn config(vcpus: u8, dirty_tracking: DirtyTracking) -> VmConfig {
         vcpus,
         hugepages: false,
         dirty_tracking,
+        cpu: CpuConfig::default(),
         devices: DeviceConfig::default(),
     }
 }
