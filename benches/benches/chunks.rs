@@ -7,7 +7,7 @@
 
 use checkpoint::{
     Epoch, MemoryLayout, PAGE_BYTES,
-    chunk::{ChunkId, Compression, Content, Encoder},
+    chunk::{ChunkId, Compression, Content, Encoder, Places},
     history::History,
     image::apply_pages,
 };
@@ -76,7 +76,8 @@ fn encode_deltas(bencher: Bencher<'_, '_>) {
             block
         })
         .bench_local_values(|mut block| {
-            let scan = encoder.scan(&[run_of(256)], &mut block, Some(&mut history));
+            let scan =
+                encoder.scan(&[run_of(256)], &mut block, &Places::default(), Some(&mut history));
             encoder.finish(id(), scan, block)
         });
 }

@@ -20,6 +20,7 @@ mod page;
 pub mod primary;
 mod question;
 pub mod section;
+mod shape;
 pub mod staging;
 
 pub use epoch::Epoch;

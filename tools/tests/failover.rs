@@ -152,7 +152,9 @@ fn a_primary_killed_at_any_moment_loses_nothing() {
     let Some(_machine) = machine_for("a_primary_killed_at_any_moment_loses_nothing") else {
         return;
     };
-    let mut drill = Drill::idle("moments", &format!("epoch_ms = 40\naudit = true\n{CALM}"));
+    // Every page is captured after the pause, while the guest writes.
+    let replication = format!("epoch_ms = 40\naudit = true\ncopy_us_max = 0\n{CALM}");
+    let mut drill = Drill::idle("moments", &replication);
     let cluster = &mut drill.cluster;
     let counts = [7, 12, 20];
     let moments: Vec<(Moment, u64)> =

@@ -26,7 +26,7 @@ fn machine(pages: u64) -> Machine {
     Machine {
         layout: MemoryLayout::new(vec![ram]).unwrap(),
         vcpus: 1,
-        traits: BTreeMap::from([("cpu vendor".to_owned(), "any".to_owned())]),
+        traits: BTreeMap::from([("cpu vendor".to_owned(), "any".into())]),
     }
 }
 

@@ -43,6 +43,31 @@ pub enum Compression {
     },
 }
 
+/// Pages of a chunk by their place in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Places([u64; CHUNK_PAGES_MAX / 64]);
+
+impl Places {
+    /// Adds place `index`.
+    ///
+    /// # Panics
+    ///
+    /// If a chunk has no such place.
+    pub fn insert(&mut self, index: usize) {
+        self.0[index / 64] |= 1 << (index % 64);
+    }
+
+    /// Whether place `index` is among them.
+    ///
+    /// # Panics
+    ///
+    /// If a chunk has no such place.
+    #[must_use]
+    pub fn contains(&self, index: usize) -> bool {
+        self.0[index / 64] >> (index % 64) & 1 == 1
+    }
+}
+
 /// What one thread encodes with.
 pub struct Encoder {
     compressor: Option<zstd::bulk::Compressor<'static>>,
@@ -97,8 +122,9 @@ impl Encoder {
     }
 
     /// Looks at pages: `runs` with their content at the start of `block`, in
-    /// the same order. `block` then has the content of those that need it.
-    /// Without a `history` no page builds on what was sent before.
+    /// the same order. Those at the places of `skipped` are left out. `block`
+    /// then has the content of those that need it. Without a `history` no page
+    /// builds on what was sent before.
     ///
     /// # Panics
     ///
@@ -108,6 +134,7 @@ impl Encoder {
         &mut self,
         runs: &[PageRun],
         block: &mut [u8],
+        skipped: &Places,
         mut history: Option<&mut History>,
     ) -> Scan {
         let count: u64 = runs.iter().map(|run| run.count).sum();
@@ -115,8 +142,9 @@ impl Encoder {
         assert!(count as usize * PAGE_BYTES <= block.len(), "a block that is too small");
         self.head.clear();
         let mut kept = 0;
-        let places = (0..).step_by(PAGE_BYTES);
-        for (page, at) in runs.iter().flat_map(|run| run.pages()).zip(places) {
+        let pages = runs.iter().flat_map(|run| run.pages()).enumerate();
+        for (place, page) in pages.filter(|(place, _)| !skipped.contains(*place)) {
+            let at = place * PAGE_BYTES;
             let content = &block[at..at + PAGE_BYTES];
             if is_zero(content) {
                 if let Some(history) = &mut history {
@@ -170,7 +198,7 @@ impl Encoder {
     /// [`Encoder::scan`] and [`Encoder::finish`] of pages that build on nothing.
     #[must_use]
     pub fn pages(&mut self, id: ChunkId, runs: &[PageRun], mut block: Vec<u8>) -> Chunk {
-        let scan = self.scan(runs, &mut block, None);
+        let scan = self.scan(runs, &mut block, &Places::default(), None);
         self.finish(id, scan, block)
     }
 

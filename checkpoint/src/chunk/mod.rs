@@ -24,7 +24,7 @@ mod tests;
 use thiserror::Error;
 
 pub use body::Body;
-pub use encoder::{Compression, Encoder, Scan, SectionEncoder};
+pub use encoder::{Compression, Encoder, Places, Scan, SectionEncoder};
 pub use pages::{News, PageContent};
 
 use crate::{Epoch, MemoryLayout, PageNumber, SectionError, Sections, output::Output};

@@ -97,7 +97,7 @@ fn a_page_that_changed_little_is_a_delta_and_one_that_did_not_is_left_out() {
     let memory = Memory::default();
     let mut send = |bytes: &[u8], history: &mut History| {
         let mut block = bytes.to_vec();
-        let scan = encoder.scan(&runs, &mut block, Some(history));
+        let scan = encoder.scan(&runs, &mut block, &Places::default(), Some(history));
         let chunk = encoder.finish(ID, scan, block);
         apply(&chunk, &memory);
         assert_eq!(memory, memory_of(&runs, bytes));
@@ -120,15 +120,30 @@ fn a_page_that_changed_little_is_a_delta_and_one_that_did_not_is_left_out() {
 }
 
 #[test]
+fn skipped_pages_are_not_sent() {
+    let mut bytes = noise(3 * PAGE_BYTES);
+    let mut skipped = Places::default();
+    skipped.insert(1);
+    let mut encoder = Encoder::new(Compression::Off);
+    let scan = encoder.scan(&[run(4, 3)], &mut bytes, &skipped, None);
+    assert_eq!(scan.pages(), 2);
+    let memory = Memory::default();
+    apply(&encoder.finish(ID, scan, bytes), &memory);
+    let expected = noise(3 * PAGE_BYTES);
+    let at = |page: usize| expected[page * PAGE_BYTES..(page + 1) * PAGE_BYTES].to_vec();
+    assert_eq!(memory, memory_of(&[run(4, 1), run(6, 1)], &[at(0), at(2)].concat()));
+}
+
+#[test]
 fn a_delta_on_other_content_breaks_the_image() {
     let mut history = History::new(1100, 1 << 20);
     let mut encoder = Encoder::new(Compression::Off);
     let mut block = noise(PAGE_BYTES);
     for _ in 0..2 {
-        encoder.scan(&[run(5, 1)], &mut block.clone(), Some(&mut history));
+        encoder.scan(&[run(5, 1)], &mut block.clone(), &Places::default(), Some(&mut history));
     }
     block[17] ^= 1;
-    let scan = encoder.scan(&[run(5, 1)], &mut block, Some(&mut history));
+    let scan = encoder.scan(&[run(5, 1)], &mut block, &Places::default(), Some(&mut history));
     let content = decoded(&encoder.finish(ID, scan, block)).unwrap();
     let broken = Image::default().apply(content, &Memory::default()).unwrap_err();
     assert!(matches!(broken, crate::image::BrokenImage::Page { page, .. } if page.get() == 5));
@@ -219,13 +234,13 @@ fn golden_bytes_of_a_page_list() {
     let mut encoder = Encoder::new(Compression::Off);
     let mut block = vec![3; PAGE_BYTES];
     for _ in 0..2 {
-        encoder.scan(&[run(1, 1)], &mut block.clone(), Some(&mut history));
+        encoder.scan(&[run(1, 1)], &mut block.clone(), &Places::default(), Some(&mut history));
     }
     let check = twox_hash::XxHash3_64::oneshot(&block).to_le_bytes();
     block[8] = 4;
     block.extend([0; PAGE_BYTES]);
     block.extend([5; PAGE_BYTES]);
-    let scan = encoder.scan(&[run(1, 3)], &mut block, Some(&mut history));
+    let scan = encoder.scan(&[run(1, 3)], &mut block, &Places::default(), Some(&mut history));
     let body = encoder.finish(ID, scan, block).body.into_contiguous();
     let run = |first: u8, spelling: u8| [first, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, spelling];
     let head = [
@@ -273,11 +288,11 @@ proptest::proptest! {
         let mut encoder = Encoder::new(Compression::Off);
         let mut block = vec![seed; 3 * PAGE_BYTES];
         for _ in 0..2 {
-            encoder.scan(&[run(1, 3)], &mut block.clone(), Some(&mut history));
+            encoder.scan(&[run(1, 3)], &mut block.clone(), &Places::default(), Some(&mut history));
         }
         block[9] ^= 1;
         block[PAGE_BYTES..2 * PAGE_BYTES].fill(seed + 1);
-        let scan = encoder.scan(&[run(1, 3)], &mut block, Some(&mut history));
+        let scan = encoder.scan(&[run(1, 3)], &mut block, &Places::default(), Some(&mut history));
         let mut chunk = encoder.finish(ID, scan, block);
         let mut body = chunk.body.into_contiguous().to_vec();
         if let Some(place) = body.get_mut(at) {

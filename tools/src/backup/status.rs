@@ -18,6 +18,7 @@ impl Core {
             ControlRequest::Unprotect { reply, .. } => on_the_primary(reply, "unprotect"),
             ControlRequest::Verify(reply) => on_the_primary(reply, "verify"),
             ControlRequest::ConsoleInput { reply, .. } => on_the_primary(reply, "console input"),
+            ControlRequest::Shutdown { reply, .. } => on_the_primary(reply, "shutdown"),
             ControlRequest::Stop { reason, reply } => {
                 tracing::info!(reason, "stopping");
                 let _ = reply.send(Ok(Accepted { message: "stopping".to_owned() }));

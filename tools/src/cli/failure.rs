@@ -55,6 +55,14 @@ pub enum Failure {
         /// What the status says.
         reason: String,
     },
+    /// The guest is not off.
+    #[error(
+        "the guest still runs after {seconds} s: does it listen to its power button? `--force` does not ask it"
+    )]
+    StillRuns {
+        /// How long that was waited for.
+        seconds: u64,
+    },
     /// The demo could not go on.
     #[error(transparent)]
     Demo(#[from] ClusterError),
@@ -75,6 +83,7 @@ impl Failure {
             | Self::TcpClient(_)
             | Self::Output(_)
             | Self::NotProtected { .. }
+            | Self::StillRuns { .. }
             | Self::Demo(_) => Exit::Failed,
         }
     }

@@ -64,9 +64,9 @@ pub(super) fn doctor(json: bool) -> Result<Exit, Failure> {
                 Verdict::Fail => (render::Colour::Red, "fail"),
             };
             let word = render::paint(colour, word);
-            text.push_str(&format!("{word}  {:18} {}\n", finding.name, finding.found));
+            text.push_str(&format!("{word}  {:24} {}\n", finding.name, finding.found));
             if !finding.remedy.is_empty() {
-                text.push_str(&format!("{:24} {}\n", "", finding.remedy));
+                text.push_str(&format!("{:30} {}\n", "", finding.remedy));
             }
         }
         text

@@ -17,7 +17,7 @@ use arbiter::NodeId;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use super::types::{Accepted, EventKind, Severity, Status, VerifyReport};
+use super::types::{Accepted, EventKind, Severity, Status, Typed, VerifyReport};
 use crate::telemetry::EventLog;
 
 /// Requests that wait for the core at most; more are refused with 503.
@@ -64,7 +64,14 @@ pub enum ControlRequest {
     ConsoleInput {
         /// As typed.
         bytes: Vec<u8>,
-        /// Answered when the console has them.
+        /// Answered when the console has taken what it has room for.
+        reply: Reply<Typed>,
+    },
+    /// Shut the guest down: press its power button, or turn it off.
+    Shutdown {
+        /// Turn it off without asking it.
+        force: bool,
+        /// Answered when the button is pressed, or the end has begun.
         reply: Reply<Accepted>,
     },
     /// End the process in good order: an operator's `/stop`, or a signal.
@@ -86,6 +93,7 @@ impl ControlRequest {
             Self::Protect { backup, .. } => format!("protect (backup: {})", named(backup)),
             Self::Unprotect { backup, .. } => format!("unprotect (backup: {})", named(backup)),
             Self::Verify(_) => "verify".to_owned(),
+            Self::Shutdown { force, .. } => format!("shutdown (force: {force})"),
             Self::Stop { reason, .. } => format!("stop ({reason})"),
         };
         events.record(Severity::Info, EventKind::CommandReceived, text, serde_json::Value::Null);

@@ -12,7 +12,9 @@ mod arbiter_watch;
 mod asker;
 mod audit;
 pub mod crash_point;
+mod devices;
 mod guest;
+mod guest_event;
 mod notes;
 
 use std::{
@@ -29,6 +31,7 @@ pub use arbiter_watch::ArbiterWatch;
 pub use asker::Asker;
 pub use audit::Audit;
 pub use guest::{Guest, GuestError};
+pub use guest_event::GuestEvent;
 pub use notes::record_note;
 
 use crate::{

@@ -8,7 +8,10 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use checkpoint::{PAGE_BYTES, PageRun, PageSet, chunk::CHUNK_PAGES_MAX};
+use checkpoint::{
+    PAGE_BYTES, PageRun, PageSet,
+    chunk::{CHUNK_PAGES_MAX, Places},
+};
 use vmm::memory::GuestRam;
 
 const BLOCK_BYTES: usize = CHUNK_PAGES_MAX * PAGE_BYTES;
@@ -115,6 +118,8 @@ impl Drop for Block {
 pub(super) struct Batch {
     pub(super) runs: Vec<PageRun>,
     pub(super) block: Block,
+    /// Places of pages that were captured again later.
+    pub(super) stale: Places,
 }
 
 impl Batch {
@@ -122,6 +127,30 @@ impl Batch {
     pub(super) fn pages(&self) -> u64 {
         self.runs.iter().map(|run| run.count).sum()
     }
+}
+
+/// Marks the pages of `batches` that were captured again by a later one, or that
+/// are not among the `valid`.
+pub(super) fn mark_stale(batches: &mut [Batch], valid: &PageSet, later: &mut PageSet) {
+    later.clear();
+    for batch in batches.iter_mut().rev() {
+        for (place, page) in batch.runs.iter().flat_map(|run| run.pages()).enumerate() {
+            if !valid.contains(page) || !later.insert(page) {
+                batch.stale.insert(place);
+            }
+        }
+    }
+}
+
+/// Copies the pages of `runs` out of guest memory, into `block`.
+pub(super) fn copy_runs(runs: Vec<PageRun>, memory: &GuestRam, mut block: Block) -> Batch {
+    let mut filled = 0;
+    for run in &runs {
+        let bytes = run.count as usize * PAGE_BYTES;
+        memory.copy_out(*run, &mut block.as_mut()[filled..filled + bytes]);
+        filled += bytes;
+    }
+    Batch { runs, block, stale: Places::default() }
 }
 
 /// Copies `pages` out of guest memory, in batches for one chunk each, lazily:
@@ -134,17 +163,13 @@ pub(super) fn batches<'a>(
     let mut runs = pages.runs(CHUNK_PAGES_MAX as u64).peekable();
     std::iter::from_fn(move || {
         runs.peek()?;
-        let mut batch = Batch { runs: Vec::new(), block: block() };
-        let mut filled = 0;
-        let room =
-            |filled: usize, run: &PageRun| filled + run.count as usize * PAGE_BYTES <= BLOCK_BYTES;
-        while let Some(run) = runs.next_if(|run| room(filled, run)) {
-            let bytes = run.count as usize * PAGE_BYTES;
-            memory.copy_out(run, &mut batch.block.as_mut()[filled..filled + bytes]);
-            filled += bytes;
-            batch.runs.push(run);
+        let mut of_batch = Vec::new();
+        let mut room = CHUNK_PAGES_MAX as u64;
+        while let Some(run) = runs.next_if(|run| run.count <= room) {
+            room -= run.count;
+            of_batch.push(run);
         }
-        Some(batch)
+        Some(copy_runs(of_batch, memory, block()))
     })
 }
 

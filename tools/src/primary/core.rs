@@ -17,19 +17,21 @@ use rand::Rng;
 
 use super::{
     capture::BlockPool,
+    copier::{self, Copier},
     cutter::{self, Cut, Cutter},
     encoder::Encoders,
     flights::{Complete, Flights},
+    guest_events::RecentFaults,
     peers::{self, Peers, SharedTerm},
     seeder::{self, Seed},
     status::Verification,
     tracker::Tracker,
 };
 use crate::{
-    config::Replication,
+    config::{Capture, Replication},
     control::{Accepted, ControlRequest, Reply},
     node::{
-        ArbiterWatch, Asker, Guest, Host, NodeError,
+        ArbiterWatch, Asker, Guest, GuestEvent, Host, NodeError,
         crash_point::{self, Moment},
         record_note,
     },
@@ -76,11 +78,10 @@ pub(crate) enum Input {
     /// Whether the arbiter answers, from time to time.
     ArbiterSeen(bool),
     Control(ControlRequest),
-    /// The guest ended by itself.
-    GuestEnded {
-        reason: String,
-        failed: bool,
-    },
+    /// Something happened to the guest.
+    Guest(GuestEvent),
+    /// The guest has begun anew; if not, it stays paused.
+    Restarted(Result<(), String>),
     /// The VM cannot be paused or resumed any more.
     GuestLost(String),
     /// The outlet found a release too old.
@@ -125,15 +126,18 @@ pub(super) struct Core {
     /// Cuts that are not committed: epoch and when the guest went on.
     pub(super) cut_at: VecDeque<(Epoch, Instant)>,
     pub(super) verification: Verification,
+    /// Triple faults that were followed by a restart.
+    pub(super) faults: RecentFaults,
     tracker: Arc<Tracker>,
     pool: BlockPool,
-    cutter: Cutter,
+    pub(super) cutter: Cutter,
+    copier: Option<Arc<Copier>>,
     _encoders: Encoders,
     asker: Asker,
     _watch: ArbiterWatch,
     inputs: mpsc::Sender<Input>,
     /// When the event that is being handled was received.
-    received: Instant,
+    pub(super) received: Instant,
     failed: bool,
     held_bytes: u64,
     /// Pieces of output that had left when the figures were last updated.
@@ -174,28 +178,17 @@ impl Core {
     ) -> Result<Self, NodeError> {
         let guest = Arc::new(guest);
         let replication = &host.config.replication;
-        let in_flight_bytes = (replication.in_flight_mib_max.get() as usize) << 20;
-        let pool = BlockPool::new(in_flight_bytes);
+        let pool = BlockPool::new((replication.in_flight_mib_max.get() as usize) << 20);
         let tracker = Arc::new(Tracker::new(guest.clone()));
         let flights = Arc::new(Flights::default());
         let encoders = encoders(replication, &guest, &flights, &inputs)?;
-        let cutter = Cutter::start(cutter::Tools {
-            guest: guest.clone(),
-            tracker: tracker.clone(),
-            pool: pool.clone(),
-            intake: encoders.intake(),
-            interval: replication.epoch,
-            send_outputs: replication.resend_outputs,
-            audit: host.audit.clone(),
-            inputs: inputs.clone(),
-        })
-        .map_err(NodeError::Thread)?;
+        let copier = copier(&host, &guest, &pool, &encoders)?;
+        let cutter = cutter(&host, &guest, &tracker, &pool, &encoders, copier.clone(), &inputs)?;
         let term = SharedTerm::default();
         term.set(promoted.register.term);
         let peers = dialers(&host, &guest, &term, &inputs);
         listen(&mut host, &guest, &inputs)?;
-        let now = Instant::now();
-        let machine = machine(&host, promoted, now);
+        let machine = machine(&host, promoted);
         let addresses =
             host.config.peers.iter().map(|peer| (peer.name.clone(), peer.address)).collect();
         let asker = Asker::new(&host);
@@ -216,14 +209,16 @@ impl Core {
             guest_held: false,
             cut_at: VecDeque::new(),
             verification: Verification::default(),
+            faults: RecentFaults::default(),
             tracker,
             pool,
             cutter,
+            copier,
             _encoders: encoders,
             asker,
             _watch: watch,
             inputs,
-            received: now,
+            received: Instant::now(),
             failed: false,
             held_bytes: 0,
             released_frames: 0,
@@ -282,6 +277,12 @@ impl Core {
         self.tell(Event::Commanded(command));
     }
 
+    /// The guest is over: what it said is committed, then everybody stands down.
+    pub(super) fn finish(&mut self, reason: String, failed: bool) {
+        self.failed |= failed;
+        self.command(Command::Finish { reason });
+    }
+
     fn take(&mut self, input: Input) {
         match input {
             Input::CutDone(cut) => self.on_cut_done(&cut),
@@ -319,14 +320,9 @@ impl Core {
             }
             Input::ArbiterSeen(answers) => self.arbiter_reachable = Some(answers),
             Input::Control(request) => self.on_control(request),
-            Input::GuestEnded { reason, failed } => {
-                self.failed |= failed;
-                self.command(Command::Finish { reason });
-            }
-            Input::GuestLost(why) => {
-                self.failed = true;
-                self.command(Command::Finish { reason: why });
-            }
+            Input::Guest(event) => self.on_guest_event(event),
+            Input::Restarted(result) => self.on_restarted(result),
+            Input::GuestLost(why) => self.finish(why, true),
             Input::StaleRelease => self.tell(Event::Stalled),
         }
     }
@@ -339,7 +335,7 @@ impl Core {
         metrics.capture.record(cut.timings.capture);
         metrics.epochs.inc();
         metrics.dirty_pages.inc_by(cut.pages);
-        metrics.pages_ahead.inc_by(cut.pages_ahead);
+        metrics.pages_ahead.inc_by(cut.pages_early + cut.pages_ahead);
         self.cut_at.push_back((cut.epoch, cut.resumed));
         if let Some(digest) = cut.digest {
             let report = self.verification.of_primary(cut.epoch, digest);
@@ -499,6 +495,9 @@ impl Core {
         match ending {
             Ending::Fenced { register } => {
                 self.guest.outlet().fence();
+                if let Some(copier) = &self.copier {
+                    copier.abandon();
+                }
                 self.cutter.stop();
                 self.answer_handover(Err("this node has lost the right to run the guest"));
                 super::status::record_fence(&self.host.telemetry, register.as_ref());
@@ -537,6 +536,62 @@ fn encoders(
         .map_err(NodeError::Thread)
 }
 
+/// Captures without copying in the pause, where the kernel can.
+fn copier(
+    host: &Host,
+    guest: &Arc<Guest>,
+    pool: &BlockPool,
+    encoders: &Encoders,
+) -> Result<Option<Arc<Copier>>, NodeError> {
+    let replication = &host.config.replication;
+    if replication.capture == Capture::Copy {
+        return Ok(None);
+    }
+    let guard = match guest.write_guard() {
+        Ok(guard) => guard,
+        Err(error) => {
+            tracing::info!(%error, "pages are not write-protected, but copied");
+            return Ok(None);
+        }
+    };
+    let tools = copier::Tools {
+        guest: guest.clone(),
+        guard,
+        pool: pool.clone(),
+        intake: encoders.intake(),
+        metrics: host.telemetry.metrics.clone(),
+    };
+    let copier = Copier::start(tools, replication.encode_threads.get());
+    Ok(Some(Arc::new(copier.map_err(NodeError::Thread)?)))
+}
+
+/// Takes checkpoints and restarts the guest.
+fn cutter(
+    host: &Host,
+    guest: &Arc<Guest>,
+    tracker: &Arc<Tracker>,
+    pool: &BlockPool,
+    encoders: &Encoders,
+    copier: Option<Arc<Copier>>,
+    inputs: &mpsc::Sender<Input>,
+) -> Result<Cutter, NodeError> {
+    let replication = &host.config.replication;
+    let cutter = Cutter::start(cutter::Tools {
+        guest: guest.clone(),
+        tracker: tracker.clone(),
+        pool: pool.clone(),
+        intake: encoders.intake(),
+        copier,
+        copy_max: replication.copy_max,
+        interval: replication.epoch,
+        send_outputs: replication.resend_outputs,
+        audit: host.audit.clone(),
+        config: host.config.clone(),
+        inputs: inputs.clone(),
+    });
+    cutter.map_err(NodeError::Thread)
+}
+
 fn dialers(host: &Host, guest: &Guest, term: &SharedTerm, inputs: &mpsc::Sender<Input>) -> Peers {
     Peers::new(peers::Tools {
         handle: host.runtime.handle().clone(),
@@ -571,13 +626,14 @@ fn listen(
     });
     let to_core = inputs.clone();
     guest
-        .on_end(move |reason, failed| {
-            let _ = to_core.send(Input::GuestEnded { reason, failed });
+        .on_event(move |event| {
+            let _ = to_core.send(Input::Guest(event));
         })
         .map_err(NodeError::Thread)
 }
 
-fn machine(host: &Host, promoted: Promoted, now: Instant) -> Primary {
+fn machine(host: &Host, promoted: Promoted) -> Primary {
+    let now = Instant::now();
     let Promoted { register, first } = promoted;
     let random = rand::rng().next_u64();
     Primary::new(machine_config(&host.config), register, first, random, host.clock.at(now))

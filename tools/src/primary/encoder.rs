@@ -34,6 +34,9 @@ use crate::node::crash_point::{self, Moment};
 pub(super) struct Group {
     pub(super) epoch: Epoch,
     pub(super) batches: Vec<Batch>,
+    /// It is the first of an epoch that a backup joins with: nothing that was
+    /// encoded of it counts, and nothing in it builds on what was sent before.
+    pub(super) fresh: bool,
     /// The end of the epoch, if this is its last group.
     pub(super) end: Option<EpochEnd>,
 }
@@ -44,7 +47,7 @@ pub(super) struct EpochEnd {
     pub(super) sections: Sections,
     /// What the guest said in it, if that is sent along.
     pub(super) outputs: Vec<Output>,
-    /// A backup joins with this epoch: it may build on nothing.
+    /// A backup joins with this epoch: the state may build on nothing.
     pub(super) fresh: bool,
 }
 
@@ -142,12 +145,11 @@ pub(super) struct Intake(Arc<Shared>);
 impl Intake {
     /// Encodes a group; [`Input::Encoded`] tells when all of an epoch is.
     pub(super) fn submit(&self, group: Group) {
-        let Group { epoch, batches, end } = group;
+        let Group { epoch, batches, fresh, end } = group;
         let mut jobs: VecDeque<Job> = batches.into_iter().map(Job::Batch).collect();
-        let (ends, mut fresh) = (end.is_some(), false);
+        let ends = end.is_some();
         if let Some(end) = end {
-            fresh = end.fresh;
-            jobs.push_back(Job::Sections { sections: end.sections, fresh });
+            jobs.push_back(Job::Sections { sections: end.sections, fresh: end.fresh });
             if !end.outputs.is_empty() {
                 jobs.push_back(Job::Outputs(end.outputs));
             }
@@ -172,7 +174,8 @@ impl Shared {
                 Job::Batch(mut batch) => {
                     let mut past = self.lock_past();
                     let history = Some(&mut past.history);
-                    let scan = encoder.scan(&batch.runs, batch.block.as_mut(), history);
+                    let scan =
+                        encoder.scan(&batch.runs, batch.block.as_mut(), &batch.stale, history);
                     drop(past);
                     self.scanned();
                     let pages = scan.pages();

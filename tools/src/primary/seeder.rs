@@ -152,7 +152,7 @@ impl Worker {
             }
             let id = ChunkId { epoch: Epoch::ZERO, index: self.chunks };
             let page_count = batch.pages();
-            let scan = self.encoder.scan(&batch.runs, batch.block.as_mut(), None);
+            let scan = self.encoder.scan(&batch.runs, batch.block.as_mut(), &batch.stale, None);
             let chunk = self.encoder.finish(id, scan, batch.block);
             let wire_bytes = chunk.body.len() as u64;
             if !self.tools.sink.send(chunk) {

@@ -19,7 +19,7 @@ use crate::{
     control::{
         Accepted, ArbiterState, Behind, ControlRequest, EventKind, Features, GuestState, PeerState,
         PeerStatus, Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, SeedProgress,
-        Severity, Status, VerifiedBackup, VerifyReport,
+        Severity, Status, Typed, VerifiedBackup, VerifyReport,
     },
     daemon::Telemetry,
     telemetry::Metrics,
@@ -121,8 +121,10 @@ impl Core {
             ControlRequest::Verify(reply) => self.on_verify(reply),
             ControlRequest::ConsoleInput { bytes, reply } => {
                 let taken = self.guest.console_input(&bytes);
-                accept(reply, format!("the console took {taken} of {} bytes", bytes.len()));
+                let message = format!("the console took {taken} of {} bytes", bytes.len());
+                let _ = reply.send(Ok(Typed { taken, message }));
             }
+            ControlRequest::Shutdown { force, reply } => self.on_shutdown(force, reply),
             ControlRequest::Stop { reason, reply } => self.on_stop(&reason, reply),
         }
     }
@@ -189,6 +191,15 @@ impl Core {
         address: Option<std::net::SocketAddr>,
         reply: Reply<Accepted>,
     ) {
+        if let Some(disk) = self.host.config.disks.iter().find(|disk| !disk.read_only) {
+            let error = format!(
+                "the guest may write disk {}, and writes are not replicated yet",
+                disk.serial
+            );
+            let remedy = "start the guest with `read_only = true` for all of its [[disks]]";
+            let _ = reply.send(Err(Refused::new(RefusedKind::State, error, remedy)));
+            return;
+        }
         if let (Some(backup), Some(address)) = (&backup, address) {
             self.addresses.insert(backup.clone(), address);
         }
@@ -243,6 +254,18 @@ impl Core {
         }
         if self.verification.ask(reply, in_sync, self.guest.layout().page_count()) {
             self.command(Command::Verify);
+        }
+    }
+
+    /// An operator wants the guest to be off, on all nodes.
+    fn on_shutdown(&mut self, force: bool, reply: Reply<Accepted>) {
+        if force {
+            accept(reply, "turning the guest off; its backups stand down".to_owned());
+            self.finish("turned off by its operator".to_owned(), false);
+        } else {
+            self.guest.press_power_button();
+            let message = "the power button is pressed; the guest decides what to do about it";
+            accept(reply, message.to_owned());
         }
     }
 

@@ -18,6 +18,38 @@ pub(super) struct Tracker {
     inner: Mutex<Inner>,
 }
 
+/// How the pages of a cut are captured.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Within the pause.
+    pub(super) copied: PageSet,
+    /// After it: write-protected, and copied when the guest runs.
+    pub(super) protected: PageSet,
+}
+
+impl Plan {
+    /// Pages that were dirty in the epoch `before`, too, are likely to be
+    /// written soon again, and a fault costs many times a copy: they are copied
+    /// first, up to `copy_pages_max`.
+    fn make(&mut self, cut: &PageSet, before: &PageSet, copy_pages_max: u64) {
+        let Self { copied, protected } = self;
+        copied.clear();
+        protected.clear();
+        if cut.len() <= copy_pages_max {
+            copied.union(cut);
+            return;
+        }
+        for recurring in [true, false] {
+            for index in cut.word_indices() {
+                let mask = if recurring { before.word(index) } else { !before.word(index) };
+                let room = copied.len() < copy_pages_max;
+                let place = if room { &mut *copied } else { &mut *protected };
+                place.insert_word(index, cut.word(index) & mask);
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Inner {
     ledger: Ledger,
@@ -27,8 +59,15 @@ pub(super) struct Inner {
     /// then pages may be sent ahead of its end.
     followed: bool,
     harvested: PageSet,
-    /// The pages of the last cut.
+    /// Pages that were copied before the pause of the cut that comes, and not
+    /// written since. Every harvest takes away what it finds.
+    early: PageSet,
+    /// The pages of the last cut, and of the one before it.
     cut: PageSet,
+    before: PageSet,
+    /// Pages of the last cut that were left to its pause.
+    left: PageSet,
+    plan: Plan,
     heat: Heat,
 }
 
@@ -40,7 +79,11 @@ impl Tracker {
             on: false,
             followed: false,
             harvested: empty(),
+            early: empty(),
+            left: empty(),
             cut: empty(),
+            before: empty(),
+            plan: Plan { copied: empty(), protected: empty() },
             heat: Heat::new(layout.frame_end()),
             ledger: Ledger::new(layout.clone()),
         };
@@ -99,14 +142,39 @@ impl Tracker {
 }
 
 impl Inner {
+    /// What was harvested is dirty, and no copy of it is current.
+    fn record(&mut self) {
+        self.ledger.record(&self.harvested);
+        self.early.subtract(&self.harvested);
+    }
+
+    /// Takes what is dirty while the guest runs, for a copy that the next cut
+    /// may use. The pages stay in the ledger: if there is no such cut, nothing
+    /// is lost but the copy.
+    pub(super) fn take_early(&mut self, vm: &Vm) -> Result<&PageSet, VmError> {
+        self.harvest(vm)?;
+        self.early.union(&self.harvested);
+        Ok(&self.harvested)
+    }
+
+    /// The pages whose early copies are current, as of the last cut.
+    pub(super) fn early(&self) -> &PageSet {
+        &self.early
+    }
+
+    /// Copies that were taken early are used, or given up.
+    pub(super) fn forget_early(&mut self) {
+        self.early.clear();
+    }
+
     fn harvest(&mut self, vm: &Vm) -> Result<(), VmError> {
+        self.harvested.clear();
         if !self.on {
             return Ok(());
         }
-        self.harvested.clear();
         let harvest = vm.harvest(&mut self.harvested);
         // Pages that were cleared before it failed are dirty all the same.
-        self.ledger.record(&self.harvested);
+        self.record();
         harvest.map(drop)
     }
 
@@ -116,20 +184,27 @@ impl Inner {
         &mut self,
         vm: &Vm,
         order: &CutOrder,
-    ) -> Result<(Captured, &PageSet), VmError> {
+        copy_pages_max: u64,
+    ) -> Result<(Captured, &Plan), VmError> {
         self.harvested.clear();
         let captured = vm.capture(&mut self.harvested);
-        self.ledger.record(&self.harvested);
+        self.record();
         let captured = captured?;
+        std::mem::swap(&mut self.cut, &mut self.before);
         self.ledger.cut(order.followers, &order.joins, &mut self.cut);
         self.followed = true;
-        Ok((captured, &self.cut))
+        self.left.clear();
+        self.left.union(&self.cut);
+        self.left.subtract(&self.early);
+        self.plan.make(&self.left, &self.before, copy_pages_max);
+        Ok((captured, &self.plan))
     }
 
     /// The guest runs again: what it takes to judge what was sent ahead.
-    /// Returns how many pages were sent in vain.
+    /// Returns how many pages were left to the pause.
     pub(super) fn end_epoch(&mut self) -> u64 {
-        self.heat.end_epoch(&self.cut)
+        self.heat.end_epoch(&self.cut);
+        self.left.len()
     }
 
     /// Takes pages that are dirty and look final, for the epoch that runs; none
@@ -141,9 +216,10 @@ impl Inner {
         self.harvested.clear();
         if let Err(error) = vm.harvest_cold(&mut self.harvested, self.heat.hot()) {
             // Pages that were cleared before it failed are dirty all the same.
-            self.ledger.record(&self.harvested);
+            self.record();
             return Err(error);
         }
+        self.early.subtract(&self.harvested);
         self.heat.sent_ahead(&self.harvested);
         Ok(Some(&self.harvested))
     }

@@ -150,6 +150,8 @@ metrics! {
     timing save "save";
     /// Time to copy the dirty pages, within the pause.
     timing capture "capture";
+    /// How long a write of the guest waited because its page was being captured.
+    timing stall "write_stall";
     /// Time to encode an epoch, outside the pause.
     timing encode "encode";
     /// Time to apply an epoch to the image, at the backup.

@@ -34,7 +34,7 @@ use checkpoint::{
 use thiserror::Error;
 
 pub use chunk::{CHUNK_HEAD_BYTES, ChunkHead};
-pub use greeting::{TRAITS_MAX, VERSION_BYTES_MAX, VERSIONS, VERSIONS_MAX, negotiate};
+pub use greeting::{TRAITS_MAX, VERSION_BYTES_MAX, VERSIONS, VERSIONS_MAX, WORDS_MAX, negotiate};
 pub use kind::Kind;
 pub use octets::TEXT_BYTES_MAX;
 pub use registry::{Answer, Ask, LIST_RECORDS_MAX, MEMBERS_MAX};

@@ -128,7 +128,7 @@ pub(crate) fn hello() -> Hello {
         machine: Machine {
             layout: layout.unwrap(),
             vcpus: 2,
-            traits: [("disk.0".to_owned(), "virtio".to_owned())].into(),
+            traits: [("disk.0".to_owned(), "virtio".into())].into(),
         },
     }
 }
