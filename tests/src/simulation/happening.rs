@@ -50,8 +50,10 @@ pub(super) enum Happening {
     Cutter,
     /// Pages may be sent ahead of the end of this epoch.
     Ahead(Epoch),
-    /// Pages that are sent ahead are copied.
-    AheadCopied,
+    /// Pages that were taken before a pause are copied.
+    TakenCopied,
+    /// The copier takes the next pages.
+    Copy,
     /// An encoder takes the next group.
     Encode,
     /// An encoder has finished a chunk.
@@ -146,7 +148,7 @@ impl Happening {
             Self::Drain => 4,
             Self::Cutter => 5,
             Self::Ahead(_) => 6,
-            Self::AheadCopied => 7,
+            Self::TakenCopied => 7,
             Self::Encode => 8,
             Self::Publish(_) => 9,
             Self::SeedStep(_) => 10,
@@ -158,6 +160,7 @@ impl Happening {
             Self::Answered(..) => 16,
             Self::Claim => 17,
             Self::NextRole => 18,
+            Self::Copy => 19,
         }
     }
 }

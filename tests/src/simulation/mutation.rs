@@ -54,6 +54,10 @@ mutations! {
     ForgetSeedersHarvest,
     /// a page that was sent ahead is not sent again when it was written after that
     AheadCopyWins,
+    /// a page that was copied before the pause is not copied again when it was written after that
+    EarlyCopyWins,
+    /// a page that waits to be copied after the pause may be written before it is
+    WriteBeforeCopied,
     /// chunks of an epoch are applied with those that were sent ahead last
     AheadAppliedLast,
     /// deltas build on what was sent before, also for a backup that joins

@@ -144,8 +144,12 @@ pub(super) struct Shape {
     pub(super) zstd: bool,
     /// Most pages in a chunk.
     pub(super) chunk_pages: usize,
-    /// Pages that an epoch must leave to its pause for the next to send ahead.
+    /// Pages that an epoch must have for the next to send ahead.
     pub(super) ahead_pages_min: u64,
+    /// Pages that an epoch must have for the next to copy early.
+    pub(super) early_pages_min: u64,
+    /// Most pages that are copied in a pause; the others are protected.
+    pub(super) copy_pages_max: u64,
     pub(super) data_streams: usize,
     /// Data frames on their way at once.
     pub(super) window: usize,
@@ -253,6 +257,8 @@ fn shape(chance: &mut Chance) -> Shape {
         zstd: chance.hits(40),
         chunk_pages: [1, 2, 4, 8, 16][chance.index(5)],
         ahead_pages_min: [0, 3, NEVER, NEVER][chance.index(4)],
+        early_pages_min: [0, 3, NEVER][chance.index(3)],
+        copy_pages_max: [0, 3, NEVER, NEVER][chance.index(4)],
         data_streams: 1 + chance.index(3),
         window: 2 + chance.index(14),
         epochs_in_flight_max: 1 + chance.index(6),

@@ -48,6 +48,12 @@ counts! {
     commits,
     /// Pages sent ahead of their epoch's end.
     pages_ahead,
+    /// Pages copied before their epoch's pause that were still right then.
+    pages_early,
+    /// Pages copied after their epoch's pause.
+    pages_protected,
+    /// Pages copied because somebody waited to write them.
+    pages_rescued,
     /// Images compared with what the guest's memory was.
     images,
     /// Outputs that left.

@@ -16,7 +16,10 @@
 //! ```
 
 mod dirty_log;
+mod guard;
 mod memory;
+
+use std::rc::Rc;
 
 use checkpoint::{
     PAGE_BYTES, Section, Sections,
@@ -24,6 +27,7 @@ use checkpoint::{
 };
 
 pub(super) use dirty_log::DirtyLog;
+pub(super) use guard::WriteGuard;
 pub(super) use memory::{ImageMemory, Memory, layout};
 
 use super::{chance::Chance, plan::Shape};
@@ -64,6 +68,7 @@ pub(super) fn next_digest(digest: u64, client: u8, number: u64) -> u64 {
 pub(super) struct Guest {
     pub(super) memory: Memory,
     pub(super) log: DirtyLog,
+    pub(super) guard: WriteGuard,
     /// Steps done: rises with everything that the guest does.
     steps: u64,
     chance: Chance,
@@ -78,6 +83,7 @@ impl Guest {
         let memory = Memory::new(shape.pages);
         Self {
             log: DirtyLog::new(layout(shape.pages).frame_end(), shape.keeps_hot),
+            guard: WriteGuard::new(layout(shape.pages).frame_end()),
             memory,
             steps: 0,
             chance: Chance::new(random),
@@ -97,6 +103,7 @@ impl Guest {
         let device = sections.body(DEVICE, 1).ok()?;
         Some(Self {
             log: DirtyLog::new(layout(shape.pages).frame_end(), shape.keeps_hot),
+            guard: WriteGuard::new(layout(shape.pages).frame_end()),
             memory,
             steps: word(registers, 0)?,
             chance: Chance::new(word(registers, 1)?),
@@ -170,6 +177,7 @@ impl Guest {
 
     /// One of the things that guests do to pages.
     fn write_somehow(&mut self, place: usize) {
+        self.before_write(place);
         let word = self.chance.number();
         let at = (word >> 40) as usize % (PAGE_BYTES / 8) * 8;
         match self.chance.below(24) {
@@ -194,12 +202,19 @@ impl Guest {
         u64::from_le_bytes(self.memory.page(place)[at..at + 8].try_into().expect("eight octets"))
     }
 
+    /// Whoever writes a page that is protected waits until it is copied.
+    fn before_write(&mut self, place: usize) {
+        self.guard.fault(self.memory.number(place), || Rc::new(*self.memory.page(place)));
+    }
+
     fn write_word(&mut self, place: usize, at: usize, word: u64) {
+        self.before_write(place);
         self.memory.page_mut(place)[at..at + 8].copy_from_slice(&word.to_le_bytes());
         self.log.guest_writes(self.memory.number(place));
     }
 
     fn vmm_writes(&mut self, place: usize, at: usize, word: u64) {
+        self.before_write(place);
         self.memory.page_mut(place)[at..at + 8].copy_from_slice(&word.to_le_bytes());
         self.log.vmm_writes(self.memory.number(place));
     }

@@ -4,10 +4,11 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use checkpoint::{Epoch, PAGE_BYTES, PageSet, chunk::Digest, primary::CutOrder};
+use checkpoint::{Epoch, PAGE_BYTES, PageSet, chunk::Digest, output::Output, primary::CutOrder};
 
 use super::{
-    encoder::{Batch, EpochEnd, Group, batches_of},
+    copier::Copier,
+    encoder::{Batch, EpochEnd, Group, mark_stale},
     outlet::Outlet,
     tracker::Tracker,
 };
@@ -20,6 +21,10 @@ use crate::simulation::{
 
 /// Sends ahead within an epoch.
 const AHEAD_ROUNDS: u32 = 2;
+/// Most copies before a pause.
+const EARLY_ROUNDS_MAX: u32 = 3;
+/// How long a harvest while the guest runs takes, with its copies.
+const TAKING: Duration = Duration::from_micros(100);
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -29,18 +34,26 @@ enum Order {
     Free,
 }
 
+/// Pages that are harvested while the guest runs, and about to be copied.
+#[derive(Debug)]
+enum Taken {
+    /// To be sent ahead of their epoch's end.
+    Ahead(PageSet),
+    /// For the cut that comes.
+    Early(PageSet),
+}
+
 /// A checkpoint that was taken.
 #[derive(Debug)]
 pub(super) struct Cut {
     pub(super) epoch: Epoch,
     pages: u64,
-    pub(super) pages_ahead: u64,
     pub(super) digest: Option<Digest>,
 }
 
 impl Cut {
     pub(super) fn bytes(&self) -> u64 {
-        (self.pages + self.pages_ahead) * PAGE_BYTES as u64
+        self.pages * PAGE_BYTES as u64
     }
 }
 
@@ -72,8 +85,15 @@ pub(super) struct Cutter {
     /// The epoch that runs, if pages of it are sent ahead.
     open: Option<Epoch>,
     pages_ahead: u64,
-    /// Harvested, and about to be copied.
-    taken: Option<PageSet>,
+    /// Pages of the last epoch.
+    pages_last: u64,
+    taken: Option<Taken>,
+    /// Copies before the pause that comes.
+    early: Vec<Batch>,
+    /// Rounds of them that may follow, and pages of the last one.
+    early_rounds: u32,
+    early_last: u64,
+    pub(super) copier: Copier,
 }
 
 impl Cutter {
@@ -86,7 +106,12 @@ impl Cutter {
             held: false,
             open: None,
             pages_ahead: 0,
+            pages_last: 0,
             taken: None,
+            early: Vec::new(),
+            early_rounds: EARLY_ROUNDS_MAX,
+            early_last: u64::MAX,
+            copier: Copier::new(me),
         }
     }
 
@@ -125,6 +150,10 @@ impl Cutter {
         if self.taken.is_some() {
             return Done::Nothing;
         }
+        if matches!(self.orders.front(), Some(Order::Cut(_))) && !self.is_prepared(tools) {
+            self.plan(tools.world);
+            return Done::Nothing;
+        }
         let done = match self.orders.pop_front() {
             Some(Order::Cut(order)) => self.checkpoint(tools, &order),
             Some(Order::Hold) => {
@@ -141,45 +170,96 @@ impl Cutter {
         done
     }
 
+    /// Whether the pause of a cut may begin: the pages of the one before are
+    /// copied, and copying before the pause gains nothing more.
+    fn is_prepared(&mut self, tools: &mut Tools<'_>) -> bool {
+        if !self.copier.is_idle() {
+            return false;
+        }
+        let worth = self.pages_last >= tools.world.plan.shape.early_pages_min;
+        if self.held || !worth || self.early_rounds == 0 {
+            return true;
+        }
+        let pages = tools.tracker.take_early(tools.world, tools.guest);
+        let few = pages.len() < tools.world.plan.shape.early_pages_min;
+        let gains = !few && pages.len() <= self.early_last / 3 * 2;
+        self.early_rounds = if gains { self.early_rounds - 1 } else { 0 };
+        self.early_last = pages.len();
+        self.take(tools.world, Taken::Early(pages));
+        false
+    }
+
+    fn take(&mut self, world: &mut World, taken: Taken) {
+        self.taken = Some(taken);
+        world.process_later(self.me, TAKING, Happening::TakenCopied);
+    }
+
     fn checkpoint(&mut self, tools: &mut Tools<'_>, order: &CutOrder) -> Done {
-        let Some((group, digest)) = self.capture(tools, order) else {
+        (self.early_rounds, self.early_last) = (EARLY_ROUNDS_MAX, u64::MAX);
+        let mut early = std::mem::take(&mut self.early);
+        let Some((mut group, digest, left)) = self.capture(tools, order) else {
+            tools.tracker.forget_early();
             return Done::CutFailed(order.epoch);
         };
         self.held |= order.stay_paused;
-        let epoch = order.epoch;
-        let pages = group.batches.iter().map(Batch::pages).sum();
         tools.tracker.end_epoch();
-        let pages_ahead = std::mem::take(&mut self.pages_ahead);
-        let worth = pages + pages_ahead >= tools.world.plan.shape.ahead_pages_min;
+        let pages_early = mark_stale(&mut early, tools.tracker.early());
+        tools.tracker.forget_early();
+        tools.world.report.pages_early += pages_early;
+        early.append(&mut group.batches);
+        group.batches = early;
+        let epoch = order.epoch;
+        self.pages_last = left + pages_early + std::mem::take(&mut self.pages_ahead);
+        let worth = self.pages_last >= tools.world.plan.shape.ahead_pages_min;
         self.open = (!self.held && worth).then(|| epoch.next());
         self.plan_ahead(tools.world);
-        Done::Cut(Cut { epoch, pages, pages_ahead, digest }, group)
+        Done::Cut(Cut { epoch, pages: self.pages_last, digest }, group)
     }
 
-    fn capture(&self, tools: &mut Tools<'_>, order: &CutOrder) -> Option<(Group, Option<Digest>)> {
+    /// Also tells how many pages were left to the pause.
+    fn capture(
+        &mut self,
+        tools: &mut Tools<'_>,
+        order: &CutOrder,
+    ) -> Option<(Group, Option<Digest>, u64)> {
         let Tools { world, guest, tracker, outlet } = tools;
-        let (sections, pages) = tracker.cut(world, guest, order)?;
-        world.witness.captures(self.me, order.epoch.get(), guest, &sections);
+        let (sections, plan) = tracker.cut(world, guest, order)?;
+        let epoch = order.epoch;
+        world.witness.captures(self.me, epoch.get(), guest, &sections);
         world.report.epochs += 1;
         let digest = order.digest.then(|| guest.memory.digest());
         if world.mutated(Mutation::CopyAfterResume) {
             guest.work();
         }
-        let batches = batches_of(pages, world.plan.shape.chunk_pages);
-        let batches = batches.into_iter().map(|runs| Batch::copy(runs, &guest.memory)).collect();
+        let batches = Batch::all(&plan.copied, &guest.memory, world.plan.shape.chunk_pages);
+        let fresh = !order.joins.is_empty();
+        let outputs = self.seal(world, guest, outlet, epoch);
+        let mut end = Some(EpochEnd { sections, outputs, fresh });
+        if !plan.protected.is_empty()
+            && let Some(end) = end.take()
+        {
+            self.copier.begin(world, guest, epoch, &plan.protected, end);
+        }
+        let left = plan.copied.len() + plan.protected.len();
+        Some((Group { epoch, batches, fresh, end }, digest, left))
+    }
+
+    /// The output of the epoch is what was said up to here.
+    fn seal(
+        &self,
+        world: &mut World,
+        guest: &mut Guest,
+        outlet: &mut Outlet,
+        epoch: Epoch,
+    ) -> Vec<Output> {
         if world.mutated(Mutation::SealAfterResume)
             && let Some(output) = guest.work()
         {
             outlet.emit(world, output);
         }
-        let outputs = outlet.seal(order.epoch);
+        let outputs = outlet.seal(epoch);
         outlet.hold(world);
-        let end = EpochEnd {
-            sections,
-            outputs: if world.plan.shape.resend_outputs { outputs } else { Vec::new() },
-            fresh: !order.joins.is_empty(),
-        };
-        Some((Group { epoch: order.epoch, batches, end: Some(end) }, digest))
+        if world.plan.shape.resend_outputs { outputs } else { Vec::new() }
     }
 
     fn plan_ahead(&self, world: &mut World) {
@@ -191,38 +271,38 @@ impl Cutter {
 
     /// Takes dirty pages that look final, ahead of their epoch's end.
     pub(super) fn take_ahead(&mut self, tools: &mut Tools<'_>, epoch: Epoch) {
-        if self.open != Some(epoch) || self.taken.is_some() || self.planned {
-            if self.planned && self.open == Some(epoch) {
-                self.plan_ahead(tools.world);
-            }
+        if self.open != Some(epoch) {
             return;
         }
+        if self.taken.is_some() || self.planned || !self.copier.is_idle() {
+            return self.plan_ahead(tools.world);
+        }
         match tools.tracker.take_ahead(tools.guest) {
-            Some(pages) => {
-                self.taken = Some(pages);
-                tools.world.process_later(
-                    self.me,
-                    Duration::from_micros(100),
-                    Happening::AheadCopied,
-                );
-            }
+            Some(pages) => self.take(tools.world, Taken::Ahead(pages)),
             None => self.open = None,
         }
     }
 
     /// Copies what was taken, while the guest runs.
-    pub(super) fn copy_ahead(&mut self, tools: &mut Tools<'_>) -> Option<Group> {
-        let pages = self.taken.take()?;
+    pub(super) fn copy_taken(&mut self, tools: &mut Tools<'_>) -> Option<Group> {
+        let taken = self.taken.take()?;
         tools.tracker.unlock();
         self.plan(tools.world);
-        self.plan_ahead(tools.world);
-        let epoch = self.open?;
-        let batches = batches_of(&pages, tools.world.plan.shape.chunk_pages);
-        let batches: Vec<Batch> =
-            batches.into_iter().map(|runs| Batch::copy(runs, &tools.guest.memory)).collect();
-        let taken: u64 = batches.iter().map(Batch::pages).sum();
-        self.pages_ahead += taken;
-        tools.world.report.pages_ahead += taken;
-        (!batches.is_empty()).then_some(Group { epoch, batches, end: None })
+        let copy =
+            |pages| Batch::all(pages, &tools.guest.memory, tools.world.plan.shape.chunk_pages);
+        match taken {
+            Taken::Early(pages) => {
+                self.early.extend(copy(&pages));
+                None
+            }
+            Taken::Ahead(pages) => {
+                let batches = copy(&pages);
+                self.plan_ahead(tools.world);
+                let epoch = self.open?;
+                self.pages_ahead += pages.len();
+                tools.world.report.pages_ahead += pages.len();
+                (!batches.is_empty()).then_some(Group { epoch, batches, fresh: false, end: None })
+            }
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use checkpoint::{
     Epoch, PAGE_BYTES, PageRun, PageSet, Sections,
-    chunk::{Chunk, Compression, Encoder, SectionEncoder},
+    chunk::{Chunk, Compression, Encoder, Places, SectionEncoder},
     history::History,
     output::Output,
 };
@@ -22,6 +22,8 @@ use crate::simulation::{guest::Memory, mutation::Mutation, plan::Shape, world::W
 pub(super) struct Batch {
     pub(super) runs: Vec<PageRun>,
     pub(super) block: Vec<u8>,
+    /// Places of pages that were captured again later.
+    pub(super) stale: Places,
 }
 
 impl Batch {
@@ -39,8 +41,28 @@ impl Batch {
             memory.copy_out(*run, &mut block[filled..filled + bytes]);
             filled += bytes;
         }
-        Self { runs, block }
+        Self { runs, block, stale: Places::default() }
     }
+
+    /// Copies `pages` out of memory, for chunks of at most so many pages.
+    pub(super) fn all(pages: &PageSet, memory: &Memory, pages_max: usize) -> Vec<Self> {
+        batches_of(pages, pages_max).into_iter().map(|runs| Self::copy(runs, memory)).collect()
+    }
+}
+
+/// Marks the pages of `batches` that were captured again by a later one, or that
+/// are not among the `valid`. Returns how many are left.
+pub(super) fn mark_stale(batches: &mut [Batch], valid: &PageSet) -> u64 {
+    let mut later = valid.clone();
+    later.clear();
+    for batch in batches.iter_mut().rev() {
+        for (place, page) in batch.runs.iter().flat_map(|run| run.pages()).enumerate() {
+            if !valid.contains(page) || !later.insert(page) {
+                batch.stale.insert(place);
+            }
+        }
+    }
+    later.len()
 }
 
 /// Runs for chunks of at most so many pages.
@@ -65,6 +87,8 @@ pub(super) fn batches_of(pages: &PageSet, pages_max: usize) -> VecDeque<Vec<Page
 pub(super) struct Group {
     pub(super) epoch: Epoch,
     pub(super) batches: Vec<Batch>,
+    /// It is the first of an epoch that a backup joins with.
+    pub(super) fresh: bool,
     pub(super) end: Option<EpochEnd>,
 }
 
@@ -120,17 +144,17 @@ impl Encoders {
         world: &World,
         flights: &mut Flights,
     ) -> Option<(Epoch, Vec<Published>, bool)> {
-        let Group { epoch, batches, end } = self.groups.pop_front()?;
-        if end.as_ref().is_some_and(|end| end.fresh) {
+        let Group { epoch, batches, fresh, end } = self.groups.pop_front()?;
+        if fresh {
             if !world.mutated(Mutation::StaleHistory) {
                 self.history.clear();
             }
             flights.reopen(epoch);
         }
         let mut chunks = Vec::with_capacity(batches.len() + 2);
-        for Batch { runs, mut block } in batches {
+        for Batch { runs, mut block, stale } in batches {
             let place = flights.place(epoch);
-            let scan = self.encoder.scan(&runs, &mut block, Some(&mut self.history));
+            let scan = self.encoder.scan(&runs, &mut block, &stale, Some(&mut self.history));
             let pages = scan.pages();
             let chunk = self.encoder.finish(place.id, scan, block);
             chunks.push(Published { place, chunk, pages });

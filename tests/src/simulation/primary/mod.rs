@@ -3,6 +3,7 @@
 //! those of the same names there.
 
 mod claim;
+mod copier;
 mod cutter;
 mod encoder;
 mod flights;
@@ -197,11 +198,15 @@ impl PrimaryShell {
                 let (cutter, mut tools) = self.tools(world);
                 cutter.take_ahead(&mut tools, epoch);
             }
-            Happening::AheadCopied => {
+            Happening::TakenCopied => {
                 let (cutter, mut tools) = self.tools(world);
-                if let Some(group) = cutter.copy_ahead(&mut tools) {
-                    self.submit(world, group);
-                }
+                let group = cutter.copy_taken(&mut tools);
+                self.submit(world, group);
+            }
+            Happening::Copy => {
+                let (cutter, tools) = self.tools(world);
+                let group = cutter.copier.step(tools.world, tools.guest);
+                self.submit(world, group);
             }
             Happening::Encode => self.encode(world),
             Happening::Publish(published) => self.publish(world, *published),
@@ -276,14 +281,14 @@ impl PrimaryShell {
             // The core hears of the cut before it hears of its chunks.
             Done::Cut(cut, group) => {
                 self.take(world, Input::CutDone(cut));
-                self.submit(world, group);
+                self.submit(world, Some(group));
             }
             Done::CutFailed(epoch) => self.take(world, Input::CutFailed(epoch)),
         }
     }
 
-    fn submit(&mut self, world: &mut World, group: encoder::Group) {
-        if self.encoders.submit(group) {
+    fn submit(&mut self, world: &mut World, group: Option<encoder::Group>) {
+        if group.is_some_and(|group| self.encoders.submit(group)) {
             world.work_later(self.me, 20..800, Happening::Encode);
         }
     }
@@ -510,6 +515,9 @@ impl PrimaryShell {
         }
         if !matches!(ending, Ending::Finished { .. }) {
             self.outlet.fence(world);
+        }
+        if matches!(ending, Ending::Fenced { .. }) {
+            self.cutter.copier.abandon(&mut self.guest);
         }
         self.ending = Some(ending);
     }

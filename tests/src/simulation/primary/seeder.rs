@@ -127,9 +127,9 @@ impl Seed {
     }
 
     fn send(&mut self, world: &mut World, runs: Vec<PageRun>, guest: &Guest) {
-        let Batch { runs, mut block } = Batch::copy(runs, &guest.memory);
+        let Batch { runs, mut block, stale } = Batch::copy(runs, &guest.memory);
         let id = ChunkId { epoch: Epoch::ZERO, index: self.chunks };
-        let scan = self.encoder.scan(&runs, &mut block, None);
+        let scan = self.encoder.scan(&runs, &mut block, &stale, None);
         let chunk = self.encoder.finish(id, scan, block);
         world.queue_chunk(self.session, Rc::new(chunk));
         self.chunks += 1;

@@ -6,6 +6,35 @@ use checkpoint::{MemoryLayout, PageSet, Sections, heat::Heat, ledger::Ledger, pr
 
 use crate::simulation::{guest::Guest, mutation::Mutation, world::World};
 
+/// How the pages of a cut are captured.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Within the pause.
+    pub(super) copied: PageSet,
+    /// After it: write-protected, and copied when the guest runs.
+    pub(super) protected: PageSet,
+}
+
+impl Plan {
+    /// Pages that were dirty in the epoch `before`, too, are copied first.
+    fn make(&mut self, left: &PageSet, before: &PageSet, copy_pages_max: u64) {
+        let Self { copied, protected } = self;
+        copied.clear();
+        protected.clear();
+        if left.len() <= copy_pages_max {
+            copied.union(left);
+            return;
+        }
+        for recurring in [true, false] {
+            for page in left.pages().filter(|page| before.contains(*page) == recurring) {
+                let room = copied.len() < copy_pages_max;
+                let place = if room { &mut *copied } else { &mut *protected };
+                place.insert(page);
+            }
+        }
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Tracker {
@@ -13,7 +42,13 @@ pub(super) struct Tracker {
     on: bool,
     followed: bool,
     harvested: PageSet,
+    /// Pages that were copied before the pause of the cut that comes, and not
+    /// written since.
+    early: PageSet,
+    /// The pages of the last cut, and of the one before it.
     cut: PageSet,
+    before: PageSet,
+    plan: Plan,
     heat: Heat,
     /// Sent ahead in the epoch that runs.
     ahead: PageSet,
@@ -29,7 +64,10 @@ impl Tracker {
             on: false,
             followed: false,
             harvested: empty(),
+            early: empty(),
             cut: empty(),
+            before: empty(),
+            plan: Plan { copied: empty(), protected: empty() },
             heat: Heat::new(layout.frame_end()),
             ahead: empty(),
             locked: false,
@@ -94,7 +132,35 @@ impl Tracker {
         }
         self.harvested.clear();
         guest.log.harvest(&mut self.harvested, !world.mutated(Mutation::ForgetVmmWrites));
+        self.record(world);
+    }
+
+    /// What was harvested is dirty, and no copy of it is current.
+    fn record(&mut self, world: &World) {
         self.ledger.record(&self.harvested);
+        if !world.mutated(Mutation::EarlyCopyWins) {
+            self.early.subtract(&self.harvested);
+        }
+    }
+
+    /// Takes what is dirty while the guest runs, for a copy that the next cut
+    /// may use. Nobody else may harvest until it is copied.
+    pub(super) fn take_early(&mut self, world: &World, guest: &mut Guest) -> PageSet {
+        self.harvested.clear();
+        self.harvest(world, guest);
+        self.early.union(&self.harvested);
+        self.locked = true;
+        self.harvested.clone()
+    }
+
+    /// The pages whose early copies are current, as of the last cut.
+    pub(super) fn early(&self) -> &PageSet {
+        &self.early
+    }
+
+    /// Copies that were taken early are used, or given up.
+    pub(super) fn forget_early(&mut self) {
+        self.early.clear();
     }
 
     /// The state and the pages of a checkpoint; `None` if it failed. The pages
@@ -104,29 +170,32 @@ impl Tracker {
         world: &mut World,
         guest: &mut Guest,
         order: &CutOrder,
-    ) -> Option<(Sections, &PageSet)> {
+    ) -> Option<(Sections, &Plan)> {
         self.harvested.clear();
         let fails = world.faulty && world.chance.hits(world.plan.rates.capture);
         guest.log.harvest(&mut self.harvested, !world.mutated(Mutation::ForgetVmmWrites));
         if !(fails && world.mutated(Mutation::ForgetFailedCut)) {
-            self.ledger.record(&self.harvested);
+            self.record(world);
         }
         if fails {
             return None;
         }
+        std::mem::swap(&mut self.cut, &mut self.before);
         self.ledger.cut(order.followers, &order.joins, &mut self.cut);
         self.followed = true;
         if world.mutated(Mutation::AheadCopyWins) {
-            for page in self.ahead.pages() {
-                self.cut.remove(page);
-            }
+            self.cut.subtract(&self.ahead);
         }
-        Some((guest.save(), &self.cut))
+        let mut left = self.cut.clone();
+        left.subtract(&self.early);
+        self.plan.make(&left, &self.before, world.plan.shape.copy_pages_max);
+        Some((guest.save(), &self.plan))
     }
 
-    pub(super) fn end_epoch(&mut self) -> u64 {
+    /// The guest runs again: what it takes to judge what was sent ahead.
+    pub(super) fn end_epoch(&mut self) {
         self.ahead.clear();
-        self.heat.end_epoch(&self.cut)
+        self.heat.end_epoch(&self.cut);
     }
 
     /// Takes pages that are dirty and look final, for the epoch that runs; none
@@ -138,6 +207,7 @@ impl Tracker {
         }
         self.harvested.clear();
         guest.log.harvest_cold(&mut self.harvested, self.heat.hot());
+        self.early.subtract(&self.harvested);
         self.heat.sent_ahead(&self.harvested);
         self.ahead.union(&self.harvested);
         self.locked = true;
