@@ -445,7 +445,7 @@ impl Primary {
         self.links.get_mut(backup).expect("looked up above").committed = committed;
         self.note(Note::Resumed { backup: backup.clone(), after: committed, resent });
         self.send(backup, ToBackup::Membership(self.register.clone()));
-        self.act(Action::Follow { backup: backup.clone(), after: committed });
+        self.act(Action::Follow { backup: backup.clone(), after: committed, joins: false });
         for close in closes {
             self.send(backup, ToBackup::Close(close));
         }
@@ -623,7 +623,8 @@ impl Primary {
             if let Stage::Seeding { verified, .. } = link.stage {
                 link.stage = Stage::Joining { epoch, seed_chunks: verified };
                 link.seeds_stuck = 0;
-                self.act(Action::Follow { backup: backup.clone(), after: epoch.previous() });
+                let after = epoch.previous();
+                self.act(Action::Follow { backup: backup.clone(), after, joins: true });
                 self.note(Note::Joining { backup: backup.clone(), epoch });
             }
         }

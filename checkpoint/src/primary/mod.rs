@@ -249,6 +249,9 @@ pub enum Action {
         backup: NodeId,
         /// The last epoch that it has.
         after: Epoch,
+        /// It joins with the first of them: what was encoded of that one before
+        /// it began anew is not for it.
+        joins: bool,
     },
     /// Send encoded chunks again.
     Resend {

@@ -332,7 +332,11 @@ fn after_a_blink_what_is_lacking_is_sent_again() {
     bench.take();
     bench.link_up(Some(1));
     let actions = bench.take();
-    assert!(actions.contains(&Action::Follow { backup: node("b"), after: Epoch::new(1) }));
+    assert!(actions.contains(&Action::Follow {
+        backup: node("b"),
+        after: Epoch::new(1),
+        joins: false
+    }));
     let closes = |action: &Action| match action {
         Action::Send { message: ToBackup::Close(close), .. } => close.epoch == Epoch::new(2),
         _ => false,
