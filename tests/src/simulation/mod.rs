@@ -23,6 +23,7 @@
 
 mod agenda;
 mod arbiter_host;
+mod attempt;
 mod backup;
 mod chance;
 mod clock;
@@ -39,6 +40,7 @@ mod report;
 mod witness;
 mod world;
 
+pub use attempt::{attempt, attempt_plan};
 pub use cluster::Cluster;
 pub use mutation::Mutation;
 pub use plan::{Fault, Plan};

@@ -218,10 +218,10 @@ impl BackupShell {
         let input = match chunk.decode(&layout(world.plan.shape.pages)) {
             Ok(content) => {
                 let pages = content.pages();
-                if self.staging.is_over(session) {
+                let over = self.staging.is_over(session);
+                if over || !self.staging.stage(session, id, digest, content) {
                     return;
                 }
-                self.staging.stage(session, id, content);
                 Input::Staged { session, term, id, digest, pages }
             }
             Err(_) => Input::Refused { session, id },

@@ -23,6 +23,8 @@ pub(super) struct Flights {
 #[derive(Debug)]
 struct Flight {
     number: u64,
+    /// It was begun anew.
+    fresh: bool,
     chunks: Vec<Option<Rc<Chunk>>>,
     missing: usize,
     pages: u64,
@@ -32,7 +34,15 @@ struct Flight {
 #[derive(Debug)]
 struct Follower {
     after: Epoch,
+    /// It joins with the epoch that follows.
+    joins: bool,
     session: SessionId,
+}
+
+impl Follower {
+    fn takes(&self, epoch: Epoch, flight: &Flight) -> bool {
+        epoch > self.after && (flight.fresh || !self.joins || epoch != self.after.next())
+    }
 }
 
 /// The right to publish one chunk.
@@ -45,7 +55,7 @@ pub(in crate::simulation) struct Place {
 impl Flights {
     pub(super) fn place(&mut self, epoch: Epoch) -> Place {
         if !self.epochs.contains_key(&epoch) {
-            self.open(epoch);
+            self.open(epoch, false);
         }
         let flight = self.epochs.get_mut(&epoch).expect("opened above");
         let index = flight.chunks.len() as u32;
@@ -58,7 +68,7 @@ impl Flights {
         let begun = self.epochs.get(&epoch).is_some_and(|flight| !flight.chunks.is_empty());
         let followed = self.followers.values().any(|follower| follower.after < epoch.previous());
         assert!(!begun || !followed, "an epoch that is followed does not begin anew");
-        self.open(epoch);
+        self.open(epoch, true);
     }
 
     pub(super) fn close(&mut self, epoch: Epoch) -> Option<Close> {
@@ -82,7 +92,7 @@ impl Flights {
         *slot = Some(chunk.clone());
         flight.missing -= 1;
         flight.pages += pages;
-        for follower in self.followers.values().filter(|follower| epoch > follower.after) {
+        for follower in self.followers.values().filter(|f| f.takes(epoch, flight)) {
             world.queue_chunk(follower.session, chunk.clone());
         }
         flight.complete(epoch)
@@ -93,13 +103,16 @@ impl Flights {
         world: &mut World,
         backup: NodeId,
         after: Epoch,
+        joins: bool,
         session: SessionId,
     ) {
-        let later = self.epochs.range(after.next()..);
-        for chunk in later.flat_map(|(_, flight)| flight.chunks.iter().flatten()) {
-            world.queue_chunk(session, chunk.clone());
+        let follower = Follower { after, joins, session };
+        for (epoch, flight) in self.epochs.range(after.next()..) {
+            for chunk in flight.chunks.iter().flatten().filter(|_| follower.takes(*epoch, flight)) {
+                world.queue_chunk(session, chunk.clone());
+            }
         }
-        self.followers.insert(backup, Follower { after, session });
+        self.followers.insert(backup, follower);
     }
 
     pub(super) fn unfollow(&mut self, backup: &NodeId) {
@@ -132,10 +145,11 @@ impl Flights {
         self.epochs.clear();
     }
 
-    fn open(&mut self, epoch: Epoch) {
+    fn open(&mut self, epoch: Epoch, fresh: bool) {
         self.flights += 1;
         let number = self.flights;
-        let flight = Flight { number, chunks: Vec::new(), missing: 0, pages: 0, closed: false };
+        let chunks = Vec::new();
+        let flight = Flight { number, fresh, chunks, missing: 0, pages: 0, closed: false };
         self.epochs.insert(epoch, flight);
     }
 }

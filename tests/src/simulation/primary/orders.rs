@@ -37,9 +37,9 @@ impl PrimaryShell {
                 self.seeds.retain(|seed| !order.joins.contains(&seed.backup));
                 self.cutter.cut(world, order);
             }
-            Action::Follow { backup, after } => {
+            Action::Follow { backup, after, joins } => {
                 if let Some(session) = self.peers.session(&backup) {
-                    self.flights.follow(world, backup, after, session);
+                    self.flights.follow(world, backup, after, joins, session);
                 }
             }
             Action::Resend { backup, epoch, chunks } => {
