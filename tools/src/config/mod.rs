@@ -9,6 +9,7 @@ mod arbiter_file;
 mod disks;
 mod error;
 mod host_files;
+mod pace;
 mod section;
 mod types;
 mod vm_file;

@@ -4,6 +4,8 @@ use std::{fs, path::PathBuf};
 
 use tempfile::TempDir;
 
+use checkpoint::pacing::Goal;
+
 use super::*;
 
 const SOUND: &str = r#"[vm]
@@ -58,7 +60,8 @@ fn a_sound_file_and_its_defaults() {
     let (folder, path) = written(SOUND);
     let config = read_vm(&path).unwrap();
     assert_eq!(config.vm.kernel, Kernel::Probe);
-    assert_eq!(config.replication.epoch.as_millis(), 10);
+    let interval = Goal::Interval(std::time::Duration::from_millis(10));
+    assert_eq!(config.replication.pace.goal, interval);
     assert_eq!(config.replication.heartbeat.as_millis(), 20);
     assert_eq!(config.replication.staging_mib_max.get(), 256);
     assert_eq!(config.replication.seed_mib_per_s_max, None);

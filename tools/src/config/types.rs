@@ -10,7 +10,7 @@ use std::{
 };
 
 use arbiter::{NodeId, VmId};
-use checkpoint::chunk::Compression;
+use checkpoint::{chunk::Compression, pacing::Pace};
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 use vmm::host::{feature::Feature, model::CpuModel};
@@ -230,9 +230,9 @@ pub enum Capture {
 /// How the guest is replicated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Replication {
-    /// Run interval between two checkpoints.
-    #[serde(rename = "epoch_ms", serialize_with = "as_millis")]
-    pub epoch: Duration,
+    /// When epochs end.
+    #[serde(flatten, serialize_with = "super::pace::serialize")]
+    pub pace: Pace,
     /// How often a node says that it lives.
     #[serde(rename = "heartbeat_ms", serialize_with = "as_millis")]
     pub heartbeat: Duration,

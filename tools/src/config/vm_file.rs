@@ -13,6 +13,7 @@ use super::{
     disks,
     error::Fault,
     host_files::HostFiles,
+    pace,
     section::{Found, Section, Source},
     types::{
         ArbiterPeer, BootProtocol, Capture, Console, DirtyTracking, Kernel, Network, Node, OnPanic,
@@ -235,7 +236,7 @@ fn parse_peers(
 }
 
 fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, Fault> {
-    let epoch = section.number("epoch_ms", 25, 1..=10_000, " ms")?;
+    let (pace, epoch) = pace::parse(&mut section)?;
     let heartbeat = section.number("heartbeat_ms", 20, 1..=10_000, " ms")?;
     let detection = section.number("detection_ms", 150, 1..=600_000, " ms")?;
     let drop = section.number("drop_ms", 120, 1..=600_000, " ms")?;
@@ -264,7 +265,7 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let audit = section.flag("audit", false)?;
     section.finish()?;
     Ok(Replication {
-        epoch: Duration::from_millis(epoch.value),
+        pace,
         heartbeat: Duration::from_millis(heartbeat.value),
         detection: Duration::from_millis(detection.value),
         drop: Duration::from_millis(drop.value),
