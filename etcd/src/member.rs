@@ -1,11 +1,14 @@
-//! One member of the cluster, and the two things that are asked of it.
+//! One member of the cluster, and what is asked of it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse,
 };
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout, timeout_at},
+};
 
 use crate::{Settings, fault::MemberFault};
 
@@ -18,7 +21,7 @@ pub(crate) struct Member {
     options: ConnectOptions,
     timeout: Duration,
     connect_timeout: Duration,
-    client: Mutex<Option<Client>>,
+    client: Arc<Mutex<Option<Client>>>,
 }
 
 impl Member {
@@ -28,39 +31,38 @@ impl Member {
             options,
             timeout: settings.timeout,
             connect_timeout: settings.connect_timeout(),
-            client: Mutex::new(None),
+            client: Arc::default(),
         }
     }
 
     /// What is in force under `key`, by consent of a majority.
-    pub(crate) async fn read(&self, key: &str) -> Result<Value, MemberFault> {
-        let mut client = self.client().await?;
-        let got = self.within(client.get(key, None)).await?;
+    pub(crate) async fn read(self: Arc<Self>, key: String) -> Result<Value, MemberFault> {
+        let asking = async |mut client: Client| client.get(key, None).await;
+        let got = self.within(asking).await?;
         Ok(got.kvs().first().map(|found| found.value().to_vec()))
     }
 
     /// At most `limit` keys from `start` up to, and without, `end`.
     pub(crate) async fn range(
-        &self,
+        self: Arc<Self>,
         start: Vec<u8>,
         end: Vec<u8>,
         limit: i64,
     ) -> Result<Vec<KeyValue>, MemberFault> {
-        let mut client = self.client().await?;
         let options = GetOptions::new().with_range(end).with_limit(limit);
-        let mut got = self.within(client.get(start, Some(options))).await?;
+        let asking = async |mut client: Client| client.get(start, Some(options)).await;
+        let mut got = self.within(asking).await?;
         Ok(got.take_kvs())
     }
 
     /// Puts `value` under `key` if that holds `expected`. `Err` of the inner
     /// result is what it holds instead; a fault leaves open what happened.
     pub(crate) async fn replace(
-        &self,
+        self: &Arc<Self>,
         key: &str,
         expected: &Value,
         value: Vec<u8>,
     ) -> Result<Result<(), Value>, MemberFault> {
-        let mut client = self.client().await?;
         let unchanged = match expected {
             Some(expected) => Compare::value(key, CompareOp::Equal, expected.clone()),
             None => Compare::create_revision(key, CompareOp::Equal, 0),
@@ -69,7 +71,7 @@ impl Member {
             .when([unchanged])
             .and_then([TxnOp::put(key, value, None)])
             .or_else([TxnOp::get(key, None)]);
-        let done = self.within(client.txn(transaction)).await?;
+        let done = self.within(async |mut client: Client| client.txn(transaction).await).await?;
         if done.succeeded() {
             return Ok(Ok(()));
         }
@@ -85,34 +87,43 @@ impl Member {
         }
     }
 
-    async fn client(&self) -> Result<Client, MemberFault> {
-        let connecting = async {
-            let mut kept = self.client.lock().await;
-            if let Some(client) = &*kept {
-                return Ok(client.clone());
-            }
-            let client = Client::connect([&self.endpoint], Some(self.options.clone())).await?;
-            *kept = Some(client.clone());
-            Ok(client)
-        };
-        match timeout(self.connect_timeout, connecting).await {
-            Ok(connected) => connected.map_err(|error| MemberFault::new(&self.endpoint, &error)),
-            Err(_) => Err(self.silent(self.connect_timeout)),
-        }
-    }
-
     async fn within<T>(
-        &self,
-        asking: impl Future<Output = Result<T, etcd_client::Error>>,
+        self: &Arc<Self>,
+        asking: impl AsyncFnOnce(Client) -> Result<T, etcd_client::Error>,
     ) -> Result<T, MemberFault> {
-        match timeout(self.timeout, asking).await {
+        let deadline = Instant::now() + self.timeout;
+        let client = timeout_at(deadline, self.clone().client());
+        let client = client.await.unwrap_or_else(|_| Err(self.silent(self.timeout)))?;
+        match timeout_at(deadline, asking(client)).await {
             Ok(answered) => answered.map_err(|error| MemberFault::new(&self.endpoint, &error)),
             Err(_) => {
-                // The connection may lead nowhere: the next request makes one of its own.
-                *self.client.lock().await = None;
+                // The connection may lead nowhere: the next request makes one of its
+                // own, unless one is being made.
+                if let Ok(mut kept) = self.client.try_lock() {
+                    *kept = None;
+                }
                 Err(self.silent(self.timeout))
             }
         }
+    }
+
+    async fn client(self: Arc<Self>) -> Result<Client, MemberFault> {
+        let mut kept = self.client.clone().lock_owned().await;
+        if let Some(client) = &*kept {
+            return Ok(client.clone());
+        }
+        // Goes on when nobody waits for it any more: etcd takes its time over a
+        // password, and must not be asked to begin again and again.
+        let connecting = tokio::spawn(async move {
+            let client = Client::connect([&self.endpoint], Some(self.options.clone()));
+            let client = match timeout(self.connect_timeout, client).await {
+                Ok(connected) => connected.map_err(|it| MemberFault::new(&self.endpoint, &it))?,
+                Err(_) => return Err(self.silent(self.connect_timeout)),
+            };
+            *kept = Some(client.clone());
+            Ok(client)
+        });
+        connecting.await.expect("connecting does not panic")
     }
 
     fn silent(&self, after: Duration) -> MemberFault {

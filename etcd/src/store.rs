@@ -1,14 +1,26 @@
-//! The store: a read, a decision, a transaction; member after member.
+//! The store: a read, a decision, a transaction.
+//!
+//! A read asks the member that answered last; while that takes its time, the
+//! next one is asked, too, so that a read is over, for good or bad, within
+//! little more than one member's time. The transaction goes to the member whose
+//! read was answered.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use arbiter::{Outcome, Record, Request, Store, StoreError, StoreId, VmId};
 use etcd_client::Client;
 use rand::Rng;
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
 
 use crate::{
     Settings, SettingsError,
@@ -20,6 +32,11 @@ use crate::{
 /// How often a transaction is tried on one member. Terms rise, so a register
 /// that has moved on is a mismatch, and one repeat is already one too many.
 const TRANSACTIONS_MAX: usize = 4;
+/// How often the whole of it is tried when a transaction went unanswered.
+const ROUNDS_MAX: usize = 2;
+/// How long a member's answer is waited for before the next one is asked, too,
+/// as a part of a member's time.
+const TURN_PART: u32 = 4;
 /// VMs in one answer of etcd's: some 200 bytes each, of at most 4 MiB.
 const RANGE_MAX: i64 = 1000;
 
@@ -32,7 +49,8 @@ pub struct EtcdStore {
 }
 
 struct Cluster {
-    members: Vec<Member>,
+    members: Vec<Arc<Member>>,
+    timeout: Duration,
     /// Who answered last.
     preferred: AtomicUsize,
     keys: Keys,
@@ -47,10 +65,6 @@ struct Vain {
 }
 
 impl Vain {
-    fn into_error(self) -> StoreError {
-        self.error(EtcdError::Members(self.faults.clone()))
-    }
-
     fn error(&self, source: EtcdError) -> StoreError {
         if self.in_doubt { StoreError::unknown(source) } else { StoreError::untouched(source) }
     }
@@ -69,9 +83,10 @@ impl EtcdStore {
         nameless = nameless.with_connect_timeout(settings.timeout);
         let connected = runtime.block_on(Client::connect(&settings.endpoints, Some(nameless)));
         connected.map_err(|error| SettingsError::Malformed { said: error.to_string() })?;
-        let member = |endpoint: &String| Member::new(endpoint, settings, options.clone());
+        let member = |endpoint: &String| Arc::new(Member::new(endpoint, settings, options.clone()));
         let cluster = Cluster {
             members: settings.endpoints.iter().map(member).collect(),
+            timeout: settings.timeout,
             preferred: AtomicUsize::new(0),
             keys: Keys::new(&settings.prefix),
             id: OnceLock::new(),
@@ -99,63 +114,84 @@ impl Store for EtcdStore {
 }
 
 impl Cluster {
-    /// All members once, beginning with the one that answered last.
-    fn turns(&self) -> impl Iterator<Item = (usize, &Member)> {
-        let first = self.preferred.load(Ordering::Relaxed);
-        let count = self.members.len();
-        (first..first + count).map(move |turn| (turn % count, &self.members[turn % count]))
+    /// Asks the members by turns until one answers, and tells which. `ask` must
+    /// not change anything.
+    async fn first_answer<T: Send + 'static, F>(
+        &self,
+        ask: impl Fn(Arc<Member>) -> F,
+    ) -> Result<(&Arc<Member>, T), Vec<MemberFault>>
+    where
+        F: Future<Output = Result<T, MemberFault>> + Send + 'static,
+    {
+        let (first, count) = (self.preferred.load(Ordering::Relaxed), self.members.len());
+        let mut turns = (first..first + count).map(|turn| turn % count).peekable();
+        let mut next_turn = Instant::now();
+        let mut asking = JoinSet::new();
+        let mut faults = Vec::new();
+        while turns.peek().is_some() || !asking.is_empty() {
+            tokio::select! {
+                biased;
+                Some(answered) = asking.join_next() => {
+                    let (index, answered): (usize, Result<T, MemberFault>) =
+                        answered.expect("asking does not panic");
+                    match answered {
+                        Ok(answer) => {
+                            self.preferred.store(index, Ordering::Relaxed);
+                            return Ok((&self.members[index], answer));
+                        }
+                        Err(fault) => faults.push(fault),
+                    }
+                    next_turn = Instant::now();
+                }
+                () = sleep_until(next_turn), if turns.peek().is_some() => {
+                    let index = turns.next().expect("it was seen");
+                    let asked = ask(self.members[index].clone());
+                    asking.spawn(async move { (index, asked.await) });
+                    next_turn = Instant::now() + self.timeout / TURN_PART;
+                }
+            }
+        }
+        Err(faults)
     }
 
-    fn prefer(&self, index: usize) {
-        self.preferred.store(index, Ordering::Relaxed);
+    async fn read(&self, key: &str) -> Result<(&Arc<Member>, Value), Vec<MemberFault>> {
+        self.first_answer(|member| member.read(key.to_owned())).await
     }
 
     async fn load(&self, vm: &VmId) -> Result<Option<Record>, StoreError> {
         let key = self.keys.of(vm);
-        let value = self.read(&key).await?;
+        let (_, value) = self.read(&key).await.map_err(unanswered)?;
         understand(&key, &value).map_err(StoreError::untouched)
-    }
-
-    async fn read(&self, key: &str) -> Result<Value, StoreError> {
-        let mut vain = Vain::default();
-        for (index, member) in self.turns() {
-            match member.read(key).await {
-                Ok(value) => {
-                    self.prefer(index);
-                    return Ok(value);
-                }
-                Err(fault) => vain.faults.push(fault),
-            }
-        }
-        Err(vain.into_error())
     }
 
     async fn execute(&self, vm: &VmId, request: &Request) -> Result<Outcome, StoreError> {
         // What is illegal is so against any register.
         request.target()?;
         let mut vain = Vain::default();
-        for (index, member) in self.turns() {
-            if let Some(outcome) = self.execute_on(member, vm, request, &mut vain).await? {
-                self.prefer(index);
+        for _ in 0..ROUNDS_MAX {
+            if let Some(outcome) = self.execute_once(vm, request, &mut vain).await? {
                 return Ok(outcome);
             }
+            if !vain.in_doubt {
+                break;
+            }
         }
-        Err(vain.into_error())
+        let faults = std::mem::take(&mut vain.faults);
+        Err(vain.error(EtcdError::Members(faults)))
     }
 
-    /// The outcome, if this member gives one; otherwise it adds to `vain`.
-    async fn execute_on(
+    /// The outcome, if there is one; otherwise it adds to `vain`.
+    async fn execute_once(
         &self,
-        member: &Member,
         vm: &VmId,
         request: &Request,
         vain: &mut Vain,
     ) -> Result<Option<Outcome>, StoreError> {
         let key = self.keys.of(vm);
-        let mut value = match member.read(&key).await {
-            Ok(value) => value,
-            Err(fault) => {
-                vain.faults.push(fault);
+        let (member, mut value) = match self.read(&key).await {
+            Ok(answered) => answered,
+            Err(faults) => {
+                vain.faults.extend(faults);
                 return Ok(None);
             }
         };
@@ -182,7 +218,8 @@ impl Cluster {
         let mut records: Vec<(VmId, Record)> = Vec::new();
         loop {
             let (start, end) = self.keys.range_after(records.last().map(|(vm, _)| vm));
-            let found = self.range(start, end).await?;
+            let ask = |member: Arc<Member>| member.range(start.clone(), end.clone(), RANGE_MAX);
+            let (_, found) = self.first_answer(ask).await.map_err(unanswered)?;
             let is_last = i64::try_from(found.len()).is_ok_and(|count| count < RANGE_MAX);
             for pair in found {
                 let key = pair.key_str().unwrap_or("that is no text").to_owned();
@@ -198,53 +235,29 @@ impl Cluster {
         }
     }
 
-    async fn range(
-        &self,
-        start: Vec<u8>,
-        end: Vec<u8>,
-    ) -> Result<Vec<etcd_client::KeyValue>, StoreError> {
-        let mut vain = Vain::default();
-        for (index, member) in self.turns() {
-            match member.range(start.clone(), end.clone(), RANGE_MAX).await {
-                Ok(found) => {
-                    self.prefer(index);
-                    return Ok(found);
-                }
-                Err(fault) => vain.faults.push(fault),
-            }
-        }
-        Err(vain.into_error())
-    }
-
     /// The number of these registers; whoever asks first draws it.
     async fn id(&self) -> Result<u64, StoreError> {
         if let Some(id) = self.id.get() {
             return Ok(*id);
         }
-        let drawn = format!("{:016x}", rand::rng().next_u64()).into_bytes();
-        let mut vain = Vain::default();
-        for (index, member) in self.turns() {
-            let value = match member.read(self.keys.id()).await {
-                Ok(None) => member.replace(self.keys.id(), &None, drawn.clone()).await,
-                known => known.map(Err),
+        let key = self.keys.id();
+        let (member, mut value) = self.read(key).await.map_err(unanswered)?;
+        if value.is_none() {
+            let drawn = format!("{:016x}", rand::rng().next_u64()).into_bytes();
+            let fault = |fault| StoreError::unknown(EtcdError::Members(vec![fault]));
+            value = match member.replace(key, &None, drawn.clone()).await.map_err(fault)? {
+                Ok(()) => Some(drawn),
+                Err(found) => found,
             };
-            let value = match value {
-                Ok(Ok(())) => Some(drawn.clone()),
-                Ok(Err(found)) => found,
-                Err(fault) => {
-                    vain.faults.push(fault);
-                    continue;
-                }
-            };
-            self.prefer(index);
-            let id = number(&value).map_err(|what| {
-                let key = self.keys.id().to_owned();
-                StoreError::untouched(EtcdError::Foreign { key, what })
-            })?;
-            return Ok(*self.id.get_or_init(|| id));
         }
-        Err(vain.into_error())
+        let foreign = |what| StoreError::untouched(EtcdError::Foreign { key: key.into(), what });
+        let id = number(&value).map_err(foreign)?;
+        Ok(*self.id.get_or_init(|| id))
     }
+}
+
+fn unanswered(faults: Vec<MemberFault>) -> StoreError {
+    StoreError::untouched(EtcdError::Members(faults))
 }
 
 fn understand(key: &str, value: &Value) -> Result<Option<Record>, EtcdError> {

@@ -65,9 +65,14 @@ impl Cluster {
 
     /// Starts a cluster and waits until it has a leader.
     pub(crate) fn shaped(shape: Shape) -> Self {
+        Self::shaped_in(&std::env::temp_dir(), shape)
+    }
+
+    /// As [`Cluster::shaped`], with its files below `folder`.
+    pub(crate) fn shaped_in(folder: &Path, shape: Shape) -> Self {
         for _ in 0..BEGINNINGS_MAX {
             let mut cluster = Self {
-                folder: tempfile::tempdir().unwrap(),
+                folder: tempfile::tempdir_in(folder).unwrap(),
                 runtime: runtime(),
                 ports: (0..shape.members).map(|_| free_ports()).collect(),
                 processes: (0..shape.members).map(|_| None).collect(),

@@ -234,13 +234,15 @@ fn certificates_are_demanded_and_checked() {
     let wrong_ca = with(&theirs[0], identity);
     let wrong_certificate = with(&ca, Some((theirs[1].clone(), theirs[2].clone())));
     let none = with(&ca, None);
-    for (settings, expected) in
-        [(wrong_ca, "certificate"), (wrong_certificate, "ertificate"), (none, "ertificate")]
-    {
+    for settings in [wrong_ca.clone(), wrong_certificate, none] {
         let told = cluster.store(&settings).load(&vm()).unwrap_err();
         assert!(matches!(told, StoreError::Untouched { .. }), "{told:?}");
-        require_words(&told.to_string(), &["cannot be talked to", "TLS files", expected]);
+        require_words(&told.to_string(), &["cannot be talked to", "TLS files"]);
     }
+    // What etcd thinks of ours comes after the handshake, if at all; what we
+    // think of etcd's is known.
+    let told = cluster.store(&wrong_ca).load(&vm()).unwrap_err();
+    require_words(&told.to_string(), &["certificate"]);
     // A certificate where a key should be.
     let mixed = with(&ca, Some((certificate.clone(), certificate)));
     let told = EtcdStore::new(&mixed, cluster.runtime.handle().clone()).err().unwrap();
