@@ -5,10 +5,12 @@
 //! same stamp.
 //!
 //! Several arbiters are asked one after the other, beginning with the one that
-//! answered last. A copy that went to one of them and was not answered may have
-//! happened, whatever the others say of theirs: only an outcome ends the doubt.
+//! answered last; who takes its time is listened to all the while, for a late
+//! "nothing happened" ends a doubt as well as an outcome does. A copy that was
+//! never answered may have happened, whatever the others say of theirs.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     sync::{
         Arc, OnceLock,
@@ -18,8 +20,12 @@ use std::{
 };
 
 use arbiter::{NodeId, Outcome, Record, Request, Term, VmId};
+use bytes::Bytes;
 use thiserror::Error;
-use tokio::time::Instant;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
 
 use super::way::{Fault, Way};
 use crate::{
@@ -27,10 +33,10 @@ use crate::{
     wire::{self, Answer, Ask, Frame, WireError},
 };
 
-/// How long one arbiter's answer is waited for before the connection is thought
-/// dead and the request repeated on another, as a part of the request's time.
-const ATTEMPT_PART: u32 = 4;
-/// Between rounds on failing paths.
+/// How long one arbiter's answer is waited for before the next arbiter is asked,
+/// too, as a part of the request's time.
+const TURN_PART: u32 = 4;
+/// Between copies to an arbiter on a failing path.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Why no arbiter gave an answer.
@@ -104,7 +110,7 @@ impl AskError {
 #[derive(Debug)]
 pub struct ArbiterClient {
     endpoint: Arc<Endpoint>,
-    ways: Vec<Way>,
+    ways: Vec<Arc<Way>>,
     /// Who answered last.
     preferred: AtomicUsize,
 }
@@ -144,7 +150,7 @@ impl ArbiterClient {
     pub fn new(endpoint: Arc<Endpoint>, arbiters: Vec<(NodeId, SocketAddr)>) -> Self {
         assert!(!arbiters.is_empty(), "a client of no arbiter");
         let registers = (arbiters.len() > 1).then(|| Arc::new(OnceLock::new()));
-        let way = |(arbiter, address)| Way::new(arbiter, address, registers.clone());
+        let way = |(arbiter, address)| Arc::new(Way::new(arbiter, address, registers.clone()));
         let ways = arbiters.into_iter().map(way).collect();
         Self { endpoint, ways, preferred: AtomicUsize::new(0) }
     }
@@ -198,41 +204,50 @@ impl ArbiterClient {
     }
 
     async fn ask(&self, term: Term, ask: Ask) -> Result<(&Way, Answer), AskError> {
-        let bytes = wire::encode(term, &Frame::Ask(ask))?;
+        let bytes = Bytes::from(wire::encode(term, &Frame::Ask(ask))?);
         let time = self.endpoint.options().request_timeout;
         let deadline = Instant::now() + time;
-        let first = self.preferred.load(Ordering::Relaxed);
-        let count = self.ways.len();
+        let (first, count) = (self.preferred.load(Ordering::Relaxed), self.ways.len());
+        let mut turns: VecDeque<usize> = (first..first + count).map(|turn| turn % count).collect();
+        let mut asked = 0;
+        let mut next_turn = Instant::now();
+        let mut asking = JoinSet::new();
         let mut vain = Vain::default();
-        let mut given_up = vec![false; count];
-        for turn in 0.. {
-            let index = (first + turn) % count;
-            if !given_up[index] {
-                let way = &self.ways[index];
-                let part = deadline.min(Instant::now() + time / ATTEMPT_PART);
-                // A new path takes longer; with others to try it is not waited for.
-                let dial_deadline = if count == 1 { deadline } else { part };
-                match way.attempt(&self.endpoint, &bytes, part, dial_deadline).await {
-                    Ok(Answer::Denied(words)) => return Err(AskError::Denied { words }),
-                    Ok(answer) => {
-                        self.preferred.store(index, Ordering::Relaxed);
-                        return Ok((way, answer));
-                    }
-                    Err(Fault { error, is_final }) => {
-                        given_up[index] = is_final;
-                        vain.note(error);
+        loop {
+            let is_more = !turns.is_empty() && next_turn < deadline;
+            if asking.is_empty() && !is_more {
+                return Err(vain.into_error());
+            }
+            tokio::select! {
+                biased;
+                Some(attempted) = asking.join_next() => {
+                    let (index, attempted): (usize, _) = attempted.expect("an attempt fell");
+                    match attempted {
+                        Ok(Answer::Denied(words)) => return Err(AskError::Denied { words }),
+                        Ok(answer) => {
+                            self.preferred.store(index, Ordering::Relaxed);
+                            return Ok((&self.ways[index], answer));
+                        }
+                        Err(Fault { error, is_final }) => {
+                            vain.note(error);
+                            turns.extend((!is_final).then_some(index));
+                            let pause = if asked < count { Duration::ZERO } else { PAUSE };
+                            next_turn = next_turn.min(Instant::now() + pause);
+                        }
                     }
                 }
-            }
-            let out_of_time = Instant::now() + PAUSE >= deadline;
-            if out_of_time || given_up.iter().all(|given_up| *given_up) {
-                break;
-            }
-            if turn % count == count - 1 {
-                tokio::time::sleep(PAUSE).await;
+                () = sleep_until(next_turn), if is_more => {
+                    let index = turns.pop_front().expect("it is not empty");
+                    let (way, bytes) = (self.ways[index].clone(), bytes.clone());
+                    let endpoint = self.endpoint.clone();
+                    asking.spawn(async move {
+                        (index, way.attempt(&endpoint, &bytes, deadline).await)
+                    });
+                    asked += 1;
+                    next_turn = Instant::now() + time / TURN_PART;
+                }
             }
         }
-        Err(vain.into_error())
     }
 }
 

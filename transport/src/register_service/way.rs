@@ -71,16 +71,14 @@ impl Way {
         Self { arbiter, address, registers, warm: Mutex::new(None) }
     }
 
-    /// Asks once. An answer is waited for until `deadline`, a connection, which
-    /// takes longer on a new path, until `dial_deadline`.
+    /// Asks once, and has been answered, or not, by `deadline`.
     pub(super) async fn attempt(
         &self,
         endpoint: &Endpoint,
         bytes: &[u8],
         deadline: Instant,
-        dial_deadline: Instant,
     ) -> Result<Answer, Fault> {
-        let connection = timeout_at(dial_deadline, self.connection(endpoint))
+        let connection = timeout_at(deadline, self.connection(endpoint))
             .await
             .unwrap_or_else(|_| Err(self.lost(ConnectionError::TimedOut)))?;
         match self.exchange(&connection, bytes, deadline).await? {
