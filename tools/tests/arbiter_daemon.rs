@@ -1,12 +1,14 @@
-//! `romulus arbiter` as a process: it serves, ends at SIGTERM, and remembers.
+//! `romulus arbiter` as a process: it serves, ends at SIGTERM, and remembers;
+//! with etcd, others remember for it.
 
 use std::{
     fs,
     io::{BufRead, BufReader},
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use arbiter::{Operation, Outcome, Record, Request, Stamp, Term, VmId};
@@ -14,7 +16,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use transport::{ArbiterClient, Endpoint, Identity, Options};
+use transport::{ArbiterClient, AskError, Endpoint, Identity, Options};
 
 const ROMULUS: &str = env!("CARGO_BIN_EXE_romulus");
 
@@ -24,9 +26,13 @@ struct Daemon {
 }
 
 fn start(folder: &Path) -> Daemon {
+    start_with(&folder.join("arbiter.toml"))
+}
+
+fn start_with(config: &Path) -> Daemon {
     let mut child = Command::new(ROMULUS)
         .args(["arbiter", "--log", "json"])
-        .arg(folder.join("arbiter.toml"))
+        .arg(config)
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
@@ -68,12 +74,17 @@ fn prepare(folder: &Path) {
 }
 
 fn client(folder: &Path, arbiter: SocketAddr) -> ArbiterClient {
+    client_of(folder, &[("arbiter", arbiter)])
+}
+
+fn client_of(folder: &Path, arbiters: &[(&str, SocketAddr)]) -> ArbiterClient {
     let file = |name| folder.join(name);
     let identity =
         Identity::load(&file("ca.pem"), &file("node-a.pem"), &file("node-a.key")).unwrap();
     let endpoint =
         Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity, &Options::default()).unwrap();
-    ArbiterClient::new(Arc::new(endpoint), arbiter, "arbiter".parse().unwrap())
+    let arbiters = arbiters.iter().map(|(name, address)| (name.parse().unwrap(), *address));
+    ArbiterClient::new(Arc::new(endpoint), arbiters.collect())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,4 +122,109 @@ fn a_certificate_of_another_node_is_refused() {
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(told.contains("the certificate is that of node-a"), "{told}");
+}
+
+/// Whether etcd is here; if not, says so, or fails if `ROMULUS_REQUIRE` has
+/// `etcd` in it.
+fn etcd_for(test: &str) -> bool {
+    let version = Command::new("etcd").arg("--version").output();
+    if version.is_ok_and(|output| output.status.success()) {
+        return true;
+    }
+    let reason = "etcd cannot be run: apt-get install etcd-server";
+    let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|need| need == "etcd"), "{test}: {reason}");
+    println!("skipped: {test}: {reason}");
+    false
+}
+
+/// One member on loopback; killed when it is dropped.
+struct Etcd(Child);
+
+impl Etcd {
+    fn start(folder: &Path, port: u16) -> Self {
+        let url = format!("http://127.0.0.1:{port}");
+        let child = Command::new("etcd")
+            .arg("--data-dir")
+            .arg(folder.join("etcd"))
+            .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
+            .args(["--listen-peer-urls", "http://127.0.0.1:0"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Writes the configurations of two arbiters in front of etcd at `port`.
+fn prepare_two(folder: &Path, port: u16) -> [std::path::PathBuf; 2] {
+    prepare(folder);
+    let text = fs::read_to_string(folder.join("arbiter.toml")).unwrap();
+    let section = format!("[arbiter.etcd]\nendpoints = [\"http://127.0.0.1:{port}\"]\n");
+    [1, 2].map(|number| {
+        let name = format!("arbiter-{number}");
+        let issue = ["pki", "issue", &name, "--dir"];
+        let issued = Command::new(ROMULUS).args(issue).arg(folder).output().unwrap();
+        assert!(issued.status.success());
+        let text = text
+            .replace("store = \"register\"\n", "")
+            .replace("name = \"arbiter\"", &format!("name = \"{name}\""))
+            .replace("arbiter.pem", &format!("{name}.pem"))
+            .replace("arbiter.key", &format!("{name}.key"));
+        let path = folder.join(format!("{name}.toml"));
+        fs::write(&path, text + &section).unwrap();
+        path
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn arbiters_wait_for_etcd_and_share_their_registers() {
+    if !etcd_for("arbiters_wait_for_etcd_and_share_their_registers") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let configs = prepare_two(folder.path(), port);
+    let [first, second] = configs.map(|config| start_with(&config));
+    let arbiters = [("arbiter-1", first.address), ("arbiter-2", second.address)];
+    let vm: VmId = "web-1".parse().unwrap();
+    let request = Request {
+        caller: "node-a".parse().unwrap(),
+        expected: None,
+        operation: Operation::Create,
+        stamp: Stamp::new(7),
+    };
+
+    let node = client_of(folder.path(), &arbiters);
+    let told = node.execute(&vm, &request).await.unwrap_err();
+    assert!(matches!(told, AskError::Unavailable { .. }), "{told:?}");
+    assert!(told.to_string().contains("check that it runs"), "{told}");
+
+    let _etcd = Etcd::start(folder.path(), port);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let asked = loop {
+        match node.execute(&vm, &request).await {
+            Ok(outcome) => break outcome,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let Outcome::Set(register) = asked else { panic!("{asked:?}") };
+    // Whoever is asked, and when the one that was asked is gone.
+    let record = Some(Record { register, stamp: request.stamp });
+    for (name, address) in arbiters {
+        let alone = client_of(folder.path(), &[(name, address)]);
+        assert_eq!(alone.load(&vm).await.unwrap(), record);
+    }
+    assert_eq!(first.stop(), Some(0));
+    assert_eq!(node.load(&vm).await.unwrap(), record);
+    assert_eq!(second.stop(), Some(0));
 }

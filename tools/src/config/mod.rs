@@ -21,7 +21,7 @@ pub use self::{
     types::{
         ArbiterConfig, ArbiterPeer, BootProtocol, Console, DirtyTracking, IdentityFiles,
         InterfaceName, InvalidInterfaceName, InvalidMac, Kernel, MacAddress, Network, Node, Peer,
-        Replication, Vm, VmConfig,
+        Replication, StoreConfig, Vm, VmConfig,
     },
 };
 use self::{host_files::HostFiles, section::Source};
