@@ -6,15 +6,20 @@ SEED ?= 0
 # Of `make demo`, handed to `romulus demo`: see `romulus demo --help`.
 ARGS ?=
 
-.PHONY: help check test demo bench sim doctor deny packages
+.PHONY: help check test lab demo bench sim doctor deny packages lab-packages
 
 help: ## Show this
 	@echo 'make TARGET, where TARGET is one of:'
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-test: packages ## Install what is missing from Debian, then run all tests
+test: lab-packages ## Install what is missing from Debian, then run all tests
 	@scripts/preflight cargo
 	$(CARGO) test --locked --workspace --no-fail-fast
+
+# The whole workspace, so that nothing is built otherwise than for `make test`.
+lab: lab-packages ## Cut the power of emulated hosts, and show what happens
+	@scripts/preflight cargo
+	ROMULUS_REQUIRE=lab $(CARGO) test --locked --workspace --test lab -- --nocapture --test-threads=1
 
 demo: packages ## Fail over a live guest on this machine, in a minute; ARGS="--keep" and the like
 	@scripts/preflight cargo kvm root
@@ -52,3 +57,6 @@ doctor: packages ## Tell what this host can do, and why not
 
 packages:
 	@scripts/install-packages
+
+lab-packages:
+	@scripts/install-packages lab

@@ -3,7 +3,9 @@
 
 #![forbid(unsafe_code)]
 
-use checkpoint::{PAGE_BYTES, PageNumber, PageRun, PageSet};
+use std::cell::RefCell;
+
+use checkpoint::{PAGE_BYTES, PageNumber, PageRun, PageSet, image::PageStore};
 
 /// What pages hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +39,36 @@ impl Fill {
             }
         }
         bytes
+    }
+}
+
+/// Memory from frame 0 on, as a backup's image.
+#[derive(Debug)]
+pub struct Flat(RefCell<Vec<u8>>);
+
+impl Flat {
+    /// `pages` zero pages.
+    #[must_use]
+    pub fn of_pages(pages: usize) -> Self {
+        Self(RefCell::new(vec![0; pages * PAGE_BYTES]))
+    }
+}
+
+fn places(run: PageRun) -> std::ops::Range<usize> {
+    run.first.address() as usize..run.end() as usize * PAGE_BYTES
+}
+
+impl PageStore for Flat {
+    fn read(&self, run: PageRun, to: &mut [u8]) {
+        to.copy_from_slice(&self.0.borrow()[places(run)]);
+    }
+
+    fn write(&self, run: PageRun, from: &[u8]) {
+        self.0.borrow_mut()[places(run)].copy_from_slice(from);
+    }
+
+    fn zero(&self, run: PageRun) {
+        self.0.borrow_mut()[places(run)].fill(0);
     }
 }
 
@@ -79,7 +111,8 @@ mod tests {
         let chunk_bytes = |fill: Fill| {
             let id = checkpoint::chunk::ChunkId { epoch: checkpoint::Epoch::new(1), index: 0 };
             let content = fill.content(16);
-            checkpoint::chunk::Chunk::of_pages(id, &[run_of(16)], &content).body.len()
+            let zstd = checkpoint::chunk::Compression::Zstd { level: 1 };
+            checkpoint::chunk::Encoder::new(zstd).pages(id, &[run_of(16)], content).body.len()
         };
         let [zero, compressible, random] = Fill::ALL.map(chunk_bytes);
         assert!(zero < 100, "{zero}");

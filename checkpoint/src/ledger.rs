@@ -82,16 +82,20 @@ impl Ledger {
     /// The pages of the checkpoint that is being cut: what is dirty for the
     /// backups in sync, if there are any, and all that is owed to those that
     /// `joins`, whose seeds end with it.
-    pub fn cut(&mut self, any_in_sync: bool, joins: &[NodeId]) -> PageSet {
-        let empty = PageSet::new(self.layout.frame_end());
-        let dirty = std::mem::replace(&mut self.epoch, empty.clone());
-        let mut pages = if any_in_sync { dirty } else { empty };
+    /// They take the place of what is in `pages`; the guest is paused, and
+    /// nothing is allocated.
+    pub fn cut(&mut self, any_in_sync: bool, joins: &[NodeId], pages: &mut PageSet) {
+        pages.clear();
+        if any_in_sync {
+            std::mem::swap(&mut self.epoch, pages);
+        } else {
+            self.epoch.clear();
+        }
         for backup in joins {
             if let Some(owed) = self.owed.remove(backup) {
                 pages.union(&owed);
             }
         }
-        pages
     }
 
     /// A cut was given up: its pages are dirty as before. The seeds that it
@@ -108,6 +112,12 @@ mod tests {
 
     fn layout() -> MemoryLayout {
         MemoryLayout::new(vec![PageRun { first: PageNumber::new(0), count: 10 }]).unwrap()
+    }
+
+    fn cut(ledger: &mut Ledger, any_in_sync: bool, joins: &[NodeId]) -> PageSet {
+        let mut cut = pages(&[9]);
+        ledger.cut(any_in_sync, joins, &mut cut);
+        cut
     }
 
     fn pages(numbers: &[u64]) -> PageSet {
@@ -128,10 +138,10 @@ mod tests {
         ledger.record(&pages(&[3]));
         assert_eq!((ledger.owed_pages(&b), ledger.owed_pages(&c)), (1, 10));
         // The page is in the epoch, and still owed to those being seeded.
-        assert_eq!(ledger.cut(true, &[]), pages(&[3]));
+        assert_eq!(cut(&mut ledger, true, &[]), pages(&[3]));
         assert_eq!(ledger.owed_pages(&b), 1);
         ledger.record(&pages(&[4]));
-        assert_eq!(ledger.cut(true, std::slice::from_ref(&b)), pages(&[3, 4]));
+        assert_eq!(cut(&mut ledger, true, std::slice::from_ref(&b)), pages(&[3, 4]));
         assert_eq!(ledger.owed_pages(&b), 0);
     }
 
@@ -143,7 +153,7 @@ mod tests {
         ledger.record(&pages(&[1, 2]));
         ledger.take_round(&b).unwrap();
         ledger.record(&pages(&[5]));
-        assert_eq!(ledger.cut(false, &[b]), pages(&[5]));
+        assert_eq!(cut(&mut ledger, false, &[b]), pages(&[5]));
     }
 
     #[test]
@@ -155,8 +165,8 @@ mod tests {
         ledger.give_back(&b, &round);
         assert_eq!(ledger.owed_pages(&b), 10);
         ledger.record(&pages(&[7]));
-        let cut = ledger.cut(true, &[]);
-        ledger.abort_cut(&cut);
-        assert_eq!(ledger.cut(true, &[]), pages(&[7]));
+        let taken = cut(&mut ledger, true, &[]);
+        ledger.abort_cut(&taken);
+        assert_eq!(cut(&mut ledger, true, &[]), pages(&[7]));
     }
 }

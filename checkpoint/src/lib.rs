@@ -7,7 +7,11 @@
 
 pub mod backup;
 pub mod chunk;
+pub mod delta;
 mod epoch;
+pub mod heat;
+pub mod history;
+pub mod image;
 pub mod ledger;
 pub mod message;
 mod note;
@@ -16,6 +20,8 @@ mod page;
 pub mod primary;
 mod question;
 pub mod section;
+mod shape;
+pub mod staging;
 
 pub use epoch::Epoch;
 pub use note::Note;

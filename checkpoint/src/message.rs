@@ -19,11 +19,12 @@
 //!
 //! [`Chunk`]: crate::chunk::Chunk
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use arbiter::{Register, Term, VmId};
 
-use crate::{Epoch, MemoryLayout, chunk::Digest};
+pub use crate::shape::{Machine, Trait, Traits, difference};
+use crate::{Epoch, chunk::Digest};
 
 /// Most chunk indices in one [`ToPrimary::Nack`].
 pub const NACK_CHUNKS_MAX: usize = 1024;
@@ -37,44 +38,6 @@ pub struct Hello {
     pub vm: VmId,
     /// The shape of the machine.
     pub machine: Machine,
-}
-
-/// The shape of a virtual machine, equal on both sides.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Machine {
-    /// Where RAM lies.
-    pub layout: MemoryLayout,
-    /// How many vCPUs.
-    pub vcpus: u16,
-    /// Everything else that must be equal, by name: devices and their
-    /// addresses, and what the guest may use of the host's CPU.
-    pub traits: BTreeMap<String, String>,
-}
-
-impl Machine {
-    /// What differs from `other`, in words for an operator, or `None`.
-    #[must_use]
-    pub fn difference(&self, other: &Self) -> Option<String> {
-        if self.layout != other.layout {
-            let mib = |machine: &Self| machine.layout.page_count() / 256;
-            return Some(format!(
-                "memory differs: {} MiB here, {} MiB there",
-                mib(self),
-                mib(other)
-            ));
-        }
-        if self.vcpus != other.vcpus {
-            return Some(format!("vCPUs differ: {} here, {} there", self.vcpus, other.vcpus));
-        }
-        let names: std::collections::BTreeSet<_> =
-            self.traits.keys().chain(other.traits.keys()).collect();
-        names.into_iter().find_map(|name| {
-            let (ours, theirs) = (self.traits.get(name), other.traits.get(name));
-            let shown = |value: Option<&String>| value.map_or("none", String::as_str).to_owned();
-            (ours != theirs)
-                .then(|| format!("{name} differs: {} here, {} there", shown(ours), shown(theirs)))
-        })
-    }
 }
 
 /// The backup takes the session.

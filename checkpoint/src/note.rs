@@ -43,6 +43,7 @@ pub enum Note {
     InSync { term: Term },
     ChunkRefused { epoch: Epoch, index: u32 },
     EpochRefused { epoch: Epoch },
+    ImageBroken { why: String },
     Asking { committed: Epoch },
     NotPromoted { register: Register },
     Promoting { register: Register, epoch: Epoch },
@@ -148,6 +149,9 @@ impl fmt::Display for Note {
                     f,
                     "the digest of epoch {epoch} does not match: all of it is asked for again"
                 )
+            }
+            Self::ImageBroken { why } => {
+                write!(f, "the image is given up, the primary will seed it again: {why}")
             }
             Self::Asking { committed } => {
                 write!(

@@ -245,6 +245,24 @@ impl PageSet {
         true
     }
 
+    /// Removes the first `pages_max` pages, or all; returns them as runs, rising.
+    pub fn take_runs(&mut self, pages_max: u64) -> Vec<PageRun> {
+        let mut left = pages_max;
+        let mut taken = Vec::new();
+        for mut run in self.runs(pages_max.max(1)) {
+            run.count = run.count.min(left);
+            if run.count == 0 {
+                break;
+            }
+            left -= run.count;
+            taken.push(run);
+        }
+        for page in taken.iter().flat_map(|run| run.pages()) {
+            self.remove(page);
+        }
+        taken
+    }
+
     /// Adds everything that is in `other`.
     ///
     /// # Panics
@@ -254,6 +272,41 @@ impl PageSet {
         for index in other.word_indices() {
             self.insert_word(index, other.words[index]);
         }
+    }
+
+    /// Removes everything that is not in `other`.
+    pub fn intersect(&mut self, other: &Self) {
+        for summary_index in 0..self.summary.len() {
+            for bit in bits(self.summary[summary_index]) {
+                let index = summary_index * 64 + bit;
+                let both = self.words[index] & other.word(index);
+                self.len -= u64::from((self.words[index] ^ both).count_ones());
+                self.words[index] = both;
+                if both == 0 {
+                    self.summary[summary_index] &= !(1 << bit);
+                }
+            }
+        }
+    }
+
+    /// Removes everything that is in `other`.
+    pub fn subtract(&mut self, other: &Self) {
+        for index in other.word_indices() {
+            let Some(word) = self.words.get_mut(index).filter(|word| **word != 0) else { continue };
+            let left = *word & !other.words[index];
+            self.len -= u64::from((*word ^ left).count_ones());
+            *word = left;
+            if left == 0 {
+                self.summary[index / 64] &= !(1 << (index % 64));
+            }
+        }
+    }
+
+    /// Bitmap word `index`, as [`PageSet::insert_word`] has them; 0 beyond the
+    /// set's frame numbers.
+    #[must_use]
+    pub fn word(&self, index: usize) -> u64 {
+        self.words.get(index).copied().unwrap_or(0)
     }
 
     /// Empties the set.
@@ -287,7 +340,8 @@ impl PageSet {
         })
     }
 
-    fn word_indices(&self) -> impl Iterator<Item = usize> {
+    /// The bitmap words that are not 0, rising.
+    pub fn word_indices(&self) -> impl Iterator<Item = usize> {
         self.summary
             .iter()
             .enumerate()
@@ -365,6 +419,28 @@ mod tests {
                 set.runs(7).flat_map(|run| run.first.0..run.end()).collect();
             proptest::prop_assert_eq!(from_runs, expected);
             proptest::prop_assert!(set.runs(7).all(|run| run.count <= 7));
+            let evens: BTreeSet<u64> = (0..1_200).step_by(2).collect();
+            let mut half = PageSet::new(1_200);
+            for page in &evens {
+                half.insert(PageNumber(*page));
+            }
+            half.intersect(&set);
+            let both: Vec<u64> = model.intersection(&evens).copied().collect();
+            proptest::prop_assert_eq!(half.len(), both.len() as u64);
+            proptest::prop_assert_eq!(
+                half.pages().map(PageNumber::get).collect::<Vec<_>>(), both);
+            let mut odd = set.clone();
+            odd.subtract(&half);
+            let expected: Vec<u64> = model.difference(&evens).copied().collect();
+            proptest::prop_assert_eq!(odd.len(), expected.len() as u64);
+            proptest::prop_assert_eq!(
+                odd.pages().map(PageNumber::get).collect::<Vec<_>>(), expected);
+            let mut rest = set.clone();
+            let taken: Vec<u64> =
+                rest.take_runs(5).iter().flat_map(|run| run.pages()).map(PageNumber::get).collect();
+            proptest::prop_assert_eq!(&taken[..], &pages[..pages.len().min(5)]);
+            proptest::prop_assert_eq!(
+                rest.pages().map(PageNumber::get).collect::<Vec<_>>(), &pages[taken.len()..]);
             let mut twin = PageSet::new(1_200);
             twin.union(&set);
             proptest::prop_assert_eq!(twin, set);

@@ -11,6 +11,7 @@ use romulus_probe::VCPUS_MAX;
 use romulus_probe::content::Prng;
 use romulus_probe::history::mix64;
 
+use crate::clock;
 use crate::console::say;
 use crate::cpu::{self, PerCpu};
 use crate::work::COUNTERS;
@@ -56,9 +57,12 @@ pub(crate) fn run(cpu: usize, vcpus: usize, steps: u64) -> ! {
         unsafe { compute_block(&raw mut state, buffer, block, u64::from(use_avx)) };
         left -= block;
         COUNTERS[cpu].progress.fetch_add(1, Ordering::Relaxed);
+        clock::check_order(cpu);
     }
     say!("digest vcpu={cpu} {:016x} avx={}", digest(&state, buffer), u8::from(use_avx));
     if FINISHED.fetch_add(1, Ordering::AcqRel) + 1 == vcpus {
+        let (tsc, kvm_clock) = clock::compared();
+        say!("clocks compared tsc={} kvm_clock={}", u8::from(tsc), u8::from(kvm_clock));
         say!("done steps={steps}");
         cpu::exit(EXIT_DONE);
     }

@@ -165,6 +165,13 @@ pub(crate) fn mmio_read8(address: u64) -> u8 {
     value
 }
 
+/// The TSC after everything that was read before.
+pub(crate) fn ordered_tsc() -> u64 {
+    // SAFETY: SSE2 is part of x86-64.
+    unsafe { core::arch::x86_64::_mm_lfence() };
+    tsc()
+}
+
 pub(crate) fn tsc() -> u64 {
     // SAFETY: CR4.TSD is clear, so CPL3 may read it.
     unsafe { core::arch::x86_64::_rdtsc() }

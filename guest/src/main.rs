@@ -100,6 +100,7 @@ fn serve(params: &Params, memory: &Memory, mut net: Option<Net>) -> ! {
     loop {
         let events = percpu.events();
         COUNTERS[0].progress.fetch_add(1, Ordering::Relaxed);
+        clock::check_order(0);
         let mut is_busy = worker.as_mut().is_some_and(Worker::run_slice);
         if let Some(net) = &mut net {
             let counters = net.counters();
@@ -129,6 +130,7 @@ fn main_other(cpu: usize) -> ! {
     loop {
         let events = percpu.events();
         COUNTERS[cpu].progress.fetch_add(1, Ordering::Relaxed);
+        clock::check_order(cpu);
         if !worker.run_slice() {
             cpu::wait(events);
         }

@@ -2,4 +2,5 @@
 
 #![forbid(unsafe_code)]
 
+pub mod lab;
 pub mod simulation;

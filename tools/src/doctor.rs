@@ -3,14 +3,13 @@
 //! Every [`Finding`] is asked of the host itself, none is guessed from names or
 //! versions, and each that is not well says what to do.
 
+mod kvm;
+
 use std::{
     fs::{self, File, OpenOptions},
-    io,
-    path::Path,
     process::Command,
 };
 
-use kvm_ioctls::{Cap, Kvm};
 use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
 
@@ -57,7 +56,7 @@ pub struct Report {
 #[must_use]
 pub fn examine() -> Report {
     let mut findings = vec![user()];
-    findings.extend(kvm());
+    findings.extend(kvm::examine());
     findings.extend([tun(), ip_command(), userfaultfd(), memory(), cores(), files(), clock()]);
     let ready = findings.iter().all(|finding| finding.verdict != Verdict::Fail);
     Report { ready, findings }
@@ -84,131 +83,6 @@ fn user() -> Finding {
         "user",
         format!("uid {uid}, not root"),
         "tap devices and the demo need root: use sudo, or a tap that belongs to this user",
-    )
-}
-
-fn kvm() -> Vec<Finding> {
-    let name = "/dev/kvm";
-    let kvm = match Kvm::new() {
-        Ok(kvm) => kvm,
-        Err(error) => {
-            let error = io::Error::from_raw_os_error(error.errno());
-            let remedy = match error.kind() {
-                io::ErrorKind::PermissionDenied => "add this user to the group `kvm`, or use sudo",
-                _ => {
-                    "load kvm_intel or kvm_amd, and turn virtualisation on in the firmware (in a VM: nested virtualisation)"
-                }
-            };
-            return vec![fail(name, error.to_string(), remedy)];
-        }
-    };
-    let version = kvm.get_api_version();
-    let mut findings = vec![if version == 12 {
-        ok(name, "usable, API version 12")
-    } else {
-        fail(name, format!("API version {version}"), "use a kernel of this century: version 12")
-    }];
-    findings.push(ok("KVM backend", kvm_backend()));
-    findings.push(bitmap(&kvm));
-    findings.push(ring(&kvm));
-    findings.push(saved_state(&kvm));
-    findings.push(tsc(&kvm));
-    let most = kvm.get_max_vcpus();
-    findings.push(ok("vCPUs", format!("up to {most} in a VM, {} recommended", kvm.get_nr_vcpus())));
-    findings
-}
-
-/// `vmx`, `svm`, `pvm` or `unknown`: which module KVM runs guests with.
-#[must_use]
-pub fn kvm_backend() -> &'static str {
-    let modules = [("kvm_intel", "vmx"), ("kvm_amd", "svm"), ("kvm_pvm", "pvm")];
-    let loaded = modules.iter().filter(|(module, _)| {
-        // A module that is built in has a folder only if it has parameters.
-        Path::new("/sys/module").join(module).exists()
-    });
-    let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let flags = flags.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    let has = |flag: &str| flags.split_ascii_whitespace().any(|word| word == flag);
-    let possible = |backend: &&str| match *backend {
-        "vmx" => has("vmx"),
-        "svm" => has("svm"),
-        _ => true,
-    };
-    let backends: Vec<_> = loaded.map(|(_, backend)| *backend).filter(|it| possible(it)).collect();
-    match backends[..] {
-        [backend] => backend,
-        [] if has("vmx") => "vmx",
-        [] if has("svm") => "svm",
-        // KVM works without either extension: software, as PVM does it.
-        [] => "pvm",
-        _ => "unknown",
-    }
-}
-
-fn bitmap(kvm: &Kvm) -> Finding {
-    // linux/kvm.h: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
-    const MANUAL_PROTECT2: u64 = 168;
-    let name = "dirty bitmap";
-    match kvm.check_extension_raw(MANUAL_PROTECT2) {
-        flags if flags > 0 => ok(name, format!("manual protect (flags {flags:#x})")),
-        _ => fail(name, "without manual protect", "use Linux 5.1 or later"),
-    }
-}
-
-fn ring(kvm: &Kvm) -> Finding {
-    // linux/kvm.h: KVM_CAP_DIRTY_LOG_RING and KVM_CAP_DIRTY_LOG_RING_ACQ_REL.
-    const DIRTY_LOG_RING: u64 = 192;
-    const DIRTY_LOG_RING_ACQ_REL: u64 = 223;
-    let name = "dirty ring";
-    let either = [DIRTY_LOG_RING_ACQ_REL, DIRTY_LOG_RING].map(|cap| kvm.check_extension_raw(cap));
-    match either.into_iter().find(|bytes| *bytes > 0) {
-        Some(bytes) => ok(name, format!("up to {} entries a vCPU", bytes / 16)),
-        None => warn(name, "not there", "the bitmap is used; Linux 5.11 or later has the ring"),
-    }
-}
-
-fn saved_state(kvm: &Kvm) -> Finding {
-    let name = "saved state";
-    // linux/kvm.h: KVM_CAP_XSAVE2.
-    const XSAVE2: u64 = 208;
-    let needed = [
-        (Cap::Irqchip, "irqchip"),
-        (Cap::Pit2, "PIT"),
-        (Cap::AdjustClock, "kvm-clock"),
-        (Cap::Xcrs, "xcrs"),
-        (Cap::VcpuEvents, "vCPU events"),
-        (Cap::MpState, "MP state"),
-        (Cap::ImmediateExit, "immediate exit"),
-        (Cap::UserMemory, "user memory"),
-    ];
-    let missing: Vec<_> = needed
-        .into_iter()
-        .filter(|(cap, _)| !kvm.check_extension(*cap))
-        .map(|(_, it)| it)
-        .collect();
-    if !missing.is_empty() {
-        let found = format!("KVM lacks {}", missing.join(", "));
-        return fail(name, found, "use Linux 5.10 or later on x86-64");
-    }
-    match kvm.check_extension_raw(XSAVE2) {
-        bytes if bytes > 0 => ok(name, format!("complete, xsave {bytes} bytes")),
-        _ => warn(
-            name,
-            "complete, xsave 4096 bytes",
-            "guests may not use AMX: Linux 5.17 has xsave2",
-        ),
-    }
-}
-
-fn tsc(kvm: &Kvm) -> Finding {
-    let name = "TSC";
-    if kvm.check_extension(Cap::TscControl) {
-        return ok(name, "KVM scales it");
-    }
-    warn(
-        name,
-        "KVM does not scale it",
-        "use hosts of equal TSC frequency, or guests that take time from kvm-clock",
     )
 }
 

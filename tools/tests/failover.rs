@@ -8,15 +8,15 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use romulus::{
-    control::{Client, FailoverBody, Protection, Role},
+    control::{Accepted, Client, FailoverBody, Protection, Role, Status},
     node::crash_point::{Moment, VARIABLE},
     rehearsal::{
         ProbeReport,
-        cluster::{Cluster, Shape},
+        cluster::{Cluster, ClusterError, Shape},
         netns::{Direction, Place, TAP},
     },
 };
@@ -26,8 +26,11 @@ const B: Place = Place::Host(2);
 /// A bound on failure, not a measure.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LANES: u32 = 4;
-/// Longer than detection and drop with the settings below, by far.
-const LONG: Duration = Duration::from_millis(1500);
+/// Patient enough for a machine that others use as well: a test waits for the
+/// failures that it makes, and for no others.
+const CALM: &str = "detection_ms = 1000\ndrop_ms = 800";
+/// Longer than detection and drop with those settings, by far.
+const LONG: Duration = Duration::from_millis(2500);
 
 static MACHINE: Mutex<()> = Mutex::new(());
 
@@ -87,6 +90,29 @@ impl Drill {
         String::from_utf8_lossy(&output.stdout).trim().parse().expect("a count")
     }
 
+    /// Waits until somebody runs the guest, protected; who was fenced comes
+    /// back as a backup. Returns who runs it.
+    fn settle(&mut self) -> Place {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            for place in [A, B] {
+                if let Some(code) = self.cluster.exit_code(place, Duration::ZERO) {
+                    assert_eq!(code, 3, "{}", self.cluster.log_end(place));
+                    self.cluster.start(place, "backup").unwrap();
+                } else if self.cluster.wait_protected(place, Duration::from_millis(100)).is_ok() {
+                    return place;
+                }
+            }
+        }
+        panic!("nobody runs the guest:\n{}\n{}", self.cluster.log_end(A), self.cluster.log_end(B));
+    }
+
+    /// Hands the guest from `from` to `to` by plan.
+    fn hand_over(&self, from: Place, to: Place) -> Result<Accepted, ClusterError> {
+        let body = FailoverBody { to: Some(to.node()) };
+        self.cluster.ask(from, async |control: Client| control.failover(&body).await)
+    }
+
     fn verify(&self, primary: Place) {
         let report =
             self.cluster.ask(primary, async |control: Client| control.verify().await).unwrap();
@@ -126,7 +152,9 @@ fn a_primary_killed_at_any_moment_loses_nothing() {
     let Some(_machine) = machine_for("a_primary_killed_at_any_moment_loses_nothing") else {
         return;
     };
-    let mut drill = Drill::idle("moments", "epoch_ms = 40\naudit = true");
+    // Every page is captured after the pause, while the guest writes.
+    let replication = format!("epoch_ms = 40\naudit = true\ncopy_us_max = 0\n{CALM}");
+    let mut drill = Drill::idle("moments", &replication);
     let cluster = &mut drill.cluster;
     let counts = [7, 12, 20];
     let moments: Vec<(Moment, u64)> =
@@ -158,12 +186,12 @@ fn a_primary_killed_at_any_moment_loses_nothing() {
 #[test]
 fn a_lost_backup_is_dropped_and_seeded_again() {
     let Some(_machine) = machine_for("a_lost_backup_is_dropped_and_seeded_again") else { return };
-    let mut drill = Drill::protected("lostb", "");
+    let mut drill = Drill::protected("lostb", CALM);
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
     for _ in 0..3 {
         client.wait_answers(50, PATIENCE).unwrap();
         drill.cluster.kill(B);
-        let solo = |status: &romulus::control::Status| status.in_sync.is_empty();
+        let solo = |status: &Status| status.in_sync.is_empty();
         drill.cluster.wait_for(A, "runs solo", PATIENCE, solo).unwrap();
         client.wait_answers(50, PATIENCE).unwrap();
         drill.cluster.start(B, "backup").unwrap();
@@ -197,7 +225,7 @@ fn a_blinking_link_changes_nothing() {
 fn of_two_sides_of_a_cut_one_goes_on() {
     let Some(_machine) = machine_for("of_two_sides_of_a_cut_one_goes_on") else { return };
     for direction in [Direction::Both, Direction::Incoming, Direction::Outgoing] {
-        let mut drill = Drill::protected("cut", "");
+        let mut drill = Drill::protected("cut", CALM);
         let mut client = drill.cluster.client(LANES, &[]).unwrap();
         client.wait_answers(50, PATIENCE).unwrap();
         // The backup's cable: it may still hear, or be heard, one way.
@@ -205,16 +233,7 @@ fn of_two_sides_of_a_cut_one_goes_on() {
         std::thread::sleep(LONG);
         drill.cluster.lab().heal(B).unwrap();
         client.wait_answers(50, PATIENCE).unwrap();
-        let fenced = drill.cluster.exit_code(A, Duration::ZERO);
-        let winner = match fenced {
-            None => A,
-            Some(code) => {
-                assert_eq!(code, 3, "{}", drill.cluster.log_end(A));
-                drill.cluster.start(A, "backup").unwrap();
-                B
-            }
-        };
-        drill.cluster.wait_protected(winner, PATIENCE).unwrap();
+        let winner = drill.settle();
         drill.verify(winner);
         assert_sound(&client.finish().unwrap());
     }
@@ -223,7 +242,7 @@ fn of_two_sides_of_a_cut_one_goes_on() {
 #[test]
 fn an_isolated_primary_is_fenced() {
     let Some(_machine) = machine_for("an_isolated_primary_is_fenced") else { return };
-    let mut drill = Drill::protected("isolated", "");
+    let mut drill = Drill::protected("isolated", CALM);
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
     client.wait_answers(50, PATIENCE).unwrap();
     // Neither backup nor arbiter can be reached from here.
@@ -241,7 +260,7 @@ fn an_isolated_primary_is_fenced() {
 #[test]
 fn a_frozen_primary_wakes_and_says_nothing() {
     let Some(_machine) = machine_for("a_frozen_primary_wakes_and_says_nothing") else { return };
-    let mut drill = Drill::protected("frozen", "");
+    let mut drill = Drill::protected("frozen", CALM);
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
     client.wait_answers(100, PATIENCE).unwrap();
     drill.cluster.signal(A, "STOP").unwrap();
@@ -254,13 +273,47 @@ fn a_frozen_primary_wakes_and_says_nothing() {
     assert_sound(&client.finish().unwrap());
 }
 
+/// What a stall of the whole machine looks like, which no test can order from
+/// its hypervisor: every process stands still, and they wake one by one.
+#[test]
+fn a_machine_that_stood_still_goes_on() {
+    let Some(_machine) = machine_for("a_machine_that_stood_still_goes_on") else { return };
+    for woken in [[A, B, Place::Arbiter], [B, Place::Arbiter, A], [Place::Arbiter, B, A]] {
+        let mut drill = Drill::protected("stall", CALM);
+        let mut client = drill.cluster.client(LANES, &[]).unwrap();
+        client.wait_answers(50, PATIENCE).unwrap();
+        for place in woken.iter().rev() {
+            drill.cluster.signal(*place, "STOP").unwrap();
+        }
+        std::thread::sleep(LONG);
+        for place in woken {
+            drill.cluster.signal(place, "CONT").unwrap();
+        }
+        client.wait_answers(50, PATIENCE).unwrap();
+        let winner = drill.settle();
+        drill.verify(winner);
+        assert_sound(&client.finish().unwrap());
+    }
+}
+
 #[test]
 fn without_an_arbiter_nobody_takes_over() {
     let Some(_machine) = machine_for("without_an_arbiter_nobody_takes_over") else { return };
-    let mut drill = Drill::protected("arbiter", "");
+    let mut drill = Drill::protected("arbiter", CALM);
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
-    // Replication needs no arbiter.
+    // Replication needs no arbiter, and the operator hears of it.
     drill.cluster.kill(Place::Arbiter);
+    client.wait_answers(100, PATIENCE).unwrap();
+    let warned = |status: &Status| match &status.protection {
+        Protection::Unprotected { reason } => reason.contains("the arbiter does not answer"),
+        Protection::Protected => false,
+    };
+    for place in [A, B] {
+        drill.cluster.wait_for(place, "misses the arbiter", PATIENCE, warned).unwrap();
+    }
+    // A handover that nobody can decide is given up, and the guest runs on.
+    let refused = drill.hand_over(A, B).unwrap_err();
+    assert!(refused.to_string().contains("given up"), "{refused}");
     client.wait_answers(100, PATIENCE).unwrap();
     drill.cluster.start(Place::Arbiter, "arbiter").unwrap();
     client.wait_answers(100, PATIENCE).unwrap();
@@ -283,14 +336,19 @@ fn without_an_arbiter_nobody_takes_over() {
 #[test]
 fn a_guest_is_handed_to_and_fro() {
     let Some(_machine) = machine_for("a_guest_is_handed_to_and_fro") else { return };
-    let drill = Drill::protected("handover", "");
+    let drill = Drill::protected("handover", CALM);
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
     let mut primary = A;
     for _ in 0..4 {
         client.wait_answers(50, PATIENCE).unwrap();
         let to = Drill::other(primary);
-        let body = FailoverBody { to: Some(to.node()) };
-        drill.cluster.ask(primary, async |control: Client| control.failover(&body).await).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        // A machine that stalls may break the session: the guest then runs on,
+        // the operator is told, and tries again.
+        while let Err(given_up) = drill.hand_over(primary, to) {
+            assert!(Instant::now() < deadline, "{given_up}");
+            drill.cluster.wait_protected(primary, PATIENCE).unwrap();
+        }
         // The old primary goes on as a backup by itself.
         drill.cluster.wait_protected(to, PATIENCE).unwrap();
         drill.verify(to);

@@ -68,7 +68,7 @@ fn sample(index: u32) -> Chunk {
         kind: ChunkKind::Pages,
         encoding: Encoding::Raw,
         decoded_bytes: 1 << 20,
-        body: vec![0x5a; 1 << 20],
+        body: vec![0x5a; 1 << 20].into(),
         digest: [0; 32],
     }
 }

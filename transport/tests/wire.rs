@@ -5,12 +5,12 @@ use arbiter::{Operation, Outcome, Record, Register, Request, Stamp, StoreId, Ter
 use checkpoint::{
     Epoch, MemoryLayout, PageNumber, PageRun,
     chunk::{Chunk, ChunkId, ChunkKind, Encoding},
-    message::{Close, Hello, Machine, Refusal, ToBackup, ToPrimary, Welcome},
+    message::{Close, Hello, Machine, Refusal, ToBackup, ToPrimary, Trait, Welcome},
 };
 use proptest::prelude::{Strategy, any, prop, prop_oneof, proptest};
 use romulus_transport::wire::{
     self, Answer, Ask, Frame, HEADER_BYTES, Header, Kind, LIST_RECORDS_MAX, MEMBERS_MAX,
-    TEXT_BYTES_MAX, WireError,
+    TEXT_BYTES_MAX, WORDS_MAX, WireError,
 };
 
 const TERM: Term = Term::new(0x0102);
@@ -40,7 +40,13 @@ fn machine() -> Machine {
     Machine {
         layout: MemoryLayout::new(vec![run]).unwrap(),
         vcpus: 3,
-        traits: [("k".to_owned(), "v".to_owned())].into(),
+        traits: [
+            ("k".to_owned(), Trait::Text("v".into())),
+            ("l".to_owned(), Trait::Words(["a".to_owned(), "b".to_owned()].into())),
+            ("m".to_owned(), Trait::Needs(["c".to_owned()].into())),
+            ("n".to_owned(), Trait::Number { value: 5, least: 2, most: 8 }),
+        ]
+        .into(),
     }
 }
 
@@ -50,7 +56,7 @@ fn chunk() -> Chunk {
         kind: ChunkKind::Sections,
         encoding: Encoding::Zstd,
         decoded_bytes: 6,
-        body: vec![0xaa, 0xbb],
+        body: vec![0xaa, 0xbb].into(),
         digest: [0xdd; 32],
     }
 }
@@ -79,7 +85,12 @@ fn golden_greetings() -> Vec<(Frame, String)> {
     vec![
         (
             Frame::Hello(hello),
-            format!("0100 0300722f31 02766d 01 {one}{two} 0300 0100 01006b 010076"),
+            format!(
+                "0100 0300722f31 02766d 01 {one}{two} 0300 0400 01006b 01 010076
+                 01006c 02 0200 010061 010062 01006d 03 0100 010063
+                 01006e 04 {}{two}{eight}",
+                number(5)
+            ),
         ),
         (Frame::Welcome(welcome), format!("0300722f31 00 {eight}")),
         (Frame::Welcome(imaged), format!("0300722f31 01 {two} {eight}")),
@@ -277,6 +288,14 @@ fn what_is_too_large_to_say_is_not_said() {
     let full = (0..LIST_RECORDS_MAX).map(|n| (format!("v{n:03}").parse().unwrap(), record()));
     let full = Answer::Records { records: full.collect(), more: false };
     assert!(wire::encode(TERM, &Frame::Answer(full)).is_ok());
+    let hello = |words: usize| {
+        let words = (0..words).map(|n| format!("{n:04}")).collect();
+        let traits = [("k".to_owned(), Trait::Words(words))].into();
+        let machine = Machine { traits, ..machine() };
+        Frame::Hello(Hello { versions: vec![], vm: vm(), machine })
+    };
+    assert!(wire::encode(TERM, &hello(WORDS_MAX)).is_ok());
+    assert!(matches!(wire::encode(TERM, &hello(WORDS_MAX + 1)), Err(WireError::TooMany { .. })));
     // Words are cut, between characters.
     let reason = "é".repeat(TEXT_BYTES_MAX);
     let bytes = wire::encode(TERM, &Frame::ToBackup(ToBackup::Farewell { reason })).unwrap();
@@ -308,13 +327,27 @@ fn any_register() -> impl Strategy<Value = Register> {
     )
 }
 
+fn any_trait() -> impl Strategy<Value = Trait> {
+    let words = || prop::collection::btree_set(".{0,9}", 0..5);
+    prop_oneof![
+        ".{0,50}".prop_map(Trait::Text),
+        words().prop_map(Trait::Words),
+        words().prop_map(Trait::Needs),
+        any::<(u64, u64, u64)>().prop_map(|(value, least, most)| Trait::Number {
+            value,
+            least,
+            most
+        }),
+    ]
+}
+
 fn any_frame() -> impl Strategy<Value = Frame> {
     let chunk = (any::<[u8; 32]>(), 0_u32..100_000, any::<Vec<u8>>(), any::<(u64, u32)>());
     let hello = (
         prop::collection::vec("[a-z/0-9]{0,64}", 0..5),
         name(),
         any::<u16>(),
-        prop::collection::btree_map(".{0,20}", ".{0,50}", 0..9),
+        prop::collection::btree_map(".{0,20}", any_trait(), 0..9),
     );
     prop_oneof![
         chunk.prop_map(|(digest, decoded_bytes, body, (epoch, index))| Frame::Chunk(Chunk {
@@ -322,7 +355,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
             kind: ChunkKind::Pages,
             encoding: Encoding::Raw,
             decoded_bytes,
-            body,
+            body: body.into(),
             digest,
         })),
         hello.prop_map(|(versions, vm, vcpus, traits)| Frame::Hello(Hello {

@@ -19,6 +19,7 @@ use romulus_vmm::{
     boot::{BootConfig, BootProtocol},
     device::DeviceConfig,
     dirty::DirtyTracking,
+    host::model::CpuConfig,
     outlet::{Outlet, OutletConfig},
     vm::{Vm, VmConfig},
 };
@@ -70,14 +71,19 @@ fn start(kernel: &str, vcpus: u8, memory_mib: u64, cmdline: &str) -> Result<Vm, 
         vcpus,
         hugepages: true,
         dirty_tracking: DirtyTracking::Auto,
+        cpu: CpuConfig::default(),
         devices: DeviceConfig::default(),
     };
     let begin = Instant::now();
     let mut vm = Vm::new(&config, Arc::new(outlet), events)?;
     println!("shell ready after {:?}", begin.elapsed());
     vm.memory().touch(2)?;
-    let boot =
-        BootConfig { kernel: kernel.into(), cmdline: cmdline.into(), protocol: BootProtocol::Auto };
+    let boot = BootConfig {
+        kernel: kernel.into(),
+        initrd: None,
+        cmdline: cmdline.into(),
+        protocol: BootProtocol::Auto,
+    };
     vm.boot(&boot)?;
     vm.resume()?;
     std::thread::sleep(Duration::from_millis(1500));

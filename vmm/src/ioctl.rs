@@ -7,8 +7,9 @@
 use std::{io, os::fd::AsRawFd};
 
 use kvm_bindings::{
-    KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_log,
-    kvm_dirty_log__bindgen_ty_1, kvm_sregs2, kvm_xsave,
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_clear_dirty_log,
+    kvm_clear_dirty_log__bindgen_ty_1, kvm_device_attr, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1,
+    kvm_sregs2, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::{
@@ -26,6 +27,8 @@ ioctl_iow_nr!(KVM_SET_SREGS2, KVMIO, 0xcd, kvm_sregs2);
 ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, kvm_xsave);
 ioctl_ior_nr!(KVM_GET_XSAVE, KVMIO, 0xa4, kvm_xsave);
 ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xa5, kvm_xsave);
+ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 
 /// Reads (and, without manual protection, clears) the dirty bitmap of `slot`.
 /// `bitmap` has a bit for each of its pages.
@@ -95,6 +98,48 @@ pub(crate) fn set_xsave(vcpu: &VcpuFd, area: &[u8]) -> io::Result<()> {
     // SAFETY: KVM reads as many bytes as its capability says; the caller gives
     // an area of that size.
     check(unsafe { ioctl_with_ptr(vcpu, KVM_SET_XSAVE(), area.as_ptr()) })
+}
+
+/// The guest's TSC less the host's (scaled) one; Linux 5.16 and later
+/// (`Documentation/virt/kvm/devices/vcpu.rst`, KVM_VCPU_TSC_CTRL).
+pub(crate) fn tsc_offset(vcpu: &VcpuFd) -> io::Result<u64> {
+    let mut offset = 0_u64;
+    let attribute = tsc_offset_at(&raw mut offset);
+    // SAFETY: KVM writes the eight bytes that the attribute points to.
+    check(unsafe { ioctl_with_ref(vcpu, KVM_GET_DEVICE_ATTR(), &attribute) })?;
+    Ok(offset)
+}
+
+/// Sets what [`tsc_offset`] tells.
+pub(crate) fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> io::Result<()> {
+    let attribute = tsc_offset_at(&raw mut offset);
+    // SAFETY: KVM reads the eight bytes that the attribute points to.
+    check(unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attribute) })
+}
+
+fn tsc_offset_at(offset: *mut u64) -> kvm_device_attr {
+    kvm_device_attr {
+        flags: 0,
+        group: KVM_VCPU_TSC_CTRL,
+        attr: u64::from(KVM_VCPU_TSC_OFFSET),
+        addr: offset as u64,
+    }
+}
+
+/// The host's TSC.
+pub(crate) fn host_tsc() -> u64 {
+    // SAFETY: every x86-64 CPU has the instruction, and Linux lets programs
+    // use it.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// The host's `CLOCK_MONOTONIC`, which Linux's `ktime_get` reads, in ns.
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one `timespec`.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    assert_eq!(result, 0, "every Linux has the clock");
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

@@ -2,6 +2,7 @@
 //!
 //! [`vm::Vm`] puts the parts together; `README.md` tells where to start.
 
+pub mod acpi;
 pub mod boot;
 pub mod device;
 pub mod dirty;

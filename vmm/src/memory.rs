@@ -14,6 +14,7 @@
 //! mix old and new ones; whoever needs a consistent page pauses the guest or
 //! finds the page dirty again.
 
+pub mod guard;
 pub mod written;
 
 use std::{io, thread};

@@ -4,35 +4,52 @@
 //!            boot, restore            resume
 //!   Shell ─────────────────▶ Paused ─────────▶ Running
 //!     ▲                       │  ▲               │
-//!     └── a restore failed ───┘  └──── pause ────┘
+//!     └── a restore or ───────┘  └──── pause ────┘
+//!         a reset failed
 //! ```
 //!
 //! A shell has everything but a guest: that is what a backup keeps ready.
 //! State is saved and set only while paused; asking at another time is an
 //! error, not a torn checkpoint. Dirty pages may be harvested at any time.
 //!
+//! A guest that restarts stays in its VM: [`Vm::reset`] sets the state that the
+//! shell had when it was made, and boots. RAM stays as the guest left it, so
+//! pages that change are found by the dirty log as always, and a backup follows
+//! by the next epoch.
+//!
 //! A checkpoint is `pause`, [`Vm::capture`], copy the pages, `resume`.
+
+mod clocks;
 
 use std::{
     io,
+    ops::Range,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use checkpoint::{PageSet, Section, SectionError, Sections};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_irqchip,
+    kvm_msr_entry, kvm_pit_config,
+};
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 
+use self::clocks::{Clocks, SavedClocks};
 use crate::{
-    boot::{self, BootConfig, BootError},
+    acpi::Platform,
+    boot::{self, BootConfig, BootError, BootProtocol},
     device::{DeviceConfig, DeviceError, Devices},
     dirty::{DirtyLog, DirtyLogError, DirtyTracking},
     event::VmEvent,
-    host::{Host, HostError, fingerprint::Fingerprint},
-    memory::{GuestRam, MemoryError},
+    host::{Backend, GuestCpu, Host, HostError, fingerprint::Fingerprint, model::CpuConfig},
+    memory::{
+        GuestRam, MemoryError,
+        guard::{GuardError, WriteGuard},
+    },
     outlet::Outlet,
-    state::{self, StateError, VcpuShape, machine},
+    state::{self, StateError, VcpuShape, clock::Moment, machine},
     vcpu::{VcpuContext, VcpuError, Vcpus},
 };
 
@@ -41,6 +58,8 @@ pub const VCPUS_MAX: u8 = 64;
 /// Three pages that Intel's real mode needs, above all RAM and devices.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+/// What the guest may not use, as KVM does: the pages above.
+pub(crate) const KVM_PAGES: Range<u64> = IDENTITY_MAP_ADDRESS..TSS_ADDRESS as u64 + 0x3000;
 
 /// What a VM is made of. Both hosts of a pair need the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +72,8 @@ pub struct VmConfig {
     pub hugepages: bool,
     /// How to find dirty pages.
     pub dirty_tracking: DirtyTracking,
+    /// What it is to see of the CPU.
+    pub cpu: CpuConfig,
     /// What the guest has beside CPUs and memory.
     pub devices: DeviceConfig,
 }
@@ -150,6 +171,14 @@ pub struct Vm {
     /// The body of the section that describes the machine.
     shape: Vec<u8>,
     section_names: Vec<String>,
+    clocks: Clocks,
+    platform: Platform,
+    /// The state of a shell, which a reset sets again.
+    power_on: Arc<Sections>,
+    events: mpsc::Sender<VmEvent>,
+    /// The guest was taken over, and may have asked for something that its
+    /// former host did not do.
+    taken_over: bool,
     phase: Phase,
 }
 
@@ -170,49 +199,82 @@ impl Vm {
         if config.vcpus == 0 || usize::from(config.vcpus) > max {
             return Err(VmError::VcpuCount { asked: config.vcpus, max });
         }
-        let (vcpu_shape, tsc_khz) = VcpuShape::probe(&host)?;
         let ram = Arc::new(GuestRam::new(config.memory_bytes, config.hugepages)?);
+        let memory_end = ram.layout().frame_end() * checkpoint::PAGE_BYTES as u64;
+        let cpu = host.guest_cpu(&config.cpu, memory_end)?;
         let fd = Arc::new(create_machine(&host)?);
-        let capabilities = host.capabilities();
-        let dirty = DirtyLog::new(Arc::clone(&fd), &ram, capabilities, config.dirty_tracking)?;
+        let capabilities = *host.capabilities();
+        let dirty = DirtyLog::new(Arc::clone(&fd), &ram, &capabilities, config.dirty_tracking)?;
         let dirty = Arc::new(dirty);
-        let fds = create_vcpus(&host, &fd, &dirty, config.vcpus)?;
-        let cpuid = host.cpuid(0, config.vcpus)?;
-        let fingerprint = host.fingerprint(&cpuid, &vcpu_shape.msrs, tsc_khz);
+        let fds = create_vcpus(&cpu, &fd, &dirty, config.vcpus)?;
+        let fingerprint = host.fingerprint(&cpu, config.vcpus);
         let memory = ram.memory().clone();
         let devices = Devices::new(&config.devices, Arc::clone(&fd), memory, outlet)?;
         let devices = Arc::new(devices);
         let context = VcpuContext {
             devices: Arc::clone(&devices),
             dirty: Arc::clone(&dirty),
-            shape: Arc::new(vcpu_shape),
-            events,
+            shape: Arc::new(VcpuShape::new(&capabilities, &cpu)),
+            ram: Arc::clone(&ram),
+            backend: capabilities.backend,
+            events: events.clone(),
         };
         let vcpus = Vcpus::start(&fd, fds, &context)?;
-        Ok(Self {
+        let mut vm = Self {
             vcpus,
             shape: machine::shape(config.vcpus, config.memory_bytes, &fingerprint),
             section_names: section_names(config.vcpus, &devices),
+            platform: Platform { vcpus: config.vcpus, slots: devices.slots() },
+            power_on: Arc::default(),
             devices,
             dirty,
             fd,
             ram,
             fingerprint,
+            clocks: Clocks::new(capabilities),
+            events,
+            taken_over: false,
             phase: Phase::Shell,
-        })
+        };
+        vm.power_on = Arc::new(vm.save_all()?);
+        Ok(vm)
     }
 
-    /// Loads a guest into a shell; it is then paused at its entry.
+    /// Loads a guest into a shell; it is then paused at its entry. Returns how
+    /// it is entered.
     ///
     /// # Errors
     ///
     /// [`VmError::Boot`], or [`VmError::Phase`] if there is a guest already.
-    pub fn boot(&mut self, config: &BootConfig) -> Result<(), VmError> {
+    pub fn boot(&mut self, config: &BootConfig) -> Result<BootProtocol, VmError> {
         self.require(self.phase == Phase::Shell, "boot")?;
-        let registers = boot::load(&self.ram, config, &self.devices.cmdline())?;
+        let registers = boot::load(&self.ram, config, &self.platform, &self.devices.cmdline())?;
+        let protocol = registers.protocol();
         self.vcpus.boot(registers)?;
-        self.phase = Phase::Paused;
-        Ok(())
+        self.set_paused();
+        Ok(protocol)
+    }
+
+    /// Restarts the guest: everything but RAM is as after power-on, and it
+    /// boots. What it had asked for is done. The files are read again.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Boot`] if it does not boot: the guest is then paused as
+    /// before, though its RAM may be damaged. After any other error the VM is
+    /// a shell again and does not resume.
+    pub fn reset(&mut self, config: &BootConfig) -> Result<BootProtocol, VmError> {
+        self.require(self.phase == Phase::Paused, "restart")?;
+        let registers = boot::load(&self.ram, config, &self.platform, &self.devices.cmdline())?;
+        let protocol = registers.protocol();
+        self.phase = Phase::Shell;
+        let power_on = Arc::clone(&self.power_on);
+        // Its backups have agreed to the frequency that it has.
+        let saved = self.clocks.check(&power_on)?.at(self.clocks.rate());
+        self.set_all(&power_on, &saved)?;
+        self.vcpus.boot(registers)?;
+        self.set_paused();
+        Ok(protocol)
     }
 
     /// Takes over saved state; the guest is then paused where it was saved.
@@ -226,21 +288,28 @@ impl Vm {
     pub fn restore(&mut self, sections: &Sections) -> Result<(), VmError> {
         self.require(self.phase != Phase::Running, "restore")?;
         self.check_sections(sections)?;
+        let saved = self.clocks.check(sections)?;
         self.phase = Phase::Shell;
-        machine::restore(&self.fd, sections)?;
-        self.vcpus.restore(&Arc::new(sections.clone()))?;
-        self.devices.restore(sections)?;
-        self.phase = Phase::Paused;
+        self.set_all(&Arc::new(sections.clone()), &saved)?;
+        self.taken_over = true;
+        self.set_paused();
         Ok(())
     }
 
-    /// Lets the guest run.
+    /// Lets the guest run. What a guest that was taken over had asked for, or
+    /// said, is told again. After a long pause its clocks go on from where they
+    /// stopped.
     ///
     /// # Errors
     ///
-    /// [`VmError::Phase`] if it is not paused.
+    /// [`VmError::Phase`] if it is not paused, or [`VmError::State`] if its
+    /// clocks cannot be set.
     pub fn resume(&mut self) -> Result<(), VmError> {
         self.require(self.phase == Phase::Paused, "resume")?;
+        self.clocks.resume(&self.fd, &self.vcpus)?;
+        if std::mem::take(&mut self.taken_over) {
+            self.tell_again();
+        }
         self.devices.unpark();
         self.vcpus.run()?;
         self.phase = Phase::Running;
@@ -258,8 +327,8 @@ impl Vm {
         let start = Instant::now();
         self.vcpus.park()?;
         let vcpus = start.elapsed();
+        self.set_paused();
         self.devices.park();
-        self.phase = Phase::Paused;
         Ok(PauseTimings { vcpus, devices: start.elapsed() - vcpus })
     }
 
@@ -270,10 +339,7 @@ impl Vm {
     /// [`VmError::Phase`] if it is not paused, or [`VmError::State`].
     pub fn save(&self) -> Result<Sections, VmError> {
         self.require(self.phase == Phase::Paused, "save")?;
-        let vcpus = self.vcpus.begin_save()?;
-        let mut sections = self.save_machine()?;
-        sections.extend(vcpus.finish()?);
-        Ok(Sections::new(sections).map_err(StateError::from)?)
+        self.save_all()
     }
 
     /// [`Vm::save`] and [`Vm::harvest`] at the same time.
@@ -284,11 +350,12 @@ impl Vm {
     pub fn capture(&self, pages: &mut PageSet) -> Result<Captured, VmError> {
         self.require(self.phase == Phase::Paused, "capture")?;
         let start = Instant::now();
-        let vcpus = self.vcpus.begin_save()?;
+        let moment = Moment::now(&self.fd)?;
+        let vcpus = self.vcpus.begin_save(moment, self.clocks.rate())?;
         let guest_pages = self.dirty.harvest(pages);
         let vmm_pages = self.ram.harvest_vmm_writes(pages);
         let harvest = start.elapsed();
-        let machine = self.save_machine();
+        let machine = self.save_machine(moment);
         let mut sections = vcpus.finish()?;
         sections.extend(machine?);
         let sections = Sections::new(sections).map_err(StateError::from)?;
@@ -310,6 +377,20 @@ impl Vm {
     pub fn harvest(&self, pages: &mut PageSet) -> Result<u64, VmError> {
         let vmm_pages = self.ram.harvest_vmm_writes(pages);
         Ok(self.dirty.harvest(pages)? + vmm_pages)
+    }
+
+    /// As [`Vm::harvest`], but only pages that the guest wrote, and without
+    /// those of `hot` where the log can keep them. For a guest that runs.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Dirty`]
+    ///
+    /// # Panics
+    ///
+    /// As [`Vm::harvest`].
+    pub fn harvest_cold(&self, pages: &mut PageSet, hot: &PageSet) -> Result<u64, VmError> {
+        Ok(self.dirty.harvest_cold(pages, hot)?)
     }
 
     /// Begins to log dirty pages; what was written before is in no harvest.
@@ -335,6 +416,18 @@ impl Vm {
     #[must_use]
     pub fn memory(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+
+    /// Write protection of the guest's memory.
+    ///
+    /// # Errors
+    ///
+    /// [`GuardError`], saying what is missing.
+    pub fn write_guard(&self) -> Result<WriteGuard, GuardError> {
+        if self.fingerprint.backend == Backend::Pvm.name() {
+            return Err(GuardError::Backend);
+        }
+        WriteGuard::new(&self.ram)
     }
 
     /// The log of pages that the guest writes, for a harvester's thread.
@@ -364,8 +457,40 @@ impl Vm {
         Ok(self.devices.announce()?)
     }
 
-    fn save_machine(&self) -> Result<Vec<Section>, StateError> {
+    fn set_paused(&mut self) {
+        self.phase = Phase::Paused;
+        self.clocks.stop();
+    }
+
+    fn tell_again(&self) {
+        let panicked = self.devices.panicked().map(|panic| VmEvent::Panicked { panic });
+        let request = self.devices.requested_power();
+        let request = request.map(|request| VmEvent::of_request(0, request));
+        for event in panicked.into_iter().chain(request) {
+            // An owner that has gone asks for nothing.
+            let _ = self.events.send(event);
+        }
+    }
+
+    fn save_all(&self) -> Result<Sections, VmError> {
+        let moment = Moment::now(&self.fd)?;
+        let vcpus = self.vcpus.begin_save(moment, self.clocks.rate())?;
+        let mut sections = self.save_machine(moment)?;
+        sections.extend(vcpus.finish()?);
+        Ok(Sections::new(sections).map_err(StateError::from)?)
+    }
+
+    fn set_all(&mut self, sections: &Arc<Sections>, saved: &SavedClocks) -> Result<(), VmError> {
+        machine::restore(&self.fd, sections, saved.moment)?;
+        let shift = self.clocks.restore(&self.fd, &self.vcpus, saved)?;
+        self.fingerprint.tsc_khz = self.clocks.rate().guest_khz;
+        self.vcpus.restore(sections, shift)?;
+        Ok(self.devices.restore(sections)?)
+    }
+
+    fn save_machine(&self, moment: Moment) -> Result<Vec<Section>, StateError> {
         let mut sections = machine::save(&self.fd, &self.shape)?;
+        sections.push(moment.save(self.fingerprint.tsc_khz));
         sections.extend(self.devices.save());
         Ok(sections)
     }
@@ -409,13 +534,27 @@ fn create_machine(host: &Host) -> Result<VmFd, VmError> {
         .map_err(create_error("KVM_SET_IDENTITY_MAP_ADDR"))?;
     fd.set_tss_address(TSS_ADDRESS).map_err(create_error("KVM_SET_TSS_ADDR"))?;
     fd.create_irq_chip().map_err(create_error("KVM_CREATE_IRQCHIP"))?;
+    mask_pics(&fd).map_err(create_error("KVM_SET_IRQCHIP"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     fd.create_pit2(pit).map_err(create_error("KVM_CREATE_PIT2"))?;
     Ok(fd)
 }
 
+/// Leaves the PICs as firmware does, with all lines masked: a guest that does
+/// without them never programs them, and their vectors would be exceptions.
+fn mask_pics(fd: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
+        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+        fd.get_irqchip(&mut chip)?;
+        // A write to a union field of plain integers.
+        chip.chip.pic.imr = 0xff;
+        fd.set_irqchip(&chip)?;
+    }
+    Ok(())
+}
+
 fn create_vcpus(
-    host: &Host,
+    cpu: &GuestCpu,
     fd: &VmFd,
     dirty: &DirtyLog,
     vcpus: u8,
@@ -426,11 +565,24 @@ fn create_vcpus(
             move |error: kvm_ioctls::Error| VcpuError::Create { vcpu, call, source: error.into() }
         };
         let vcpu_fd = fd.create_vcpu(u64::from(vcpu)).map_err(error("KVM_CREATE_VCPU"))?;
-        vcpu_fd.set_cpuid2(&host.cpuid(vcpu, vcpus)?).map_err(error("KVM_SET_CPUID2"))?;
+        vcpu_fd.set_cpuid2(&cpu.cpuid(vcpu, vcpus)).map_err(error("KVM_SET_CPUID2"))?;
+        set_memory_type(&vcpu_fd).map_err(error("KVM_SET_MSRS"))?;
         dirty.add_vcpu(&vcpu_fd)?;
         fds.push(vcpu_fd);
     }
     Ok(fds)
+}
+
+/// Leaves memory write-back, as firmware does: Linux does not use its page
+/// attribute table on a processor whose range registers are off.
+fn set_memory_type(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    const MTRR_DEFAULT_TYPE: u32 = 0x2ff;
+    const ENABLE_WRITE_BACK: u64 = 1 << 11 | 6;
+    let entry =
+        kvm_msr_entry { index: MTRR_DEFAULT_TYPE, data: ENABLE_WRITE_BACK, ..Default::default() };
+    let msrs = Msrs::from_entries(&[entry]).expect("one entry is below KVM's limit");
+    // A KVM without the register returns 0: then there is nothing to leave.
+    vcpu.set_msrs(&msrs).map(drop)
 }
 
 /// All sections that this machine's state has, sorted.

@@ -190,6 +190,7 @@ impl Backup {
                 self.on_staged(term, id, digest, pages);
             }
             (Phase::Seeding(_) | Phase::Standing, Event::Refused { id }) => self.on_refused(id),
+            (Phase::Seeding(_) | Phase::Standing, Event::PassedOver { id }) => self.ask_for(id),
 
             (Phase::Standing, Event::Applied { epoch }) => self.on_applied(epoch),
             (Phase::Standing, Event::ImageDigest { epoch, digest }) => {
@@ -204,12 +205,19 @@ impl Backup {
             (Phase::Asking(_), Event::Answered(answer)) => self.on_answered(answer),
             (Phase::Asking(_) | Phase::Promoting, Event::Applied { epoch }) => self.applied = epoch,
 
+            (
+                Phase::Seeding(_) | Phase::Standing | Phase::Asking(_),
+                Event::ImageBroken { why },
+            ) => self.on_image_broken(why),
+
             // What was under way when the phase changed.
             (
                 Phase::Waiting,
                 Event::Staged { .. }
                 | Event::Refused { .. }
+                | Event::PassedOver { .. }
                 | Event::Applied { .. }
+                | Event::ImageBroken { .. }
                 | Event::ImageDigest { .. }
                 | Event::Answered(_)
                 | Event::TakeOver,
@@ -227,6 +235,7 @@ impl Backup {
                 Event::Heard { .. }
                 | Event::Staged { .. }
                 | Event::Refused { .. }
+                | Event::PassedOver { .. }
                 | Event::ImageDigest { .. }
                 | Event::TakeOver,
             )
@@ -235,6 +244,8 @@ impl Backup {
                 Event::Heard { .. }
                 | Event::Staged { .. }
                 | Event::Refused { .. }
+                | Event::PassedOver { .. }
+                | Event::ImageBroken { .. }
                 | Event::ImageDigest { .. }
                 | Event::Answered(_)
                 | Event::TakeOver,
@@ -343,8 +354,8 @@ impl Backup {
                 if !self.in_window(epoch) {
                     return;
                 }
-                let nack_at = self.now + self.config.nack_after;
-                self.stages.entry(epoch).close(close, nack_at);
+                let (now, patience) = (self.now, self.config.nack_after);
+                self.stages.entry(epoch).close(close, now, patience);
                 self.commit();
             }
             ToBackup::Membership(register) => self.on_membership(register),
@@ -439,7 +450,8 @@ impl Backup {
         if !self.in_window(id.epoch) {
             return;
         }
-        if self.stages.entry(id.epoch).stage(id.index, digest, pages) {
+        let now = self.now;
+        if self.stages.entry(id.epoch).stage(id.index, digest, pages, now) {
             self.commit();
         } else {
             self.violation("a chunk's index is beyond all bounds");
@@ -451,7 +463,13 @@ impl Backup {
             return;
         }
         self.note(Note::ChunkRefused { epoch: id.epoch, index: id.index });
-        self.act(Action::Send(ToPrimary::Nack { epoch: id.epoch, chunks: vec![id.index] }));
+        self.ask_for(id);
+    }
+
+    fn ask_for(&mut self, id: ChunkId) {
+        if self.link.is_some() {
+            self.act(Action::Send(ToPrimary::Nack { epoch: id.epoch, chunks: vec![id.index] }));
+        }
     }
 
     /// Commits as many epochs as are whole, in their order.
@@ -494,10 +512,10 @@ impl Backup {
             Verdict::Wrong => {
                 self.note(Note::EpochRefused { epoch });
                 self.act(Action::Unstage { epoch });
-                let nack_at = self.now + self.config.nack_after;
+                let now = self.now;
                 let stage = self.stages.entry(epoch);
                 stage.restart();
-                let chunks = stage.take_missing(nack_at);
+                let chunks = stage.take_missing(now);
                 self.act(Action::Send(ToPrimary::Nack { epoch, chunks }));
                 None
             }
@@ -515,13 +533,20 @@ impl Backup {
         self.applied = self.applied.max(epoch);
     }
 
+    /// Nothing of a broken image may ever run: better no backup than this one.
+    fn on_image_broken(&mut self, why: String) {
+        self.note(Note::ImageBroken { why });
+        self.on_link_down();
+        self.act(Action::Disconnect { reason: "the image is broken".to_owned() });
+        self.discard();
+    }
+
     fn nack_missing(&mut self) {
-        let next = self.now + self.config.nack_after;
         let now = self.now;
         let mut nacks = Vec::new();
         for (epoch, stage) in self.stages.iter_mut() {
             if stage.nack_at().is_some_and(|at| at <= now) {
-                let chunks = stage.take_missing(next);
+                let chunks = stage.take_missing(now);
                 if !chunks.is_empty() {
                     nacks.push(ToPrimary::Nack { epoch, chunks });
                 }

@@ -59,8 +59,8 @@ pub struct Config {
     pub freeze_gap: Duration,
     /// Between two tries at the arbiter.
     pub ask_retry: Duration,
-    /// Chunks that are missing for so long after their epoch's close are
-    /// asked for again.
+    /// When no chunk of a closed epoch has come for so long, those that are
+    /// missing are asked for again.
     pub nack_after: Duration,
     /// Largest epoch that is staged, in bytes of page content.
     pub staging_bytes_max: u64,
@@ -100,8 +100,14 @@ pub enum Event {
         /// Its pages.
         pages: u64,
     },
-    /// A chunk came and was refused: damaged, malformed or stale.
+    /// A chunk came and was refused: damaged or malformed.
     Refused {
+        /// Which chunk.
+        id: ChunkId,
+    },
+    /// A chunk was passed over unread, because its term is stale: it had been on
+    /// its way when the term changed.
+    PassedOver {
         /// Which chunk.
         id: ChunkId,
     },
@@ -109,6 +115,11 @@ pub enum Event {
     Applied {
         /// Which.
         epoch: Epoch,
+    },
+    /// The image is not what the primary takes it for: it must be given up.
+    ImageBroken {
+        /// What was found, in words.
+        why: String,
     },
     /// The digest of the image at `epoch`, as [`Action::DigestImage`] asked.
     ImageDigest {

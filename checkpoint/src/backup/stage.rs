@@ -13,14 +13,19 @@ pub(super) const EPOCHS_AHEAD_MAX: u64 = 1024;
 /// Most chunks of an epoch or a seed: 4 TiB of pages.
 const CHUNKS_MAX: u32 = 1 << 22;
 
+/// Longest time between two questions for what is missing.
+const PATIENCE_MAX: Duration = Duration::from_secs(10);
+
 /// One epoch on its way.
 #[derive(Debug, Default)]
 pub(super) struct EpochStage {
     digests: BTreeMap<u32, Digest>,
     pages: u64,
     close: Option<Close>,
-    /// When missing chunks are asked for (again).
+    /// When missing chunks are asked for (again): nothing may have come for as
+    /// long as its patience, which doubles with every question.
     nack_at: Option<Duration>,
+    patience: Duration,
 }
 
 /// Whether an epoch can be committed.
@@ -36,9 +41,12 @@ pub(super) enum Verdict {
 
 impl EpochStage {
     /// Takes a verified chunk; `false` if its index is beyond all bounds.
-    pub(super) fn stage(&mut self, index: u32, digest: Digest, pages: u64) -> bool {
+    pub(super) fn stage(&mut self, index: u32, digest: Digest, pages: u64, now: Duration) -> bool {
         if index >= CHUNKS_MAX {
             return false;
+        }
+        if self.nack_at.is_some() {
+            self.nack_at = Some(now + self.patience);
         }
         if self.digests.insert(index, digest).is_none() {
             self.pages += pages;
@@ -46,9 +54,11 @@ impl EpochStage {
         true
     }
 
-    pub(super) fn close(&mut self, close: Close, nack_at: Duration) {
+    /// What is missing is asked for when nothing has come for `patience`.
+    pub(super) fn close(&mut self, close: Close, now: Duration, patience: Duration) {
         self.close = Some(close);
-        self.nack_at = Some(nack_at);
+        self.patience = patience;
+        self.nack_at = Some(now + patience);
     }
 
     pub(super) fn closed(&self) -> Option<&Close> {
@@ -71,9 +81,10 @@ impl EpochStage {
         self.nack_at
     }
 
-    /// What is missing of a closed epoch; to be asked again after `next`.
-    pub(super) fn take_missing(&mut self, next: Duration) -> Vec<u32> {
-        self.nack_at = Some(next);
+    /// What is missing of a closed epoch; to be asked again later.
+    pub(super) fn take_missing(&mut self, now: Duration) -> Vec<u32> {
+        self.patience = (2 * self.patience).min(PATIENCE_MAX);
+        self.nack_at = Some(now + self.patience);
         let Some(close) = &self.close else { return Vec::new() };
         (0..close.chunks)
             .filter(|index| !self.digests.contains_key(index))

@@ -26,7 +26,7 @@ fn machine(pages: u64) -> Machine {
     Machine {
         layout: MemoryLayout::new(vec![ram]).unwrap(),
         vcpus: 1,
-        traits: BTreeMap::from([("cpu vendor".to_owned(), "any".to_owned())]),
+        traits: BTreeMap::from([("cpu vendor".to_owned(), "any".into())]),
     }
 }
 
@@ -226,6 +226,46 @@ fn what_does_not_come_is_asked_for() {
     bench.pass(Duration::from_millis(25));
     let nack = ToPrimary::Nack { epoch: Epoch::new(6), chunks: vec![0, 2] };
     assert_eq!(bench.take(), [Action::Send(nack)]);
+}
+
+#[test]
+fn a_slow_line_is_not_asked_again_and_again() {
+    let mut bench = Bench::standing();
+    bench.close(6, 4, None);
+    // Something comes within every patience: the rest is on its way.
+    for index in 0..3 {
+        bench.pass(Duration::from_millis(15));
+        bench.stage(6, index);
+        assert_eq!(bench.take(), []);
+    }
+    // Then nothing: asked after 20 ms, then after 40, then after 80.
+    let nack = Action::Send(ToPrimary::Nack { epoch: Epoch::new(6), chunks: vec![3] });
+    for millis in [25, 42, 80] {
+        bench.pass(Duration::from_millis(millis - 10));
+        assert_eq!(bench.take(), [], "{millis}");
+        bench.pass(Duration::from_millis(10));
+        assert_eq!(bench.take(), std::slice::from_ref(&nack), "{millis}");
+    }
+}
+
+#[test]
+fn a_chunk_of_a_stale_term_is_asked_for_and_blamed_on_nobody() {
+    let mut bench = Bench::standing();
+    let id = ChunkId { epoch: Epoch::new(6), index: 2 };
+    bench.tell(Event::PassedOver { id });
+    let nack = ToPrimary::Nack { epoch: Epoch::new(6), chunks: vec![2] };
+    assert_eq!(bench.take(), [Action::Send(nack)]);
+}
+
+#[test]
+fn a_broken_image_is_given_up() {
+    let mut bench = Bench::standing();
+    bench.tell(Event::ImageBroken { why: "page 7".into() });
+    let actions = bench.take();
+    assert!(actions.contains(&Action::Discard), "{actions:?}");
+    assert!(actions.iter().any(|action| matches!(action, Action::Disconnect { .. })));
+    bench.pass(Duration::from_secs(10));
+    assert_eq!(bench.take(), [], "there is nothing to promote");
 }
 
 #[test]

@@ -61,6 +61,15 @@ impl Primary {
         self.act(Action::HoldGuest);
     }
 
+    /// The guest runs on here.
+    pub(super) fn give_up_handover(&mut self, to: NodeId, why: &str) {
+        self.note(Note::HandOverAborted { to, why: why.to_owned() });
+        self.phase = Phase::Running;
+        if !self.guest_held {
+            self.act(Action::FreeGuest);
+        }
+    }
+
     pub(super) fn unprotect(&mut self, backup: &NodeId) {
         let Some(link) = self.links.get_mut(backup) else { return };
         link.wanted = false;
@@ -83,12 +92,7 @@ impl Primary {
                     || self.links.get(&to).is_none_or(|link| link.stage != Stage::InSync)
                     || (!self.links[&to].connected && !self.asks_about(&to));
                 if lost && !self.asks_handover() {
-                    let why = "its connection was lost".to_owned();
-                    self.note(Note::HandOverAborted { to, why });
-                    self.phase = Phase::Running;
-                    if !self.guest_held {
-                        self.act(Action::FreeGuest);
-                    }
+                    self.give_up_handover(to, "its connection was lost");
                 }
             }
             DrainPurpose::Finish(reason) if !followed && self.asked.is_none() => {

@@ -23,6 +23,8 @@ pub enum Stage {
     Preparing,
     /// The guest's memory goes to it while the guest runs.
     Seeding {
+        /// The epoch in which it began.
+        since: Epoch,
         /// Rounds sent.
         rounds: u32,
         /// Chunks sent and pages left after the last whole round; `None` while
@@ -88,7 +90,7 @@ impl Link {
     /// Whether its seed can end with the next checkpoint.
     pub(super) fn may_join(&self, pages_left_max: u64, rounds_max: u32) -> bool {
         match self.stage {
-            Stage::Seeding { rounds, sent: Some((chunks, pages_left)), verified } => {
+            Stage::Seeding { rounds, sent: Some((chunks, pages_left)), verified, .. } => {
                 let settled = pages_left <= pages_left_max || rounds >= rounds_max;
                 self.connected && settled && verified == chunks
             }

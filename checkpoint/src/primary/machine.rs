@@ -150,10 +150,22 @@ impl Primary {
         self.flights.len()
     }
 
+    /// Captured bytes of those epochs.
+    #[must_use]
+    pub fn bytes_in_flight(&self) -> u64 {
+        self.flights.bytes()
+    }
+
     /// Whether nothing is released until the right to run is confirmed.
     #[must_use]
     pub fn in_doubt(&self) -> bool {
         self.doubt.is_some()
+    }
+
+    /// Whether the guest is paused for a handover or for good.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.phase != Phase::Running
     }
 
     /// Whether an unanswered question waits for the arbiter.
@@ -563,7 +575,8 @@ impl Primary {
         let link = self.links.get_mut(backup).expect("heard from");
         match &mut link.stage {
             Stage::Preparing if chunks == 0 => {
-                link.stage = Stage::Seeding { rounds: 0, sent: None, verified: 0 };
+                let since = self.next_epoch;
+                link.stage = Stage::Seeding { since, rounds: 0, sent: None, verified: 0 };
                 link.committed = Epoch::ZERO;
                 self.note(Note::SeedBegun { backup: backup.clone() });
                 self.act(Action::StartSeed { backup: backup.clone() });
@@ -607,7 +620,18 @@ impl Primary {
         let ready = |link: &Link| {
             link.may_join(self.config.seed_pages_left_max, self.config.seed_rounds_max)
         };
-        self.links.iter().filter(|(_, link)| ready(link)).map(|(node, _)| node.clone()).collect()
+        // What was sent ahead of an epoch's end builds on the epoch before, so
+        // nobody joins with an epoch that had begun when its seed did.
+        let followed = self.followers().next().is_some();
+        let begun_before = |link: &Link| match link.stage {
+            Stage::Seeding { since, .. } => !followed || since < self.next_epoch,
+            _ => false,
+        };
+        self.links
+            .iter()
+            .filter(|(_, link)| ready(link) && begun_before(link))
+            .map(|(node, _)| node.clone())
+            .collect()
     }
 
     // --- Epochs -----------------------------------------------------------

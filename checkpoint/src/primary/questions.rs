@@ -151,11 +151,7 @@ impl Primary {
             }
             Answer::Register(found) => self.on_other_register(found, retry_at),
             Answer::Unsent => {
-                // This copy certainly did not happen. If none before it may
-                // have, whether it is still wanted is seen afresh.
-                if !asked.uncertain {
-                    self.asked = None;
-                }
+                self.forget_certainly_unasked("the arbiter does not answer");
                 self.ask_not_before = retry_at;
                 self.note(Note::ArbiterUnreachable);
             }
@@ -168,12 +164,20 @@ impl Primary {
                 self.note(Note::ArbiterUnreachable);
             }
             Answer::Refused(why) => {
-                if !asked.uncertain {
-                    self.asked = None;
-                }
+                self.forget_certainly_unasked("the arbiter refuses");
                 self.ask_not_before = retry_at;
                 self.note(Note::ArbiterRefused { why });
             }
+        }
+    }
+
+    /// The copy of the question that was answered did not happen. If none
+    /// before it may have, whether it is still wanted is seen afresh; a guest
+    /// is not kept paused for a handover that nobody can decide.
+    fn forget_certainly_unasked(&mut self, why: &str) {
+        let Some(asked) = self.asked.take_if(|asked| !asked.uncertain) else { return };
+        if let Purpose::HandOver(to) = asked.purpose {
+            self.give_up_handover(to, why);
         }
     }
 

@@ -376,6 +376,27 @@ fn a_handover_to_a_lost_successor_is_given_up() {
 }
 
 #[test]
+fn a_handover_that_nobody_decides_is_given_up_unless_it_may_have_happened() {
+    let asked_to_hand_over = || {
+        let mut bench = Bench::in_sync();
+        bench.tell(Event::Commanded(Command::HandOver { to: node("b") }));
+        bench.finish_cut(2);
+        bench.ack(2, 2);
+        assert!(matches!(asked(&bench.take()), Some(Question::Change(_))));
+        bench
+    };
+    for nothing_happened in [Answer::Unsent, Answer::Refused("disk full".into())] {
+        let mut bench = asked_to_hand_over();
+        bench.answer(nothing_happened);
+        assert!(bench.take().contains(&Action::FreeGuest));
+    }
+    let mut bench = asked_to_hand_over();
+    bench.answer(Answer::Unknown);
+    bench.answer(Answer::Unsent);
+    assert!(!bench.take().contains(&Action::FreeGuest), "the first copy may have happened");
+}
+
+#[test]
 fn a_failed_cut_gives_its_number_back() {
     let mut bench = Bench::in_sync();
     bench.pass(Duration::from_millis(12));

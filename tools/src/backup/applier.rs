@@ -1,7 +1,8 @@
 //! Applies committed content to the image: guest memory, saved state, output.
 //!
 //! Orders are carried out one after the other, so the image is always a whole
-//! epoch between two of them.
+//! epoch between two of them. An image that is found broken is not touched
+//! again until it is forgotten.
 
 use std::{
     sync::{Arc, mpsc},
@@ -9,12 +10,13 @@ use std::{
     time::Instant,
 };
 
-use checkpoint::{Epoch, Sections, chunk::Content, output::Output};
-
-use super::{
-    core::Input,
-    staging::{EpochContent, Staging, content_bytes},
+use checkpoint::{
+    Epoch, PageRun,
+    image::{BrokenImage, Image, PageStore},
+    staging::{EpochContent, content_bytes},
 };
+
+use super::{core::Input, staging::SharedStaging};
 use crate::{daemon::Telemetry, node::Guest};
 
 #[derive(Debug)]
@@ -22,32 +24,25 @@ enum Order {
     Seed(EpochContent),
     Epoch(Epoch, EpochContent),
     Digest(Epoch),
-}
-
-/// What a promotion goes on from, beside memory.
-#[derive(Debug, Default)]
-pub(super) struct Image {
-    pub(super) sections: Sections,
-    /// What the guest said in the last epoch.
-    pub(super) outputs: Vec<Output>,
+    Forget,
 }
 
 /// Thread `apply`.
 #[derive(Debug)]
 pub(super) struct Applier {
     orders: mpsc::Sender<Order>,
-    thread: JoinHandle<Image>,
+    thread: JoinHandle<Result<Image, BrokenImage>>,
 }
 
 impl Applier {
     pub(super) fn start(
         guest: Arc<Guest>,
-        staging: Arc<Staging>,
+        staging: Arc<SharedStaging>,
         telemetry: Telemetry,
         inputs: mpsc::Sender<Input>,
     ) -> std::io::Result<Self> {
         let (orders, received) = mpsc::channel();
-        let worker = Worker { guest, staging, telemetry, inputs, image: Image::default() };
+        let worker = Worker { guest, staging, telemetry, inputs, image: Ok(Image::default()) };
         let thread = std::thread::Builder::new()
             .name("apply".into())
             .spawn(move || worker.work(&received))?;
@@ -66,37 +61,48 @@ impl Applier {
         let _ = self.orders.send(Order::Digest(epoch));
     }
 
+    /// What was ordered before makes no image any more; a seed follows, or
+    /// nothing.
+    pub(super) fn forget(&self) {
+        let _ = self.orders.send(Order::Forget);
+    }
+
     /// Finishes what was ordered and hands out the image.
-    pub(super) fn finish(self) -> Image {
+    pub(super) fn finish(self) -> Result<Image, BrokenImage> {
         drop(self.orders);
-        self.thread.join().expect("applying cannot fail")
+        self.thread.join().expect("applying does not panic")
     }
 }
 
 struct Worker {
     guest: Arc<Guest>,
-    staging: Arc<Staging>,
+    staging: Arc<SharedStaging>,
     telemetry: Telemetry,
     inputs: mpsc::Sender<Input>,
-    image: Image,
+    image: Result<Image, BrokenImage>,
 }
 
 impl Worker {
-    fn work(mut self, orders: &mpsc::Receiver<Order>) -> Image {
+    fn work(mut self, orders: &mpsc::Receiver<Order>) -> Result<Image, BrokenImage> {
         while let Ok(order) = orders.recv() {
             match order {
                 Order::Seed(content) => self.apply(content),
                 Order::Epoch(epoch, content) => {
                     let begun = Instant::now();
-                    self.image.outputs.clear();
+                    if let Ok(image) = &mut self.image {
+                        image.begin_epoch();
+                    }
                     self.apply(content);
                     self.telemetry.metrics.apply.record(begun.elapsed());
-                    let _ = self.inputs.send(Input::Applied { epoch });
+                    if self.image.is_ok() {
+                        let _ = self.inputs.send(Input::Applied { epoch });
+                    }
                 }
                 Order::Digest(epoch) => {
                     let digest = self.guest.digest();
                     let _ = self.inputs.send(Input::ImageDigest { epoch, digest });
                 }
+                Order::Forget => self.image = Ok(Image::default()),
             }
         }
         self.image
@@ -104,21 +110,31 @@ impl Worker {
 
     fn apply(&mut self, content: EpochContent) {
         let bytes = content_bytes(&content);
-        let memory = self.guest.memory();
-        for content in content.into_values() {
-            match content {
-                Content::Pages(pages) => {
-                    for run in pages.zero_runs() {
-                        memory.zero(*run);
-                    }
-                    for (run, bytes) in pages.data_runs() {
-                        memory.copy_in(run, bytes);
-                    }
-                }
-                Content::Sections(sections) => self.image.sections = sections,
-                Content::Outputs(outputs) => self.image.outputs.extend(outputs),
+        let store = GuestStore(&self.guest);
+        if let Ok(image) = &mut self.image {
+            let applied = content.into_values().try_for_each(|piece| image.apply(piece, &store));
+            if let Err(broken) = applied {
+                let _ = self.inputs.send(Input::ImageBroken(broken.clone()));
+                self.image = Err(broken);
             }
         }
         self.staging.applied(bytes);
+    }
+}
+
+/// A guest's memory while no vCPU runs.
+struct GuestStore<'a>(&'a Guest);
+
+impl PageStore for GuestStore<'_> {
+    fn read(&self, run: PageRun, to: &mut [u8]) {
+        self.0.memory().copy_out(run, to);
+    }
+
+    fn write(&self, run: PageRun, from: &[u8]) {
+        self.0.memory().copy_in(run, from);
+    }
+
+    fn zero(&self, run: PageRun) {
+        self.0.memory().zero(run);
     }
 }

@@ -10,6 +10,7 @@ use checkpoint::{
     Answer, Epoch,
     backup::{Action, Backup, Config, Event},
     chunk::{ChunkId, Digest},
+    image::BrokenImage,
     message::{Refusal, ToBackup},
 };
 use rand::Rng;
@@ -19,11 +20,11 @@ use super::{
     applier::Applier,
     decoder::{Arrivals, Decoders},
     session::{Session, keep_door},
-    staging::Staging,
+    staging::SharedStaging,
 };
 use crate::{
     control::ControlRequest,
-    node::{Asker, Guest, Host, NodeError, record_note},
+    node::{ArbiterWatch, Asker, Guest, Host, NodeError, record_note},
     primary::Promoted,
 };
 
@@ -34,13 +35,40 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) enum Input {
     Knock(Box<Knock>),
-    LinkDown { session: u64 },
-    Heard { session: u64, term: Term, message: ToBackup },
-    Staged { session: u64, term: Term, id: ChunkId, digest: Digest, pages: u64 },
-    Refused { session: u64, id: ChunkId },
-    Applied { epoch: Epoch },
-    ImageDigest { epoch: Epoch, digest: Digest },
+    LinkDown {
+        session: u64,
+    },
+    Heard {
+        session: u64,
+        term: Term,
+        message: ToBackup,
+    },
+    Staged {
+        session: u64,
+        term: Term,
+        id: ChunkId,
+        digest: Digest,
+        pages: u64,
+    },
+    Refused {
+        session: u64,
+        id: ChunkId,
+    },
+    PassedOver {
+        session: u64,
+        id: ChunkId,
+    },
+    Applied {
+        epoch: Epoch,
+    },
+    ImageBroken(BrokenImage),
+    ImageDigest {
+        epoch: Epoch,
+        digest: Digest,
+    },
     Answered(Answer),
+    /// Whether the arbiter answers, from time to time.
+    ArbiterSeen(bool),
     Control(ControlRequest),
 }
 
@@ -59,7 +87,7 @@ pub(super) struct Core {
     pub(super) machine: Backup,
     pub(super) arbiter_reachable: Option<bool>,
     pub(super) stop: bool,
-    staging: Arc<Staging>,
+    staging: Arc<SharedStaging>,
     applier: Applier,
     decoders: Decoders,
     arrivals: Arrivals,
@@ -70,6 +98,7 @@ pub(super) struct Core {
     requests: tokio::task::JoinHandle<tokio::sync::mpsc::Receiver<ControlRequest>>,
     hang_up: Arc<tokio::sync::Notify>,
     asker: Asker,
+    _watch: ArbiterWatch,
     inputs: mpsc::Sender<Input>,
     promotion: Option<(Register, Epoch)>,
 }
@@ -99,7 +128,7 @@ impl Core {
         let guest = Arc::new(guest);
         let replication = &host.config.replication;
         let staging_bytes_max = u64::from(replication.staging_mib_max.get()) << 20;
-        let staging = Arc::new(Staging::new(staging_bytes_max as usize));
+        let staging = Arc::new(SharedStaging::new(staging_bytes_max as usize));
         let threads = replication.encode_threads.get();
         let (decoders, arrivals) = Decoders::start(threads, &guest.layout(), &staging, &inputs)
             .map_err(NodeError::Thread)?;
@@ -115,7 +144,11 @@ impl Core {
         let config = machine_config(&host.config, &guest, staging_bytes_max);
         let now = host.clock.at(Instant::now());
         let machine = Backup::new(config, Term::ZERO, rand::rng().next_u64(), now);
-        let asker = Asker::new(handle, host.arbiter.clone(), host.config.vm.name.clone());
+        let asker = Asker::new(&host);
+        let seen = inputs.clone();
+        let watch = ArbiterWatch::start(&host, move |answers| {
+            let _ = seen.send(Input::ArbiterSeen(answers));
+        });
         Ok(Self {
             host,
             guest,
@@ -133,6 +166,7 @@ impl Core {
             requests,
             hang_up,
             asker,
+            _watch: watch,
             inputs,
             promotion: None,
         })
@@ -194,12 +228,20 @@ impl Core {
             Input::Refused { session, id } if self.current(session) => {
                 self.tell(Event::Refused { id });
             }
+            Input::PassedOver { session, id } if self.current(session) => {
+                self.tell(Event::PassedOver { id });
+            }
             // Of a session that is over.
             Input::LinkDown { .. }
             | Input::Heard { .. }
             | Input::Staged { .. }
-            | Input::Refused { .. } => {}
+            | Input::Refused { .. }
+            | Input::PassedOver { .. } => {}
             Input::Applied { epoch } => self.tell(Event::Applied { epoch }),
+            Input::ImageBroken(broken) => {
+                let why = broken.to_string();
+                self.tell(Event::ImageBroken { why });
+            }
             Input::ImageDigest { epoch, digest } => {
                 self.tell(Event::ImageDigest { epoch, digest });
             }
@@ -207,6 +249,7 @@ impl Core {
                 self.arbiter_reachable = Some(!matches!(answer, Answer::Unsent | Answer::Unknown));
                 self.tell(Event::Answered(answer));
             }
+            Input::ArbiterSeen(answers) => self.arbiter_reachable = Some(answers),
             Input::Control(request) => self.on_control(request),
         }
     }
@@ -254,7 +297,10 @@ impl Core {
                     session.send(self.machine.term(), message);
                 }
             }
-            Action::Discard => self.staging.begin(self.sessions),
+            Action::Discard => {
+                self.staging.begin(self.sessions);
+                self.applier.forget();
+            }
             Action::ApplySeed { chunks } => self.applier.seed(self.staging.take_seed(chunks)),
             Action::Unstage { epoch } => self.staging.unstage(epoch),
             Action::Apply { epoch } => {
@@ -295,12 +341,12 @@ impl Core {
         door.abort();
         // Decoders that wait for room find that their session is over.
         staging.begin(u64::MAX);
-        let image = applier.finish();
+        let image = applier.finish()?;
         let applied = begun.elapsed();
         if host.audit.wanted() {
             host.audit.record("promoted", epoch, &guest.digest());
         }
-        guest.take_over(&image.sections, image.outputs)?;
+        guest.take_over(image.sections(), image.outputs().to_vec())?;
         host.telemetry.metrics.promotion.record(begun.elapsed());
         tracing::info!(
             %epoch,

@@ -6,13 +6,10 @@ use std::{
 };
 
 use arbiter::Term;
-use checkpoint::{
-    MemoryLayout,
-    chunk::{Chunk, Content},
-};
+use checkpoint::{MemoryLayout, chunk::Chunk};
 use tokio::sync::mpsc as async_mpsc;
 
-use super::{core::Input, staging::Staging};
+use super::{core::Input, staging::SharedStaging};
 
 /// Chunks that wait for a decoder; more wait in the network.
 const WAITING_MAX: usize = 8;
@@ -38,7 +35,7 @@ impl Decoders {
     pub(super) fn start(
         threads: u16,
         layout: &MemoryLayout,
-        staging: &Arc<Staging>,
+        staging: &Arc<SharedStaging>,
         inputs: &mpsc::Sender<Input>,
     ) -> std::io::Result<(Self, Arrivals)> {
         let (arrivals, received) = async_mpsc::channel(WAITING_MAX);
@@ -66,7 +63,7 @@ impl Decoders {
 fn work(
     received: &Mutex<async_mpsc::Receiver<Arrival>>,
     layout: &MemoryLayout,
-    staging: &Staging,
+    staging: &SharedStaging,
     inputs: &mpsc::Sender<Input>,
 ) {
     loop {
@@ -75,7 +72,7 @@ fn work(
         let (id, digest) = (chunk.id, chunk.digest);
         let input = match chunk.decode(layout) {
             Ok(content) => {
-                let pages = pages(&content);
+                let pages = content.pages();
                 if !staging.stage(session, id, content) {
                     continue;
                 }
@@ -87,15 +84,5 @@ fn work(
             }
         };
         let _ = inputs.send(input);
-    }
-}
-
-fn pages(content: &Content) -> u64 {
-    match content {
-        Content::Pages(pages) => {
-            let zero: u64 = pages.zero_runs().iter().map(|run| run.count).sum();
-            zero + pages.data_runs().map(|(run, _)| run.count).sum::<u64>()
-        }
-        Content::Sections(_) | Content::Outputs(_) => 0,
     }
 }

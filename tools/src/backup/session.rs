@@ -93,7 +93,7 @@ async fn read(
                     waiting = Some(Arrival { session, term, chunk });
                 }
                 Ok(Incoming::Stale { term: _, chunk: Some(id) }) => {
-                    let _ = inputs.send(Input::Refused { session, id });
+                    let _ = inputs.send(Input::PassedOver { session, id });
                 }
                 Ok(Incoming::Stale { term, chunk: None }) => {
                     tracing::debug!(%term, "a stale control frame was refused");

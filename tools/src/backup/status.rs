@@ -10,6 +10,7 @@ use crate::control::{
 
 impl Core {
     pub(super) fn on_control(&mut self, request: ControlRequest) {
+        request.record(&self.host.telemetry.events);
         match request {
             ControlRequest::Status(reply) => drop(reply.send(Ok(self.status()))),
             ControlRequest::Failover { to, reply } => self.on_failover(to, reply),
@@ -17,6 +18,7 @@ impl Core {
             ControlRequest::Unprotect { reply, .. } => on_the_primary(reply, "unprotect"),
             ControlRequest::Verify(reply) => on_the_primary(reply, "verify"),
             ControlRequest::ConsoleInput { reply, .. } => on_the_primary(reply, "console input"),
+            ControlRequest::Shutdown { reply, .. } => on_the_primary(reply, "shutdown"),
             ControlRequest::Stop { reason, reply } => {
                 tracing::info!(reason, "stopping");
                 let _ = reply.send(Ok(Accepted { message: "stopping".to_owned() }));

@@ -80,6 +80,11 @@ pub enum Command {
         after_help = "Examples:\n  romulus events web-1\n  romulus events web-1 --follow --json"
     )]
     Events(EventsArgs),
+    /// Show the guest's serial console, and type there
+    #[command(
+        after_help = "Ctrl-] leaves the console; the guest goes on. What is shown was released: every\nin-sync backup has the state that it was said from.\n\nExamples:\n  romulus console web-1\n  echo uptime | romulus console web-1\n  romulus console web-1 --no-follow"
+    )]
+    Console(ConsoleArgs),
     /// Hand the guest over to a backup, by plan and without loss
     #[command(
         after_help = "Examples:\n  romulus failover web-1\n  romulus failover web-1 --to node-b"
@@ -96,6 +101,11 @@ pub enum Command {
     /// Compare the guest's memory on all sides
     #[command(after_help = "Example:\n  romulus verify web-1\n\nExit code 1 if they differ.")]
     Verify(VmArg),
+    /// Ask the guest to shut down, as its power button does
+    #[command(
+        after_help = "Examples:\n  romulus shutdown web-1 --wait 60\n  romulus shutdown web-1 --force\n\nThe guest has to listen to its power button (Debian does). When it turns itself\noff, its process ends with 0 and its backups stand down."
+    )]
+    Shutdown(ShutdownArgs),
     /// Make and show certificates for nodes and the arbiter
     Pki {
         /// What to do
@@ -155,6 +165,20 @@ pub struct EventsArgs {
     pub after: u64,
 }
 
+/// Arguments of `console`.
+#[derive(Debug, Args)]
+pub struct ConsoleArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: VmArg,
+    /// Only show: leave stdin alone
+    #[arg(long)]
+    pub no_input: bool,
+    /// Show what was said last (64 KiB at most), and end
+    #[arg(long, conflicts_with = "no_input")]
+    pub no_follow: bool,
+}
+
 /// Arguments of `failover`.
 #[derive(Debug, Args)]
 pub struct FailoverArgs {
@@ -192,6 +216,20 @@ pub struct UnprotectArgs {
     /// The backup to let go; all of them if not given
     #[arg(long, value_name = "NODE")]
     pub backup: Option<NodeId>,
+}
+
+/// Arguments of `shutdown`.
+#[derive(Debug, Args)]
+pub struct ShutdownArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: VmArg,
+    /// Turn it off without asking it, as by pulling its plug
+    #[arg(long)]
+    pub force: bool,
+    /// Return when it is off; exit code 1 if it is not after so many seconds
+    #[arg(long, value_name = "SECONDS")]
+    pub wait: Option<u64>,
 }
 
 /// What `pki` does.
@@ -274,6 +312,8 @@ pub struct DemoArgs {
 pub enum InternalCommand {
     /// Ask the probe guest, and check what it answers
     ProbeClient(ProbeClientArgs),
+    /// Write to a redis in the guest over one connection, and read all of it again
+    TcpClient(TcpClientArgs),
 }
 
 /// Arguments of the probe's client.
@@ -311,4 +351,21 @@ impl ProbeClientArgs {
     pub fn retransmit(&self) -> Duration {
         Duration::from_millis(self.retransmit_ms)
     }
+}
+
+/// Arguments of the TCP client.
+#[derive(Debug, Clone, Args)]
+pub struct TcpClientArgs {
+    /// The redis server
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub target: SocketAddr,
+    /// Bytes of each value
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub value_bytes: u32,
+    /// Writes per second; 0 writes as soon as the one before is acknowledged
+    #[arg(long, default_value_t = 0)]
+    pub rate: u32,
+    /// End after so many ms; without it, at SIGTERM or when stdin closes
+    #[arg(long)]
+    pub duration_ms: Option<u64>,
 }

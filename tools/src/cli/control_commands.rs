@@ -9,18 +9,22 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    args::{EventsArgs, FailoverArgs, ProtectArgs, StatusArgs, UnprotectArgs, VmArg},
+    args::{EventsArgs, FailoverArgs, ProtectArgs, ShutdownArgs, StatusArgs, UnprotectArgs, VmArg},
     failure::Failure,
     progress, render, target,
 };
 use crate::{
-    control::{Accepted, Client, FailoverBody, ProtectBody, UnprotectBody},
+    control::{
+        Accepted, Client, ClientError, FailoverBody, ProtectBody, ShutdownBody, UnprotectBody,
+    },
     daemon::ShellError,
     exit::Exit,
 };
 
 /// How long one question of `events --follow` waits for news.
 const FOLLOW_WAIT: Duration = Duration::from_secs(25);
+/// How often `shutdown --wait` looks whether the guest is off.
+const OFF_POLL: Duration = Duration::from_millis(200);
 
 pub(super) fn status(arguments: &StatusArgs, json: bool) -> Result<Exit, Failure> {
     let client = target::client(&arguments.vm.vm)?;
@@ -52,6 +56,36 @@ pub(super) fn failover(arguments: &FailoverArgs, json: bool) -> Result<Exit, Fai
     let client = target::client(&arguments.vm.vm)?;
     let body = FailoverBody { to: arguments.to.clone() };
     accepted(json, &wait(client.failover(&body))??)
+}
+
+pub(super) fn shutdown(arguments: &ShutdownArgs, json: bool) -> Result<Exit, Failure> {
+    let client = target::client(&arguments.vm.vm)?;
+    let body = ShutdownBody { force: arguments.force };
+    wait(async {
+        let answer = client.shutdown(&body).await?;
+        if let Some(seconds) = arguments.wait {
+            let patience = Duration::from_secs(seconds);
+            match tokio::time::timeout(patience, until_absent(&client)).await {
+                Ok(gone) => gone?,
+                Err(_) => return Err(Failure::StillRuns { seconds }),
+            }
+        }
+        accepted(json, &answer)
+    })?
+}
+
+/// A process whose guest is off ends, and its control socket with it.
+async fn until_absent(client: &Client) -> Result<(), ClientError> {
+    loop {
+        match client.status().await {
+            Err(ClientError::Absent { .. }) => return Ok(()),
+            // It is ending.
+            Ok(_) | Err(ClientError::Broken { .. } | ClientError::Silent { .. }) => {}
+            Err(ClientError::Refused { status: 503, .. }) => {}
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(OFF_POLL).await;
+    }
 }
 
 pub(super) fn unprotect(arguments: &UnprotectArgs, json: bool) -> Result<Exit, Failure> {

@@ -13,7 +13,7 @@ use crate::{
     daemon::ShellError,
     exit::Exit,
     node::NodeError,
-    rehearsal::{ProbeClientError, cluster::ClusterError},
+    rehearsal::{ProbeClientError, TcpClientError, cluster::ClusterError},
 };
 
 /// Why a command did not do what was asked.
@@ -43,6 +43,9 @@ pub enum Failure {
     /// The probe's client could not go on.
     #[error(transparent)]
     ProbeClient(#[from] ProbeClientError),
+    /// The TCP client could not go on.
+    #[error(transparent)]
+    TcpClient(#[from] TcpClientError),
     /// Nobody reads what we say.
     #[error("cannot write the answer: {0}: check where stdout leads")]
     Output(#[from] io::Error),
@@ -51,6 +54,14 @@ pub enum Failure {
     NotProtected {
         /// What the status says.
         reason: String,
+    },
+    /// The guest is not off.
+    #[error(
+        "the guest still runs after {seconds} s: does it listen to its power button? `--force` does not ask it"
+    )]
+    StillRuns {
+        /// How long that was waited for.
+        seconds: u64,
     },
     /// The demo could not go on.
     #[error(transparent)]
@@ -69,8 +80,10 @@ impl Failure {
             | Self::Shell(_)
             | Self::Pki(_)
             | Self::ProbeClient(_)
+            | Self::TcpClient(_)
             | Self::Output(_)
             | Self::NotProtected { .. }
+            | Self::StillRuns { .. }
             | Self::Demo(_) => Exit::Failed,
         }
     }

@@ -64,9 +64,9 @@ pub(super) fn doctor(json: bool) -> Result<Exit, Failure> {
                 Verdict::Fail => (render::Colour::Red, "fail"),
             };
             let word = render::paint(colour, word);
-            text.push_str(&format!("{word}  {:18} {}\n", finding.name, finding.found));
+            text.push_str(&format!("{word}  {:24} {}\n", finding.name, finding.found));
             if !finding.remedy.is_empty() {
-                text.push_str(&format!("{:24} {}\n", "", finding.remedy));
+                text.push_str(&format!("{:30} {}\n", "", finding.remedy));
             }
         }
         text
@@ -172,7 +172,13 @@ pub(super) fn demo(arguments: &DemoArgs, json: bool) -> Result<Exit, Failure> {
 }
 
 pub(super) fn internal(command: &InternalCommand) -> Result<Exit, Failure> {
-    let InternalCommand::ProbeClient(arguments) = command;
-    let report = wait(rehearsal::probe_client::run(&arguments.into(), rehearsal::print_line))??;
-    Ok(if report.sound() { Exit::Done } else { Exit::Failed })
+    let sound = match command {
+        InternalCommand::ProbeClient(arguments) => {
+            wait(rehearsal::probe_client::run(&arguments.into(), rehearsal::print_line))??.sound()
+        }
+        InternalCommand::TcpClient(arguments) => {
+            wait(rehearsal::tcp_client::run(&arguments.into(), rehearsal::print_line))??.sound()
+        }
+    };
+    Ok(if sound { Exit::Done } else { Exit::Failed })
 }

@@ -1,6 +1,7 @@
 //! The command line: parsing, dispatch, and how errors end.
 
 mod args;
+mod console;
 mod control_commands;
 mod failure;
 mod host_commands;
@@ -13,7 +14,7 @@ use std::{ffi::OsString, io::Write};
 use clap::{Parser, error::ErrorKind};
 
 pub use self::{
-    args::{Cli, Command, DemoArgs, ProbeClientArgs},
+    args::{Cli, Command, DemoArgs, ProbeClientArgs, TcpClientArgs},
     failure::Failure,
     target::{ENV_RUN_DIR, RUN_DIR},
 };
@@ -61,9 +62,11 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Internal { command } => host_commands::internal(&command),
         Command::Status(arguments) => control_commands::status(&arguments, json),
         Command::Events(arguments) => control_commands::events(&arguments, json),
+        Command::Console(arguments) => console::console(&arguments, json),
         Command::Failover(arguments) => control_commands::failover(&arguments, json),
         Command::Protect(arguments) => control_commands::protect(&arguments, json),
         Command::Unprotect(arguments) => control_commands::unprotect(&arguments, json),
+        Command::Shutdown(arguments) => control_commands::shutdown(&arguments, json),
         Command::Verify(arguments) => control_commands::verify(&arguments, json),
     }
 }

@@ -109,11 +109,7 @@ pub(super) fn verification(report: &VerifyReport) -> String {
     let mut text = format!("{verdict}: {} pages at epoch {}\n", report.pages, report.epoch);
     let _ = writeln!(text, "  {:LABEL_WIDTH$} {}", "primary", report.digest);
     for backup in &report.backups {
-        let _ = write!(text, "  {:LABEL_WIDTH$} {}", backup.node.as_str(), backup.digest);
-        if let Some(frame) = backup.first_difference {
-            let _ = write!(text, ", first difference in page {frame:#x}");
-        }
-        text.push('\n');
+        let _ = writeln!(text, "  {:LABEL_WIDTH$} {}", backup.node.as_str(), backup.digest);
     }
     text
 }

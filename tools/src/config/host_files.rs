@@ -1,7 +1,8 @@
 //! Files that a configuration names: found, and of the right kind, before use.
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
 
@@ -40,6 +41,24 @@ impl HostFiles {
             Err(error) => {
                 let problem = format!("cannot read {}: {error}", path.display());
                 Err(found.fault(problem, make))
+            }
+        }
+    }
+
+    /// A file or block device that can be read and, if so wished, written.
+    pub(super) fn image(&self, found: &Found<PathBuf>, read_only: bool) -> Result<PathBuf, Fault> {
+        let path = self.resolve(found);
+        let opened = OpenOptions::new().read(true).write(!read_only).open(&path);
+        match opened.and_then(|file| file.metadata()).map(|metadata| metadata.file_type()) {
+            Ok(kind) if kind.is_file() || kind.is_block_device() => Ok(path),
+            Ok(_) => Err(found.fault(
+                format!("{} is neither a file nor a block device", path.display()),
+                "name a raw image",
+            )),
+            Err(error) => {
+                let wish = if read_only { "read" } else { "read and write" };
+                let problem = format!("cannot {wish} {}: {error}", path.display());
+                Err(found.fault(problem, "name a raw image, and check its permissions"))
             }
         }
     }

@@ -6,6 +6,7 @@
 //! paths are taken from the folder of the file.
 
 mod arbiter_file;
+mod disks;
 mod error;
 mod host_files;
 mod section;
@@ -19,9 +20,10 @@ use serde::Serialize;
 pub use self::{
     error::{ConfigError, Fault},
     types::{
-        ArbiterConfig, ArbiterPeer, BootProtocol, Console, DirtyTracking, IdentityFiles,
-        InterfaceName, InvalidInterfaceName, InvalidMac, Kernel, MacAddress, Network, Node, Peer,
-        Replication, StoreConfig, Vm, VmConfig,
+        ArbiterConfig, ArbiterPeer, BootProtocol, Capture, Console, DirtyTracking, Disk,
+        DiskDigest, DiskSerial, IdentityFiles, InterfaceName, InvalidDiskSerial,
+        InvalidInterfaceName, InvalidMac, Kernel, MacAddress, Network, Node, OnPanic, OnReboot,
+        Peer, Replication, StoreConfig, Vm, VmConfig,
     },
 };
 use self::{host_files::HostFiles, section::Source};

@@ -207,6 +207,33 @@ impl<'a> Section<'a> {
         self.parsed(key, example)?.ok_or_else(|| self.missing(key, example))
     }
 
+    /// A list of texts that are parsed further; empty if it is not there.
+    pub(super) fn parsed_list<T: FromStr<Err: std::fmt::Display>>(
+        &mut self,
+        key: &'static str,
+        example: &str,
+    ) -> Result<Vec<T>, Fault> {
+        let Some(found) = self.take(key) else { return Ok(Vec::new()) };
+        let DeValue::Array(array) = &found.value else {
+            let have = found.value.type_str();
+            return Err(mismatch(&found.key, found.line, "a list of texts", have));
+        };
+        let texts = array.iter().map(|spanned| {
+            let item = spanned.get_ref();
+            let line = self.source.line(spanned.span().start);
+            let DeValue::String(text) = item else {
+                return Err(mismatch(&found.key, line, "a list of texts", item.type_str()));
+            };
+            text.parse().map_err(|error| Fault {
+                line,
+                key: found.key.clone(),
+                problem: format!("\"{text}\": {error}"),
+                remedy: format!("write it like {example}"),
+            })
+        });
+        texts.collect()
+    }
+
     /// A path, which may not be empty.
     pub(super) fn path(&mut self, key: &'static str) -> Result<Option<Found<PathBuf>>, Fault> {
         let Some(found) = self.text(key)? else { return Ok(None) };

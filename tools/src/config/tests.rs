@@ -67,6 +67,102 @@ fn a_sound_file_and_its_defaults() {
     assert_eq!(config.peers.len(), 1);
     assert_eq!(config.arbiters.len(), 1);
     assert_eq!(config.replication.arbiter_timeout.as_millis(), 500);
+    assert!(config.vm.rng && config.disks.is_empty());
+}
+
+/// A sound file with two disks that are only read.
+fn with_disks(extra: &str) -> String {
+    let disks = "[[disks]]\npath = \"ca.pem\"\nread_only = true\n\n\
+                 [[disks]]\npath = \"node.pem\"\nread_only = true\n";
+    format!("{disks}{extra}\n{SOUND}")
+}
+
+#[test]
+fn disks_and_their_defaults() {
+    let text = with_disks("serial = \"data\"\ndigest = \"samples\"").replacen(
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\nrng = false",
+        1,
+    );
+    let (folder, path) = written(&text);
+    let config = read_vm(&path).unwrap();
+    assert!(!config.vm.rng);
+    let [first, second] = &config.disks[..] else { panic!("{:?}", config.disks) };
+    assert_eq!(first.path, folder.path().join("ca.pem"));
+    assert_eq!((first.serial.as_str(), first.digest), ("disk-0", DiskDigest::Auto));
+    assert_eq!((second.serial.as_str(), second.digest), ("data", DiskDigest::Samples));
+}
+
+#[test]
+fn a_disk_that_is_written_goes_without_peers_only() {
+    let written_to = with_disks("").replacen("read_only = true\n", "", 1);
+    assert_eq!(
+        complaint(&written_to),
+        "vm.toml:2: disks.path: is a disk that the guest may write, and writes are not replicated yet: set `read_only = true`, or remove [[peers]] and run the guest unprotected"
+    );
+    let peers = "[[peers]]\nname = \"node-b\"\naddress = \"10.1.0.2:7700\"\n";
+    let (_folder, path) = written(&written_to.replacen(peers, "", 1));
+    assert!(!read_vm(&path).unwrap().disks[0].read_only);
+}
+
+#[test]
+fn what_can_be_wrong_with_disks() {
+    let mut many = String::new();
+    for n in 2..9 {
+        many += &format!("\n[[disks]]\npath = \"node.key\"\nread_only = true\nserial = \"d{n}\"");
+    }
+    for (extra, expected) in [
+        ("digets = \"all\"", "vm.toml:8: disks.digets: is not a setting: did you mean `digest`?"),
+        (
+            "digest = \"most\"",
+            "vm.toml:8: disks.digest: \"most\" is no choice: use one of \"auto\", \"all\", \"samples\"",
+        ),
+        (
+            "serial = \"disk-0\"",
+            "vm.toml:8: disks.serial: disk-0 is another disk's serial: give each disk a serial of its own",
+        ),
+        (
+            "serial = \"a disk\"",
+            "vm.toml:8: disks.serial: \"a disk\": no serial, which has 1 to 20 of letters, digits, `-`, `_` and `.`: write it like serial = \"disk-0\"",
+        ),
+        (
+            "\n[[disks]]\npath = \"gone.img\"\nread_only = true",
+            "vm.toml:10: disks.path: cannot read gone.img: No such file or directory (os error 2): name a raw image, and check its permissions",
+        ),
+        (
+            "\n[[disks]]\npath = \".\"\nread_only = true",
+            "vm.toml:10: disks.path: . is neither a file nor a block device: name a raw image",
+        ),
+        (
+            &many[..],
+            "vm.toml:34: disks.path: is one disk too many, 8 are possible: join what belongs together in one image",
+        ),
+    ] {
+        assert_eq!(complaint(&with_disks(extra)), expected);
+    }
+}
+
+#[test]
+fn an_image_that_is_written_is_one_disks_only() {
+    let peers = "[[peers]]\nname = \"node-b\"\naddress = \"10.1.0.2:7700\"\n";
+    let text = with_disks("\n[[disks]]\npath = \"ca.pem\"").replacen(peers, "", 1);
+    assert_eq!(
+        complaint(&text),
+        "vm.toml:10: disks.path: is the image of disk disk-0, too: give each disk an image of its own, or make both read-only"
+    );
+}
+
+#[test]
+fn a_linux_guest_and_its_defaults() {
+    let linux = "kernel = \"ca.pem\"\ninitrd = \"node.pem\"\nboot = \"linux\"";
+    let (folder, path) = written(&SOUND.replacen("kernel = \"probe\"", linux, 1));
+    let vm = read_vm(&path).unwrap().vm;
+    assert_eq!(vm.kernel, Kernel::File(folder.path().join("ca.pem")));
+    assert_eq!((vm.initrd, vm.boot), (Some(folder.path().join("node.pem")), BootProtocol::Linux));
+    assert_eq!((vm.on_reboot, vm.on_triple_fault), (OnReboot::Restart, OnReboot::Restart));
+    assert_eq!(vm.on_panic, OnPanic::Report);
+    let (_folder, path) = written(SOUND);
+    assert_eq!(read_vm(&path).unwrap().vm.on_triple_fault, OnReboot::Stop, "the probe guest");
 }
 
 /// A sound line, what is written instead, and the complaint.
@@ -97,12 +193,42 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "kernel = \"probe\"",
         "kernel = \"gone.elf\"",
-        "vm.toml:5: vm.kernel: cannot read gone.elf: No such file or directory (os error 2): name a readable ELF file, or \"probe\" for the guest that is built in",
+        "vm.toml:5: vm.kernel: cannot read gone.elf: No such file or directory (os error 2): name a readable kernel (a bzImage such as /boot/vmlinuz, or an ELF file), or \"probe\" for the guest that is built in",
     ),
     (
         "kernel = \"probe\"",
         "kernel = \"probe\"\nboot = \"bios\"",
-        "vm.toml:6: vm.boot: \"bios\" is no choice: use one of \"auto\", \"pvh\", \"long-mode\"",
+        "vm.toml:6: vm.boot: \"bios\" is no choice: use one of \"auto\", \"linux\", \"pvh\", \"long-mode\"",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\ninitrd = \"ca.pem\"",
+        "vm.toml:6: vm.initrd: the probe guest takes none: leave it out",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"ca.pem\"\ninitrd = \"gone.img\"",
+        "vm.toml:6: vm.initrd: cannot read gone.img: No such file or directory (os error 2): name a readable file, such as /boot/initrd.img",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\non_panic = \"reboot\"",
+        "vm.toml:6: vm.on_panic: \"reboot\" is no choice: use one of \"report\", \"restart\", \"stop\"",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\ncpu = \"x86-64-v9\"",
+        "vm.toml:6: vm.cpu: \"x86-64-v9\": no cpu model: use one of host, x86-64-v1, x86-64-v2, x86-64-v3, x86-64-v4, amd-zen2, amd-zen3, amd-zen4, intel-haswell, intel-skylake, intel-icelake: write it like cpu = \"x86-64-v3\"",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\ncpu_without = [\"avx512f\",\n  \"avx9\"]",
+        "vm.toml:7: vm.cpu_without: \"avx9\": no feature of this name is known: `romulus doctor` and /proc/cpuinfo have the names: write it like cpu_without = [\"avx512f\"]",
+    ),
+    (
+        "kernel = \"probe\"",
+        "kernel = \"probe\"\ncpu_without = \"avx512f\"",
+        "vm.toml:6: vm.cpu_without: is of the type string: it must be a list of texts",
     ),
     (
         "name = \"web-1\"",
@@ -188,6 +314,18 @@ fn what_can_be_written_wrongly() {
         assert!(SOUND.contains(sound), "{sound}");
         assert_eq!(complaint(&SOUND.replacen(sound, wrong, 1)), *expected);
     }
+}
+
+#[test]
+fn a_cpu_is_a_model_less_some_features() {
+    let (_folder, path) = written(SOUND);
+    let config = read_vm(&path).unwrap();
+    assert_eq!((config.vm.cpu.to_string().as_str(), config.vm.cpu_without.len()), ("host", 0));
+    let line = "vcpus = 2\ncpu = \"amd-zen2\"\ncpu_without = [\"smap\", \"sha_ni\"]";
+    let (_folder, path) = written(&SOUND.replacen("vcpus = 2", line, 1));
+    let shown = serde_json::to_value(read_vm(&path).unwrap()).unwrap();
+    assert_eq!(shown["vm"]["cpu"], "amd-zen2");
+    assert_eq!(shown["vm"]["cpu_without"], serde_json::json!(["smap", "sha_ni"]));
 }
 
 #[test]

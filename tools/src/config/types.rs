@@ -10,8 +10,10 @@ use std::{
 };
 
 use arbiter::{NodeId, VmId};
+use checkpoint::chunk::Compression;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
+use vmm::host::{feature::Feature, model::CpuModel};
 
 /// Everything about one VM on one node: the content of `VM.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -20,6 +22,8 @@ pub struct VmConfig {
     pub vm: Vm,
     /// Its network device, if it has one.
     pub network: Option<Network>,
+    /// Its disks.
+    pub disks: Vec<Disk>,
     /// Where its console goes.
     pub console: Console,
     /// This host.
@@ -44,14 +48,30 @@ pub struct Vm {
     pub vcpus: NonZeroU16,
     /// What boots.
     pub kernel: Kernel,
+    /// Its first file system.
+    pub initrd: Option<PathBuf>,
     /// Its command line.
     pub cmdline: String,
     /// How it is entered.
     pub boot: BootProtocol,
+    /// What happens when it asks to be restarted.
+    pub on_reboot: OnReboot,
+    /// What happens when it triple-faults.
+    pub on_triple_fault: OnReboot,
+    /// What happens when its kernel says that it has panicked.
+    pub on_panic: OnPanic,
+    /// What the guest sees of the CPU.
+    #[serde(serialize_with = "as_text")]
+    pub cpu: CpuModel,
+    /// CPU features that it goes without.
+    #[serde(serialize_with = "as_texts")]
+    pub cpu_without: Vec<Feature>,
     /// How written pages are found.
     pub dirty_tracking: DirtyTracking,
     /// Back guest RAM with huge pages where the host can.
     pub hugepages: bool,
+    /// Whether it has an entropy device.
+    pub rng: bool,
 }
 
 /// The guest's image.
@@ -60,7 +80,7 @@ pub struct Vm {
 pub enum Kernel {
     /// The probe guest that the binary carries.
     Probe,
-    /// An ELF file.
+    /// A bzImage or an ELF file.
     File(PathBuf),
 }
 
@@ -68,12 +88,36 @@ pub enum Kernel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BootProtocol {
-    /// PVH if the image offers it, else long mode.
+    /// As the image's content says.
     Auto,
+    /// Linux's 64-bit boot protocol.
+    Linux,
     /// The PVH entry of an ELF note.
     Pvh,
     /// The ELF entry point, in long mode.
     LongMode,
+}
+
+/// What happens when a guest restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnReboot {
+    /// It restarts, in the same VM.
+    Restart,
+    /// It ends.
+    Stop,
+}
+
+/// What happens when a guest's kernel panics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnPanic {
+    /// It is reported; the guest does what its kernel is told by `panic=`.
+    Report,
+    /// The guest restarts at once.
+    Restart,
+    /// The guest ends as failed.
+    Stop,
 }
 
 /// How written pages are found.
@@ -95,6 +139,31 @@ pub struct Network {
     pub tap: InterfaceName,
     /// The guest's address on the link.
     pub mac: MacAddress,
+}
+
+/// A disk of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Disk {
+    /// Its raw image, a file or block device.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+    /// What the guest knows it by.
+    pub serial: DiskSerial,
+    /// How much of it is compared with the other nodes' images.
+    pub digest: DiskDigest,
+}
+
+/// How much of a disk's image is compared between nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskDigest {
+    /// All of an image up to 1 GiB, samples of a larger one.
+    Auto,
+    /// All of it.
+    All,
+    /// 64 MiB of it.
+    Samples,
 }
 
 /// Where console bytes go.
@@ -148,6 +217,17 @@ pub struct ArbiterPeer {
     pub address: SocketAddr,
 }
 
+/// How dirty pages are captured at the end of an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Capture {
+    /// All are copied while the guest is paused.
+    Copy,
+    /// Some are copied; the others are write-protected and copied when the guest
+    /// runs, where the kernel can do that.
+    Protect,
+}
+
 /// How the guest is replicated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Replication {
@@ -167,6 +247,16 @@ pub struct Replication {
     pub in_flight_epochs_max: NonZeroU32,
     /// Most MiB that wait for their commit.
     pub in_flight_mib_max: NonZeroU32,
+    /// Most MiB of what backups have, kept as the base of deltas; 0 for none.
+    pub delta_cache_mib: u64,
+    /// How pages are captured.
+    pub capture: Capture,
+    /// How long copying may take of a pause, where pages can be protected instead.
+    #[serde(rename = "copy_us_max", serialize_with = "as_micros")]
+    pub copy_max: Duration,
+    /// Whether pages are compressed.
+    #[serde(serialize_with = "as_word")]
+    pub compression: Compression,
     /// Most MiB of held output before the guest is paused.
     pub held_output_mib_max: NonZeroU32,
     /// Record the digest of all memory at every epoch: for tests, costs much.
@@ -213,8 +303,27 @@ pub enum StoreConfig {
     Etcd(etcd::Settings),
 }
 
+fn as_word<S: Serializer>(compression: &Compression, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match compression {
+        Compression::Off => "off",
+        Compression::Zstd { .. } => "zstd",
+    })
+}
+
+fn as_micros<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u128(duration.as_micros())
+}
+
 fn as_millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u128(duration.as_millis())
+}
+
+fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn as_texts<S: Serializer>(values: &[impl fmt::Display], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(ToString::to_string))
 }
 
 /// An Ethernet address of one station.
@@ -309,5 +418,48 @@ impl FromStr for InterfaceName {
         let shaped = (1..=15).contains(&text.len()) && text.bytes().all(inner);
         let named = text != "." && text != "..";
         if shaped && named { Ok(Self(text.to_owned())) } else { Err(InvalidInterfaceName) }
+    }
+}
+
+/// Longest serial number of a disk, in bytes.
+const DISK_SERIAL_BYTES_MAX: usize = 20;
+
+/// What a guest knows a disk by (`/dev/disk/by-id/virtio-SERIAL`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct DiskSerial(String);
+
+impl DiskSerial {
+    /// The serial of disk `index`, if none is given.
+    #[must_use]
+    pub fn of_disk(index: usize) -> Self {
+        Self(format!("disk-{index}"))
+    }
+
+    /// The serial as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DiskSerial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A text that is no disk's serial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("no serial, which has 1 to {DISK_SERIAL_BYTES_MAX} of letters, digits, `-`, `_` and `.`")]
+pub struct InvalidDiskSerial;
+
+impl FromStr for DiskSerial {
+    type Err = InvalidDiskSerial;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDiskSerial> {
+        let inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let shaped = (1..=DISK_SERIAL_BYTES_MAX).contains(&text.len()) && text.bytes().all(inner);
+        if shaped { Ok(Self(text.to_owned())) } else { Err(InvalidDiskSerial) }
     }
 }

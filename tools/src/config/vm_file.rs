@@ -3,16 +3,20 @@
 use std::{
     collections::BTreeSet,
     num::{NonZeroU16, NonZeroU32, NonZeroU64},
+    path::PathBuf,
     time::Duration,
 };
 
+use checkpoint::chunk::Compression;
+
 use super::{
+    disks,
     error::Fault,
     host_files::HostFiles,
     section::{Found, Section, Source},
     types::{
-        ArbiterPeer, BootProtocol, Console, DirtyTracking, Kernel, Network, Node, Peer,
-        Replication, Vm, VmConfig,
+        ArbiterPeer, BootProtocol, Capture, Console, DirtyTracking, Kernel, Network, Node, OnPanic,
+        OnReboot, Peer, Replication, Vm, VmConfig,
     },
 };
 
@@ -24,6 +28,8 @@ const CMDLINE_BYTES_MAX: usize = 2047;
 /// Missed heartbeats that make silence.
 const HEARTBEATS_PER_DETECTION: u32 = 3;
 const STAGING_MIB_MIN: u64 = 256;
+/// Faster ones save less than they cost; slower ones do not keep up.
+const ZSTD_LEVEL: i32 = 1;
 
 pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
     let mut root = Source::new(text).parse()?;
@@ -33,6 +39,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
     let arbiters = arbiter_sections(&mut root)?;
     let network = root.section("network")?;
     let console = root.section("console")?;
+    let disks = root.sections("disks")?;
     let replication = root.section("replication")?;
     let peers = root.sections("peers")?;
     root.finish()?;
@@ -41,6 +48,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
     let node = parse_node(node, files)?;
     let arbiters = parse_arbiters(arbiters, &node)?;
     let peers = parse_peers(peers, &node, &arbiters)?;
+    let disks = disks::parse(disks, files, !peers.is_empty())?;
     let replication = match replication {
         Some(section) => parse_replication(section, &vm)?,
         None => parse_replication(Source::new("").parse()?, &vm)?,
@@ -51,6 +59,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
             Some(section) => parse_console(section, files)?,
             None => Console { log: None },
         },
+        disks,
         vm,
         node,
         peers,
@@ -66,7 +75,9 @@ fn parse_vm(mut section: Section<'_>, files: &HostFiles) -> Result<Vm, Fault> {
     }
     let memory = section.number("memory_mib", 0, MEMORY_MIB_MIN..=MEMORY_MIB_MAX, " MiB")?;
     let vcpus = section.number("vcpus", 1, 1..=VCPUS_MAX, " vCPUs")?;
-    let kernel = section.path_required("kernel", "kernel = \"/srv/web-1.elf\" or \"probe\"")?;
+    let kernel = parse_kernel(&mut section, files)?;
+    let initrd = parse_initrd(&mut section, files, &kernel)?;
+    let (on_reboot, on_triple_fault, on_panic) = parse_reactions(&mut section, &kernel)?;
     let cmdline = section.text("cmdline")?;
     if let Some(cmdline) = &cmdline
         && (cmdline.value.len() > CMDLINE_BYTES_MAX || cmdline.value.contains('\0'))
@@ -79,6 +90,7 @@ fn parse_vm(mut section: Section<'_>, files: &HostFiles) -> Result<Vm, Fault> {
     }
     let boots = [
         ("auto", BootProtocol::Auto),
+        ("linux", BootProtocol::Linux),
         ("pvh", BootProtocol::Pvh),
         ("long-mode", BootProtocol::LongMode),
     ];
@@ -91,19 +103,62 @@ fn parse_vm(mut section: Section<'_>, files: &HostFiles) -> Result<Vm, Fault> {
         name,
         memory_mib: nonzero_u32(&memory)?,
         vcpus: nonzero_u16(&vcpus)?,
-        kernel: if kernel.value.as_os_str() == "probe" {
-            Kernel::Probe
-        } else {
-            let make = "name a readable ELF file, or \"probe\" for the guest that is built in";
-            Kernel::File(files.readable(&kernel, make)?)
-        },
+        kernel,
+        initrd,
         cmdline: cmdline.map(|found| found.value).unwrap_or_default(),
+        cpu: section
+            .parsed("cpu", "cpu = \"x86-64-v3\"")?
+            .map(|found| found.value)
+            .unwrap_or_default(),
+        cpu_without: section.parsed_list("cpu_without", "cpu_without = [\"avx512f\"]")?,
         boot: section.choice("boot", &boots, BootProtocol::Auto)?,
+        on_reboot,
+        on_triple_fault,
+        on_panic,
         dirty_tracking: section.choice("dirty_tracking", &trackings, DirtyTracking::Auto)?,
         hugepages: section.flag("hugepages", false)?,
+        rng: section.flag("rng", true)?,
     };
     section.finish()?;
     Ok(vm)
+}
+
+fn parse_kernel(section: &mut Section<'_>, files: &HostFiles) -> Result<Kernel, Fault> {
+    let found = section.path_required("kernel", "kernel = \"/boot/vmlinuz\" or \"probe\"")?;
+    if found.value.as_os_str() == "probe" {
+        return Ok(Kernel::Probe);
+    }
+    let make = "name a readable kernel (a bzImage such as /boot/vmlinuz, or an ELF file), or \"probe\" for the guest that is built in";
+    Ok(Kernel::File(files.readable(&found, make)?))
+}
+
+fn parse_initrd(
+    section: &mut Section<'_>,
+    files: &HostFiles,
+    kernel: &Kernel,
+) -> Result<Option<PathBuf>, Fault> {
+    let Some(found) = section.path("initrd")? else { return Ok(None) };
+    if *kernel == Kernel::Probe {
+        return Err(found.fault("the probe guest takes none", "leave it out"));
+    }
+    files.readable(&found, "name a readable file, such as /boot/initrd.img").map(Some)
+}
+
+/// What happens when the guest restarts, triple-faults, panics. The probe
+/// guest never restarts on purpose: a triple fault of it is a failure.
+fn parse_reactions(
+    section: &mut Section<'_>,
+    kernel: &Kernel,
+) -> Result<(OnReboot, OnReboot, OnPanic), Fault> {
+    let reboots = [("restart", OnReboot::Restart), ("stop", OnReboot::Stop)];
+    let panics =
+        [("report", OnPanic::Report), ("restart", OnPanic::Restart), ("stop", OnPanic::Stop)];
+    let fault = if *kernel == Kernel::Probe { OnReboot::Stop } else { OnReboot::Restart };
+    Ok((
+        section.choice("on_reboot", &reboots, OnReboot::Restart)?,
+        section.choice("on_triple_fault", &reboots, fault)?,
+        section.choice("on_panic", &panics, OnPanic::Report)?,
+    ))
 }
 
 fn parse_network(mut section: Section<'_>) -> Result<Network, Fault> {
@@ -216,15 +271,24 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let staging_default = u64::from(vm.memory_mib.get() / 2).max(STAGING_MIB_MIN);
     let mut mib =
         |key, default| nonzero_u32(&section.number(key, default, 1..=MEMORY_MIB_MAX, " MiB")?);
-    let in_flight_mib_max = mib("in_flight_mib_max", 256)?;
+    let memory_mib = u64::from(vm.memory_mib.get());
+    let in_flight_mib_max = mib("in_flight_mib_max", (memory_mib / 16).clamp(32, 256))?;
     let held_output_mib_max = mib("held_output_mib_max", 64)?;
     let staging_mib_max = mib("staging_mib_max", staging_default)?;
+    let delta_cache =
+        section.number("delta_cache_mib", memory_mib / 20, 0..=MEMORY_MIB_MAX, " MiB")?;
     let epochs = section.number("in_flight_epochs_max", 4, 1..=1024, " epochs")?;
     let encode_threads = section.number("encode_threads", 1, 1..=64, " threads")?;
     let data_streams = section.number("data_streams", 4, 1..=16, " streams")?;
     let mtu = section.number("mtu_max", 1452, 1200..=65_000, " bytes")?;
     let seed = section.number("seed_mib_per_s_max", 0, 0..=MEMORY_MIB_MAX, " MiB/s")?;
     let arbiter_timeout = section.number("arbiter_timeout_ms", 500, 100..=60_000, " ms")?;
+    let captures = [("protect", Capture::Protect), ("copy", Capture::Copy)];
+    let capture = section.choice("capture", &captures, Capture::Protect)?;
+    let copy = section.number("copy_us_max", 500, 0..=1_000_000, " us")?;
+    let compressions =
+        [("zstd", Compression::Zstd { level: ZSTD_LEVEL }), ("off", Compression::Off)];
+    let compression = section.choice("compression", &compressions, compressions[0].1)?;
     let resend_outputs = section.flag("resend_outputs", true)?;
     let audit = section.flag("audit", false)?;
     section.finish()?;
@@ -236,6 +300,10 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
         in_flight_epochs_max: nonzero_u32(&epochs)?,
         in_flight_mib_max,
         held_output_mib_max,
+        delta_cache_mib: delta_cache.value,
+        capture,
+        copy_max: Duration::from_micros(copy.value),
+        compression,
         audit,
         resend_outputs,
         arbiter_timeout: Duration::from_millis(arbiter_timeout.value),

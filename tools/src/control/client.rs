@@ -7,20 +7,23 @@ use std::{
 };
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1};
+use hyper::{Method, Request, Response, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use tokio::net::UnixStream;
 
 use super::types::{
-    Accepted, ErrorBody, EventPage, FailoverBody, ProtectBody, Status, UnprotectBody, VerifyReport,
+    Accepted, CONSOLE_FROM, CONSOLE_NEXT, CONSOLE_PROCESS, ErrorBody, EventPage, FailoverBody,
+    ProtectBody, ShutdownBody, Status, Typed, UnprotectBody, VerifyReport,
 };
+use crate::telemetry::ConsolePage;
 
 /// Largest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// How long an answer may take beyond what the server itself waits for.
 const PATIENCE: Duration = Duration::from_secs(10);
+const FAILOVER_PATIENCE: Duration = Duration::from_secs(65);
 const VERIFY_PATIENCE: Duration = Duration::from_secs(310);
 
 /// Why the control API did not do what was asked.
@@ -103,21 +106,34 @@ impl Client {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// `GET /console`: the last bytes that were released.
-    pub async fn console(&self) -> Result<Vec<u8>, ClientError> {
-        let bytes = self.exchange(Method::GET, "/console", Bytes::new(), PATIENCE).await?;
-        Ok(bytes.to_vec())
+    /// `GET /console`: released bytes from number `after` on, waiting up to
+    /// `wait` for one.
+    pub async fn console(&self, after: u64, wait: Duration) -> Result<ConsolePage, ClientError> {
+        let route = format!("/console?after={after}&wait_ms={}", wait.as_millis());
+        let answer = self.converse_within(Method::GET, &route, Bytes::new(), PATIENCE + wait);
+        let (head, bytes) = answer.await?.into_parts();
+        let number = |name: &str| {
+            let value = head.headers.get(name).and_then(|value| value.to_str().ok());
+            let number = value.and_then(|text| text.parse().ok());
+            number.ok_or_else(|| self.broken(format!("no header {name}")))
+        };
+        Ok(ConsolePage {
+            process: number(CONSOLE_PROCESS)?,
+            from: number(CONSOLE_FROM)?,
+            next: number(CONSOLE_NEXT)?,
+            bytes: bytes.to_vec(),
+        })
     }
 
-    /// `POST /console`: types `bytes`.
-    pub async fn console_input(&self, bytes: Vec<u8>) -> Result<Accepted, ClientError> {
+    /// `POST /console`: types `bytes`, of which the console may not take all.
+    pub async fn console_input(&self, bytes: Vec<u8>) -> Result<Typed, ClientError> {
         let answer = self.exchange(Method::POST, "/console", bytes.into(), PATIENCE).await?;
         self.decode(&answer)
     }
 
     /// `POST /failover`.
     pub async fn failover(&self, body: &FailoverBody) -> Result<Accepted, ClientError> {
-        self.post("/failover", body, PATIENCE).await
+        self.post("/failover", body, FAILOVER_PATIENCE).await
     }
 
     /// `POST /protect`.
@@ -133,6 +149,11 @@ impl Client {
     /// `POST /verify`.
     pub async fn verify(&self) -> Result<VerifyReport, ClientError> {
         self.post("/verify", &serde_json::json!({}), VERIFY_PATIENCE).await
+    }
+
+    /// `POST /shutdown`.
+    pub async fn shutdown(&self, body: &ShutdownBody) -> Result<Accepted, ClientError> {
+        self.post("/shutdown", body, PATIENCE).await
     }
 
     /// `POST /stop`.
@@ -175,6 +196,16 @@ impl Client {
         body: Bytes,
         patience: Duration,
     ) -> Result<Bytes, ClientError> {
+        Ok(self.converse_within(method, route, body, patience).await?.into_body())
+    }
+
+    async fn converse_within(
+        &self,
+        method: Method,
+        route: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<Response<Bytes>, ClientError> {
         let talk = self.converse(method, route, body);
         match tokio::time::timeout(patience, talk).await {
             Ok(result) => result,
@@ -187,7 +218,7 @@ impl Client {
         method: Method,
         route: &str,
         body: Bytes,
-    ) -> Result<Bytes, ClientError> {
+    ) -> Result<Response<Bytes>, ClientError> {
         let stream = UnixStream::connect(&self.path).await.map_err(|source| {
             let path = self.path.clone();
             match source.kind() {
@@ -206,12 +237,13 @@ impl Client {
             .body(Full::new(body))
             .map_err(|error| self.broken(error))?;
         let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
         pump.abort();
         let bytes = body.map_err(|error| self.broken(error))?.to_bytes();
+        let status = head.status;
         if status == StatusCode::OK {
-            return Ok(bytes);
+            return Ok(Response::from_parts(head, bytes));
         }
         let body = serde_json::from_slice(&bytes).unwrap_or_else(|_| ErrorBody {
             error: format!("the control API answered {status}"),

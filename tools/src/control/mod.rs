@@ -5,10 +5,11 @@
 //! | `GET /status` | [`Status`] |
 //! | `GET /events?after=N&wait_ms=M` | [`EventPage`]; waits for news up to `M` |
 //! | `GET /metrics` | Prometheus text |
-//! | `GET /console`, `POST /console` | the last bytes said; bytes typed |
+//! | `GET /console?after=N&wait_ms=M` | bytes said, from number `N` on; waits for one up to `M` |
+//! | `POST /console` | bytes typed; [`Typed`] |
 //! | `POST /failover`, `/protect`, `/unprotect` | [`Accepted`] |
 //! | `POST /verify` | [`VerifyReport`] |
-//! | `POST /stop` | [`Accepted`] |
+//! | `POST /shutdown`, `/stop` | [`Accepted`] |
 //!
 //! Errors are [`ErrorBody`]. The daemons' cores know only [`ControlRequest`].
 
@@ -26,10 +27,10 @@ pub use self::{
     types::{
         Accepted, ArbiterState, Behind, ErrorBody, EventKind, EventPage, EventRecord, FailoverBody,
         Features, GuestState, PeerState, PeerStatus, Percentiles, ProtectBody, Protection,
-        Refused as RefusedCounts, Role, SeedProgress, Severity, Status, UnprotectBody,
-        VerifiedBackup, VerifyReport,
+        Refused as RefusedCounts, Role, SeedProgress, Severity, ShutdownBody, Status, Typed,
+        UnprotectBody, VerifiedBackup, VerifyReport,
     },
 };
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

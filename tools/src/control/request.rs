@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The core may be a blocking thread (`blocking_recv`, `try_recv`) or a task. It
-//! answers quickly, with [`Accepted`] for what takes long. A request whose reply
+//! answers quickly, with [`Accepted`] for what takes long; only a handover and a
+//! comparison of memory are answered at their end. A request whose reply
 //! is dropped is answered to the operator as 503.
 
 use std::net::SocketAddr;
@@ -16,7 +17,8 @@ use arbiter::NodeId;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use super::types::{Accepted, Status, VerifyReport};
+use super::types::{Accepted, EventKind, Severity, Status, Typed, VerifyReport};
+use crate::telemetry::EventLog;
 
 /// Requests that wait for the core at most; more are refused with 503.
 pub const WAITING_MAX: usize = 16;
@@ -36,7 +38,8 @@ pub enum ControlRequest {
     Failover {
         /// To whom; `None`: the best in sync.
         to: Option<NodeId>,
-        /// Answered when the hand-over has begun.
+        /// Answered when it is done, or given up. By a backup that is to take
+        /// over although its primary lives: when the arbiter is asked.
         reply: Reply<Accepted>,
     },
     /// Take a backup.
@@ -61,7 +64,14 @@ pub enum ControlRequest {
     ConsoleInput {
         /// As typed.
         bytes: Vec<u8>,
-        /// Answered when the console has them.
+        /// Answered when the console has taken what it has room for.
+        reply: Reply<Typed>,
+    },
+    /// Shut the guest down: press its power button, or turn it off.
+    Shutdown {
+        /// Turn it off without asking it.
+        force: bool,
+        /// Answered when the button is pressed, or the end has begun.
         reply: Reply<Accepted>,
     },
     /// End the process in good order: an operator's `/stop`, or a signal.
@@ -71,6 +81,23 @@ pub enum ControlRequest {
         /// Answered when the end has begun.
         reply: Reply<Accepted>,
     },
+}
+
+impl ControlRequest {
+    /// Records what an operator wants, unless it is only to look or to type.
+    pub fn record(&self, events: &EventLog) {
+        let named = |node: &Option<NodeId>| node.as_ref().map_or("any".into(), NodeId::to_string);
+        let text = match self {
+            Self::Status(_) | Self::ConsoleInput { .. } => return,
+            Self::Failover { to, .. } => format!("failover (to: {})", named(to)),
+            Self::Protect { backup, .. } => format!("protect (backup: {})", named(backup)),
+            Self::Unprotect { backup, .. } => format!("unprotect (backup: {})", named(backup)),
+            Self::Verify(_) => "verify".to_owned(),
+            Self::Shutdown { force, .. } => format!("shutdown (force: {force})"),
+            Self::Stop { reason, .. } => format!("stop ({reason})"),
+        };
+        events.record(Severity::Info, EventKind::CommandReceived, text, serde_json::Value::Null);
+    }
 }
 
 /// A request that the core does not take up.

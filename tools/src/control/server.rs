@@ -11,7 +11,7 @@ use axum::{
     body::Bytes,
     extract::{DefaultBodyLimit, Query, State},
     http::{StatusCode, header},
-    response::{IntoResponse, Response},
+    response::{AppendHeaders, IntoResponse, Response},
     routing::{get, post},
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -21,18 +21,20 @@ use super::{
     request::{ControlRequest, Refused, RefusedKind, Reply},
     socket::ControlSocket,
     types::{
-        Accepted, ErrorBody, EventPage, FailoverBody, ProtectBody, Status, UnprotectBody,
-        VerifyReport,
+        Accepted, CONSOLE_FROM, CONSOLE_NEXT, CONSOLE_PROCESS, ErrorBody, EventPage, FailoverBody,
+        ProtectBody, ShutdownBody, Status, Typed, UnprotectBody, VerifyReport,
     },
 };
 use crate::telemetry::{ConsoleTail, EventLog, Metrics};
 
 /// How long the core may take for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a handover may take: it ends when the arbiter has decided.
+const FAILOVER_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long it may take to compare the memory of all sides.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(300);
-/// Longest wait of one `GET /events`.
-const EVENTS_WAIT_MS_MAX: u64 = 30_000;
+/// Longest wait of one `GET /events` or `GET /console`.
+const WAIT_MS_MAX: u64 = 30_000;
 /// Largest body of a request, in bytes.
 const BODY_BYTES_MAX: usize = 64 << 10;
 /// How long open connections may keep a process that ends.
@@ -88,6 +90,7 @@ fn router(surface: Surface) -> Router {
         .route("/protect", post(protect))
         .route("/unprotect", post(unprotect))
         .route("/verify", post(verify))
+        .route("/shutdown", post(shutdown))
         .route("/stop", post(stop))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
@@ -99,24 +102,30 @@ async fn status(State(surface): State<Surface>) -> Result<Json<Status>, ApiError
     surface.ask(ANSWER_TIMEOUT, ControlRequest::Status).await
 }
 
+/// What comes after a number, and how long to wait for it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EventsQuery {
+struct PageQuery {
     #[serde(default)]
     after: u64,
     #[serde(default)]
     wait_ms: u64,
 }
 
+impl PageQuery {
+    fn wait(&self) -> Duration {
+        Duration::from_millis(self.wait_ms.min(WAIT_MS_MAX))
+    }
+}
+
 async fn events(
     State(surface): State<Surface>,
-    query: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<PageQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Json<EventPage>, ApiError> {
     let Query(query) = query.map_err(|error| {
         ApiError::bad_request(error.body_text(), "ask like /events?after=0&wait_ms=1000")
     })?;
-    let wait = Duration::from_millis(query.wait_ms.min(EVENTS_WAIT_MS_MAX));
-    let _ = tokio::time::timeout(wait, surface.events.wait_beyond(query.after)).await;
+    let _ = tokio::time::timeout(query.wait(), surface.events.wait_beyond(query.after)).await;
     Ok(Json(surface.events.after(query.after)))
 }
 
@@ -125,22 +134,38 @@ async fn metrics(State(surface): State<Surface>) -> Response {
     ([(header::CONTENT_TYPE, kind)], surface.metrics.render()).into_response()
 }
 
-async fn console(State(surface): State<Surface>) -> Response {
-    let kind = "application/octet-stream";
-    ([(header::CONTENT_TYPE, kind)], surface.console.last()).into_response()
+async fn console(
+    State(surface): State<Surface>,
+    query: Result<Query<PageQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(query) = query.map_err(|error| {
+        ApiError::bad_request(error.body_text(), "ask like /console?after=0&wait_ms=1000")
+    })?;
+    let mut page = surface.console.after(query.after);
+    if page.next == query.after {
+        let _ = tokio::time::timeout(query.wait(), surface.console.wait_beyond(query.after)).await;
+        page = surface.console.after(query.after);
+    }
+    let numbers = [
+        (CONSOLE_PROCESS, page.process.to_string()),
+        (CONSOLE_FROM, page.from.to_string()),
+        (CONSOLE_NEXT, page.next.to_string()),
+    ];
+    let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
+    Ok((kind, AppendHeaders(numbers), page.bytes).into_response())
 }
 
 async fn console_input(
     State(surface): State<Surface>,
     body: Bytes,
-) -> Result<Json<Accepted>, ApiError> {
+) -> Result<Json<Typed>, ApiError> {
     let bytes = body.to_vec();
     surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::ConsoleInput { bytes, reply }).await
 }
 
 async fn failover(State(surface): State<Surface>, body: Bytes) -> Result<Json<Accepted>, ApiError> {
     let FailoverBody { to } = parse(&body, "{\"to\": \"node-b\"}, or nothing")?;
-    surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::Failover { to, reply }).await
+    surface.ask(FAILOVER_TIMEOUT, |reply| ControlRequest::Failover { to, reply }).await
 }
 
 async fn protect(State(surface): State<Surface>, body: Bytes) -> Result<Json<Accepted>, ApiError> {
@@ -161,6 +186,11 @@ async fn verify(State(surface): State<Surface>) -> Result<Json<VerifyReport>, Ap
     surface.ask(VERIFY_TIMEOUT, ControlRequest::Verify).await
 }
 
+async fn shutdown(State(surface): State<Surface>, body: Bytes) -> Result<Json<Accepted>, ApiError> {
+    let ShutdownBody { force } = parse(&body, "{\"force\": true}, or nothing")?;
+    surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::Shutdown { force, reply }).await
+}
+
 async fn stop(State(surface): State<Surface>) -> Result<Json<Accepted>, ApiError> {
     let reason = "asked by the control API".to_owned();
     surface.ask(ANSWER_TIMEOUT, |reply| ControlRequest::Stop { reason, reply }).await
@@ -170,7 +200,7 @@ async fn unknown_route() -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
         "no such route",
-        "use /status, /events, /metrics, /console, /failover, /protect, /unprotect, /verify or /stop",
+        "use /status, /events, /metrics, /console, /failover, /protect, /unprotect, /verify, /shutdown or /stop",
     )
 }
 

@@ -96,7 +96,11 @@ fn obliging_core(mut requests: ControlRequests) {
                     let _ = reply.send(Err(refused));
                 }
                 ControlRequest::ConsoleInput { bytes, reply } => {
-                    let _ = reply.send(Ok(accepted(&String::from_utf8(bytes).unwrap())));
+                    let typed = Typed { taken: 2, message: String::from_utf8(bytes).unwrap() };
+                    let _ = reply.send(Ok(typed));
+                }
+                ControlRequest::Shutdown { force, reply } => {
+                    let _ = reply.send(Ok(accepted(&format!("force {force}"))));
                 }
                 ControlRequest::Stop { reason, reply } => drop(reply.send(Ok(accepted(&reason)))),
             }
@@ -124,10 +128,15 @@ async fn every_route_round_trip() {
     assert!(client.protect(&ProtectBody::default()).await.unwrap().message.contains("None"));
     assert_eq!(refusal(client.unprotect(&UnprotectBody::default()).await).0, 503);
     assert_eq!(refusal(client.verify().await), (500, "no backup: add one".to_owned()));
-    assert_eq!(client.console_input(b"ls\n".to_vec()).await.unwrap(), accepted("ls\n"));
+    let typed = Typed { taken: 2, message: "ls\n".to_owned() };
+    assert_eq!(client.console_input(b"ls\n".to_vec()).await.unwrap(), typed);
     daemon.surface.console.push(b"login:");
-    assert_eq!(client.console().await.unwrap(), b"login:");
+    assert_eq!(client.console(0, Duration::ZERO).await.unwrap().bytes, b"login:");
     assert!(client.metrics().await.unwrap().contains("romulus_epochs_total 0"));
+    for force in [false, true] {
+        let answer = client.shutdown(&ShutdownBody { force }).await.unwrap();
+        assert_eq!(answer, accepted(&format!("force {force}")));
+    }
     assert!(client.stop().await.unwrap().message.contains("control API"));
 }
 
@@ -148,6 +157,25 @@ async fn events_follow_by_long_poll() {
     let page = waiting.await.unwrap().unwrap();
     assert_eq!(page.events[0].text, "second");
     assert_eq!(page.events[0].sequence, 2);
+}
+
+#[tokio::test]
+async fn the_console_follows_by_long_poll() {
+    let daemon = daemon();
+    let console = daemon.surface.console.clone();
+    console.push(b"boot ");
+    let page = daemon.client.console(0, Duration::from_secs(20)).await.unwrap();
+    assert_eq!((page.from, page.next, &page.bytes[..]), (0, 5, &b"boot "[..]));
+    let client = daemon.client.clone();
+    let waiting = tokio::spawn(async move { client.console(5, Duration::from_secs(20)).await });
+    tokio::task::yield_now().await;
+    console.push(b"login:");
+    let next = waiting.await.unwrap().unwrap();
+    assert_eq!((next.process, next.from, next.next), (page.process, 5, 11));
+    assert_eq!(next.bytes, b"login:");
+    // A number of another process's is answered at once.
+    let beyond = daemon.client.console(999, Duration::from_secs(20)).await.unwrap();
+    assert_eq!((beyond.next, beyond.bytes.len()), (11, 0));
 }
 
 #[tokio::test]
@@ -182,6 +210,7 @@ async fn mistakes_are_answered_in_json() {
         (format!("GET /nothing {tail}\r\n"), "404", "no such route"),
         (format!("GET /failover {tail}\r\n"), "405", "wrong method"),
         (format!("GET /events?afer=1 {tail}\r\n"), "400", "/events?after=0&wait_ms=1000"),
+        (format!("GET /console?afer=1 {tail}\r\n"), "400", "/console?after=0&wait_ms=1000"),
         (format!("POST /failover {tail}content-length: 9\r\n\r\n{{\"to\":1}}\n"), "400", "remedy"),
     ] {
         let answer = raw(&daemon, &request);

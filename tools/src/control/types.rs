@@ -213,6 +213,8 @@ pub enum EventKind {
     GuestPaused,
     GuestResumed,
     GuestStopped,
+    GuestRestarting,
+    GuestPanicked,
     PeerConnected,
     PeerLost,
     PeerRefused,
@@ -299,8 +301,6 @@ pub struct VerifiedBackup {
     pub node: NodeId,
     /// BLAKE3 of its image, hex.
     pub digest: String,
-    /// First guest frame number that differs, if one is known.
-    pub first_difference: Option<u64>,
 }
 
 /// A command was taken up; events and status tell how it goes on.
@@ -309,6 +309,23 @@ pub struct Accepted {
     /// What will happen, in words.
     pub message: String,
 }
+
+/// Answer to `POST /console`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Typed {
+    /// How many of the bytes the console took: send the rest again later.
+    pub taken: usize,
+    /// The same in words.
+    pub message: String,
+}
+
+/// Header of `GET /console`: the process that answers. Another process numbers
+/// its bytes anew.
+pub(super) const CONSOLE_PROCESS: &str = "romulus-console-process";
+/// Header of `GET /console`: the number of the first byte.
+pub(super) const CONSOLE_FROM: &str = "romulus-console-from";
+/// Header of `GET /console`: the number behind the last byte.
+pub(super) const CONSOLE_NEXT: &str = "romulus-console-next";
 
 /// Body of `POST /failover`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -338,6 +355,15 @@ pub struct UnprotectBody {
     /// The backup to let go; all of them if absent.
     #[serde(default)]
     pub backup: Option<NodeId>,
+}
+
+/// Body of `POST /shutdown`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShutdownBody {
+    /// Turn the guest off without asking it.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// Body of every answer that is an error.

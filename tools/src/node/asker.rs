@@ -10,6 +10,8 @@ use checkpoint::{Answer, Question};
 use tokio::runtime::Handle;
 use transport::{ArbiterClient, AskError};
 
+use super::Host;
+
 /// Asks on the runtime's threads; every question gets exactly one answer.
 #[derive(Debug, Clone)]
 pub struct Asker {
@@ -24,10 +26,15 @@ pub struct Asker {
 struct Trouble(Arc<Mutex<String>>);
 
 impl Asker {
-    /// An asker about `vm`.
+    /// An asker about the VM of `host`.
     #[must_use]
-    pub fn new(handle: Handle, client: Arc<ArbiterClient>, vm: VmId) -> Self {
-        Self { handle, client, vm, trouble: Trouble::default() }
+    pub fn new(host: &Host) -> Self {
+        Self {
+            handle: host.runtime.handle().clone(),
+            client: host.arbiter.clone(),
+            vm: host.config.vm.name.clone(),
+            trouble: Trouble::default(),
+        }
     }
 
     /// Asks `question`; `answered` is called once, from another thread.

@@ -1,7 +1,6 @@
 //! The guest of a configuration: the VM, its way out, and its shape.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     io::Write,
     path::PathBuf,
@@ -18,14 +17,22 @@ use checkpoint::{
 use thiserror::Error;
 use vmm::{
     boot::{BootConfig, BootProtocol},
-    device::{DeviceConfig, DeviceError, Devices, NetworkConfig},
+    device::{DeviceError, Devices, power::PowerRequest, virtio::blk::image::ImageError},
     dirty::DirtyTracking,
     event::VmEvent,
-    memory::GuestRam,
+    host::{Backend, model::CpuConfig},
+    memory::{
+        GuestRam,
+        guard::{GuardError, WriteGuard},
+    },
     outlet::{Outlet, OutletConfig},
     vm::{Vm, VmConfig, VmError},
 };
 
+use super::{
+    GuestEvent,
+    devices::{device_config, device_traits},
+};
 use crate::{
     config::{self, Kernel},
     probe_guest::PROBE_GUEST,
@@ -35,8 +42,6 @@ use crate::{
 /// When the guest's place is announced after a promotion: at once, and again
 /// for switches that were not listening.
 const ANNOUNCE_AT_MS: [u64; 4] = [0, 50, 200, 1000];
-/// The probe guest's exit code for "done".
-const EXIT_DONE: u32 = 0x10;
 
 /// Why there is no guest.
 #[derive(Debug, Error)]
@@ -44,6 +49,9 @@ pub enum GuestError {
     /// The VM could not be made, booted or restored.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// A disk cannot be compared with the other nodes'.
+    #[error(transparent)]
+    Disk(#[from] ImageError),
     /// The console's log cannot be written.
     #[error("cannot write the console's log {path}: check the folder and its permissions", path = .path.display())]
     Console {
@@ -85,7 +93,7 @@ pub struct Guest {
     outlet: Arc<Outlet>,
     stale_release: Arc<OnceLock<Callback>>,
     events: Mutex<Option<mpsc::Receiver<VmEvent>>>,
-    machine: Machine,
+    machine: Mutex<Machine>,
     tracking: String,
     backend: &'static str,
 }
@@ -125,7 +133,8 @@ impl Guest {
         let outlet = Arc::new(outlet);
         let (events, received) = mpsc::channel();
         let vm = Vm::new(&vm_config(config), outlet.clone(), events)?;
-        let machine = machine(config, &vm);
+        let mut machine = machine(config, &vm);
+        machine.traits.extend(device_traits(config, vm.devices())?);
         Ok(Self {
             ram: vm.memory().clone(),
             devices: vm.devices().clone(),
@@ -135,7 +144,7 @@ impl Guest {
             outlet,
             stale_release,
             events: Mutex::new(Some(received)),
-            machine,
+            machine: Mutex::new(machine),
         })
     }
 
@@ -145,23 +154,34 @@ impl Guest {
     ///
     /// [`GuestError`]
     pub fn boot(&self, config: &config::VmConfig) -> Result<(), GuestError> {
-        let kernel = match &config.vm.kernel {
-            Kernel::File(path) => path.clone(),
-            Kernel::Probe => {
-                let name = format!("{}.{}.probe.elf", config.vm.name, config.node.name);
-                let path = config.node.state_dir.join(name);
-                std::fs::write(&path, PROBE_GUEST)
-                    .map_err(|source| GuestError::Probe { path: path.clone(), source })?;
-                path
-            }
-        };
-        let protocol = match config.vm.boot {
-            config::BootProtocol::Auto => BootProtocol::Auto,
-            config::BootProtocol::Pvh => BootProtocol::Pvh,
-            config::BootProtocol::LongMode => BootProtocol::LongMode,
-        };
-        let boot = BootConfig { kernel, cmdline: config.vm.cmdline.clone(), protocol };
-        Ok(self.vm().boot(&boot)?)
+        let boot = boot_config(config)?;
+        let protocol = self.vm().boot(&boot)?;
+        if protocol == BootProtocol::Linux && self.backend == Backend::Pvm.name() {
+            tracing::warn!(
+                "this host's kvm (pvm) interprets guest kernels and knows too few instructions for stock Linux: the guest will stop at the first other one; use a host with VMX or SVM"
+            );
+        }
+        Ok(())
+    }
+
+    /// Restarts the guest, which is paused, if it still wants to be: it may
+    /// have been restarted since it said so.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError`]; the guest stays paused.
+    pub fn restart(&self, config: &config::VmConfig) -> Result<bool, GuestError> {
+        let wanted = matches!(self.devices.requested_power(), Some(PowerRequest::Reset(_)))
+            || self.devices.panicked().is_some();
+        if wanted {
+            self.vm().reset(&boot_config(config)?)?;
+        }
+        Ok(wanted)
+    }
+
+    /// Presses the guest's power button.
+    pub fn press_power_button(&self) {
+        self.devices.press_power_button();
     }
 
     /// Touches all memory, so that no first touch falls into a promotion.
@@ -180,7 +200,11 @@ impl Guest {
     ///
     /// [`GuestError::Vm`]
     pub fn take_over(&self, sections: &Sections, outputs: Vec<Output>) -> Result<(), GuestError> {
-        self.vm().restore(sections)?;
+        let mut vm = self.vm();
+        vm.restore(sections)?;
+        // What belongs to the guest came with it: its TSC's frequency.
+        self.machine.lock().expect("no holder panics").traits.extend(vm.fingerprint().traits());
+        drop(vm);
         self.announce();
         self.outlet.inject(outputs);
         Ok(())
@@ -225,6 +249,15 @@ impl Guest {
         &self.ram
     }
 
+    /// Write protection of its memory, if the kernel has it for this process.
+    ///
+    /// # Errors
+    ///
+    /// [`GuardError`], saying what is missing.
+    pub fn write_guard(&self) -> Result<WriteGuard, GuardError> {
+        self.vm().write_guard()
+    }
+
     /// The guest's way out.
     #[must_use]
     pub fn outlet(&self) -> &Outlet {
@@ -240,7 +273,7 @@ impl Guest {
     /// What must be equal on both sides.
     #[must_use]
     pub fn machine(&self) -> Machine {
-        self.machine.clone()
+        self.machine.lock().expect("no holder panics").clone()
     }
 
     /// How dirty pages are found.
@@ -277,26 +310,47 @@ impl Guest {
         let _ = self.stale_release.set(Box::new(tell));
     }
 
-    /// Calls `ended` with the reason, and whether it is a failure, when the
-    /// guest ends by itself.
+    /// Calls `tell` with everything that happens to the guest.
     ///
     /// # Errors
     ///
     /// If the thread `vm-events` cannot be started.
-    pub fn on_end(&self, ended: impl Fn(String, bool) + Send + 'static) -> std::io::Result<()> {
+    pub fn on_event(&self, tell: impl Fn(GuestEvent) + Send + 'static) -> std::io::Result<()> {
         let Some(events) = self.events.lock().expect("no holder panics").take() else {
             return Ok(());
         };
         std::thread::Builder::new().name("vm-events".into()).spawn(move || {
             while let Ok(event) = events.recv() {
-                match verdict(&event) {
-                    Some(failed) => ended(event.to_string(), failed),
+                match GuestEvent::of(&event) {
+                    Some(event) => tell(event),
                     None => tracing::warn!("{event}"),
                 }
             }
         })?;
         Ok(())
     }
+}
+
+/// What to boot, with the built-in guest put where it can be read.
+fn boot_config(config: &config::VmConfig) -> Result<BootConfig, GuestError> {
+    let kernel = match &config.vm.kernel {
+        Kernel::File(path) => path.clone(),
+        Kernel::Probe => {
+            let name = format!("{}.{}.probe.elf", config.vm.name, config.node.name);
+            let path = config.node.state_dir.join(name);
+            std::fs::write(&path, PROBE_GUEST)
+                .map_err(|source| GuestError::Probe { path: path.clone(), source })?;
+            path
+        }
+    };
+    let protocol = match config.vm.boot {
+        config::BootProtocol::Auto => BootProtocol::Auto,
+        config::BootProtocol::Linux => BootProtocol::Linux,
+        config::BootProtocol::Pvh => BootProtocol::Pvh,
+        config::BootProtocol::LongMode => BootProtocol::LongMode,
+    };
+    let (initrd, cmdline) = (config.vm.initrd.clone(), config.vm.cmdline.clone());
+    Ok(BootConfig { kernel, initrd, cmdline, protocol })
 }
 
 /// Memory is mapped without being reserved: a guest that does not fit would
@@ -314,21 +368,6 @@ fn require_memory(needed_mib: u64) -> Result<(), GuestError> {
         tracing::warn!(needed_mib, available_mib, "the guest may exhaust this host's memory");
     }
     Ok(())
-}
-
-/// Whether the event ends the guest, and whether that is a failure.
-fn verdict(event: &VmEvent) -> Option<bool> {
-    match event {
-        VmEvent::GuestExit { code } => Some(*code != EXIT_DONE),
-        VmEvent::Shutdown { .. } | VmEvent::SystemEvent { .. } | VmEvent::Halted { .. } => {
-            Some(false)
-        }
-        VmEvent::UnmappedMemory { .. }
-        | VmEvent::InternalError { .. }
-        | VmEvent::FailEntry { .. }
-        | VmEvent::Unexpected { .. } => Some(true),
-        VmEvent::DirtyRingStorm { .. } | VmEvent::DirtyLogFailed { .. } => None,
-    }
 }
 
 /// Released console bytes: kept for the control API, and logged.
@@ -359,11 +398,6 @@ fn console_log(config: &config::VmConfig) -> Result<Option<File>, GuestError> {
 }
 
 fn vm_config(config: &config::VmConfig) -> VmConfig {
-    let networks = config.network.iter().map(|network| NetworkConfig {
-        tap: network.tap.as_str().to_owned(),
-        create: false,
-        mac: network.mac.octets(),
-    });
     VmConfig {
         memory_bytes: u64::from(config.vm.memory_mib.get()) << 20,
         vcpus: u8::try_from(config.vm.vcpus.get()).unwrap_or(u8::MAX),
@@ -373,29 +407,13 @@ fn vm_config(config: &config::VmConfig) -> VmConfig {
             config::DirtyTracking::Ring => DirtyTracking::Ring,
             config::DirtyTracking::Bitmap => DirtyTracking::Bitmap,
         },
-        devices: DeviceConfig { networks: networks.collect() },
+        devices: device_config(config),
+        cpu: CpuConfig { model: config.vm.cpu, without: config.vm.cpu_without.clone() },
     }
 }
 
 fn machine(config: &config::VmConfig, vm: &Vm) -> Machine {
-    let fingerprint = vm.fingerprint();
-    let hex = |digest: &[u8]| digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let mut msrs = blake3::Hasher::new();
-    for msr in &fingerprint.msrs {
-        msrs.update(&msr.to_le_bytes());
-    }
-    let mut traits: BTreeMap<String, String> = [
-        ("cpu vendor".to_owned(), fingerprint.cpu_vendor.clone()),
-        ("cpu features".to_owned(), hex(&fingerprint.cpuid_digest)),
-        ("kvm backend".to_owned(), fingerprint.backend.to_owned()),
-        ("xsave bytes".to_owned(), fingerprint.xsave_bytes.to_string()),
-        ("model-specific registers".to_owned(), hex(msrs.finalize().as_bytes())),
-        ("devices".to_owned(), vm.devices().cmdline()),
-    ]
-    .into();
-    if let Some(network) = &config.network {
-        traits.insert("network mac".to_owned(), network.mac.to_string());
-    }
+    let traits = vm.fingerprint().traits();
     let layout = vm.memory().layout().clone();
     Machine { layout, vcpus: config.vm.vcpus.get(), traits }
 }

@@ -8,10 +8,13 @@
 //!                         which becomes a primary::core when it is promoted
 //! ```
 
+mod arbiter_watch;
 mod asker;
 mod audit;
 pub mod crash_point;
+mod devices;
 mod guest;
+mod guest_event;
 mod notes;
 
 use std::{
@@ -24,14 +27,16 @@ use thiserror::Error;
 use tokio::runtime::Runtime;
 use transport::{ArbiterClient, BindError, Endpoint, Identity, Options, identity::IdentityError};
 
+pub use arbiter_watch::ArbiterWatch;
 pub use asker::Asker;
 pub use audit::Audit;
 pub use guest::{Guest, GuestError};
+pub use guest_event::GuestEvent;
 pub use notes::record_note;
 
 use crate::{
     config::VmConfig,
-    control::ControlRequests,
+    control::{ControlRequests, EventKind, Severity},
     daemon::{Serving, Shell, ShellError, Telemetry, runtime},
 };
 
@@ -60,6 +65,9 @@ pub enum NodeError {
     /// The guest could not be made.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// What a promotion was to go on from is not sound.
+    #[error("this node cannot take over: start the guest's last primary again, if it is there")]
+    Image(#[from] checkpoint::image::BrokenImage),
     /// The register does not let this node run the guest.
     #[error("{0}")]
     Claim(String),
@@ -149,6 +157,9 @@ impl Host {
         let arbiter = Arc::new(ArbiterClient::new(endpoint.clone(), arbiters.collect()));
         drop(entered);
         let (requests, telemetry, serving) = shell.into_parts();
+        let (name, vm) = (&config.node.name, &config.vm.name);
+        let text = format!("`{name}` serves `{vm}` at {}", endpoint.local_address());
+        record(&telemetry, EventKind::ProcessStarted, text);
         Ok(Self {
             config,
             runtime,
@@ -165,6 +176,7 @@ impl Host {
 
     /// Ends sessions and the control API in good order.
     pub fn finish(self) {
+        record(&self.telemetry, EventKind::ProcessStopping, "the process ends".to_owned());
         let endpoint = self.endpoint.clone();
         let _ = self.runtime.block_on(async {
             endpoint.close();
@@ -177,6 +189,10 @@ impl Host {
         // Tasks that still wait for a peer are not waited for.
         self.runtime.shutdown_timeout(Duration::from_millis(200));
     }
+}
+
+fn record(telemetry: &Telemetry, kind: EventKind, text: String) {
+    telemetry.events.record(Severity::Info, kind, text, serde_json::Value::Null);
 }
 
 fn lock_state(config: &VmConfig) -> Result<std::fs::File, NodeError> {

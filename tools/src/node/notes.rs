@@ -43,6 +43,7 @@ fn class(note: &Note) -> (Severity, EventKind) {
         Note::Admitted { .. } | Note::InSync { .. } => (Info, EventKind::BackupAdmitted),
         Note::Dropped { solo: true, .. } => (Warning, EventKind::WentSolo),
         Note::Dropped { solo: false, .. } => (Warning, EventKind::BackupDropped),
+        Note::ImageBroken { .. } => (Error, EventKind::ChunkCorrupt),
         Note::ChunksResent { .. } | Note::ChunkRefused { .. } | Note::EpochRefused { .. } => {
             (Warning, EventKind::ChunkCorrupt)
         }

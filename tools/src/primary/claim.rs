@@ -22,7 +22,7 @@ const RETRY: Duration = Duration::from_millis(300);
 /// to do.
 pub(super) fn claim(host: &Host) -> Result<Register, NodeError> {
     let vm = host.config.vm.name.clone();
-    let asker = Asker::new(host.runtime.handle().clone(), host.arbiter.clone(), vm.clone());
+    let asker = Asker::new(host);
     let caller = &host.config.node.name;
     let current = loop {
         match asker.ask_blocking(Question::Read) {

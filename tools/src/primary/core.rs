@@ -8,33 +8,35 @@ use std::{
 
 use arbiter::{NodeId, Register, Term};
 use checkpoint::{
-    Answer, Epoch,
+    Answer, Epoch, Note,
+    history::History,
     message::{Hello, Refusal, ToPrimary},
     primary::{Action, Command, Config, Ending, Event, Primary},
 };
 use rand::Rng;
 
 use super::{
-    capture::{BlockPool, Captured},
-    cutter::{self, Cutter, Timings},
+    capture::BlockPool,
+    copier::{self, Copier},
+    cutter::{self, Cut, Cutter},
     encoder::Encoders,
     flights::{Complete, Flights},
+    guest_events::RecentFaults,
     peers::{self, Peers, SharedTerm},
     seeder::{self, Seed},
     status::Verification,
     tracker::Tracker,
 };
 use crate::{
-    control::ControlRequest,
+    config::{Capture, Replication},
+    control::{Accepted, ControlRequest, Reply},
     node::{
-        Asker, Guest, Host, NodeError,
+        ArbiterWatch, Asker, Guest, GuestEvent, Host, NodeError,
         crash_point::{self, Moment},
         record_note,
     },
 };
 
-/// Memory for captures that is touched before the first checkpoint.
-const POOL_TOUCHED_BYTES: usize = 64 << 20;
 /// Pages that a seed may leave to the checkpoint that ends it.
 const SEED_PAGES_LEFT_MAX: u64 = 4096;
 const SEED_ROUNDS_MAX: u32 = 8;
@@ -44,10 +46,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Everything that the core is told.
 #[derive(Debug)]
 pub(crate) enum Input {
-    CutDone {
-        captured: Box<Captured>,
-        timings: Timings,
-    },
+    CutDone(Cut),
     CutFailed {
         epoch: Epoch,
         why: String,
@@ -76,12 +75,13 @@ pub(crate) enum Input {
         pages_left: u64,
     },
     Answered(Answer),
+    /// Whether the arbiter answers, from time to time.
+    ArbiterSeen(bool),
     Control(ControlRequest),
-    /// The guest ended by itself.
-    GuestEnded {
-        reason: String,
-        failed: bool,
-    },
+    /// Something happened to the guest.
+    Guest(GuestEvent),
+    /// The guest has begun anew; if not, it stays paused.
+    Restarted(Result<(), String>),
     /// The VM cannot be paused or resumed any more.
     GuestLost(String),
     /// The outlet found a release too old.
@@ -126,19 +126,27 @@ pub(super) struct Core {
     /// Cuts that are not committed: epoch and when the guest went on.
     pub(super) cut_at: VecDeque<(Epoch, Instant)>,
     pub(super) verification: Verification,
+    /// Triple faults that were followed by a restart.
+    pub(super) faults: RecentFaults,
     tracker: Arc<Tracker>,
     pool: BlockPool,
-    cutter: Cutter,
-    encoders: Encoders,
+    pub(super) cutter: Cutter,
+    copier: Option<Arc<Copier>>,
+    _encoders: Encoders,
     asker: Asker,
+    _watch: ArbiterWatch,
     inputs: mpsc::Sender<Input>,
     /// When the event that is being handled was received.
-    received: Instant,
+    pub(super) received: Instant,
     failed: bool,
     held_bytes: u64,
+    /// Pieces of output that had left when the figures were last updated.
+    pub(super) released_frames: u64,
     ending: Option<Ending>,
     /// A signal asked for the end: the process does not go on as a backup.
     pub(super) stopping: bool,
+    /// Who waits for the end of a handover.
+    pub(super) handover: Option<Reply<Accepted>>,
     beat: super::status::Beat,
 }
 
@@ -152,6 +160,7 @@ pub fn run_core(host: Host, guest: Guest, promoted: Promoted) -> Result<End, Nod
     let mut core = Core::new(host, guest, promoted, inputs)?;
     core.protect_all();
     core.guest.vm().resume().map_err(crate::node::GuestError::from)?;
+    core.record_start();
     let end = core.work(&received);
     core.cutter.stop();
     let Core { host, guest, .. } = core;
@@ -169,38 +178,24 @@ impl Core {
     ) -> Result<Self, NodeError> {
         let guest = Arc::new(guest);
         let replication = &host.config.replication;
-        let in_flight_bytes = (replication.in_flight_mib_max.get() as usize) << 20;
-        let pool = BlockPool::new(POOL_TOUCHED_BYTES.min(in_flight_bytes), in_flight_bytes);
+        let pool = BlockPool::new((replication.in_flight_mib_max.get() as usize) << 20);
         let tracker = Arc::new(Tracker::new(guest.clone()));
         let flights = Arc::new(Flights::default());
-        let encoders = Encoders::start(replication.encode_threads.get(), flights.clone(), &inputs)
-            .map_err(NodeError::Thread)?;
-        let cutter = Cutter::start(cutter::Tools {
-            guest: guest.clone(),
-            tracker: tracker.clone(),
-            pool: pool.clone(),
-            send_outputs: replication.resend_outputs,
-            audit: host.audit.clone(),
-            inputs: inputs.clone(),
-        })
-        .map_err(NodeError::Thread)?;
+        let encoders = encoders(replication, &guest, &flights, &inputs)?;
+        let copier = copier(&host, &guest, &pool, &encoders)?;
+        let cutter = cutter(&host, &guest, &tracker, &pool, &encoders, copier.clone(), &inputs)?;
         let term = SharedTerm::default();
         term.set(promoted.register.term);
-        let handle = host.runtime.handle().clone();
         let peers = dialers(&host, &guest, &term, &inputs);
         listen(&mut host, &guest, &inputs)?;
-        let now = Instant::now();
-        let random = rand::rng().next_u64();
-        let machine = Primary::new(
-            machine_config(&host.config),
-            promoted.register,
-            promoted.first,
-            random,
-            host.clock.at(now),
-        );
+        let machine = machine(&host, promoted);
         let addresses =
             host.config.peers.iter().map(|peer| (peer.name.clone(), peer.address)).collect();
-        let asker = Asker::new(handle, host.arbiter.clone(), host.config.vm.name.clone());
+        let asker = Asker::new(&host);
+        let seen = inputs.clone();
+        let watch = ArbiterWatch::start(&host, move |answers| {
+            let _ = seen.send(Input::ArbiterSeen(answers));
+        });
         Ok(Self {
             host,
             guest,
@@ -214,17 +209,22 @@ impl Core {
             guest_held: false,
             cut_at: VecDeque::new(),
             verification: Verification::default(),
+            faults: RecentFaults::default(),
             tracker,
             pool,
             cutter,
-            encoders,
+            copier,
+            _encoders: encoders,
             asker,
+            _watch: watch,
             inputs,
-            received: now,
+            received: Instant::now(),
             failed: false,
             held_bytes: 0,
+            released_frames: 0,
             ending: None,
             stopping: false,
+            handover: None,
             beat: super::status::Beat::new(),
         })
     }
@@ -255,6 +255,7 @@ impl Core {
             self.look_at_outlet();
             if self.beat.due(self.received, super::status::GAUGE_INTERVAL) {
                 self.gauge();
+                self.stop_if_possible();
             }
         }
     }
@@ -276,12 +277,20 @@ impl Core {
         self.tell(Event::Commanded(command));
     }
 
+    /// The guest is over: what it said is committed, then everybody stands down.
+    pub(super) fn finish(&mut self, reason: String, failed: bool) {
+        self.failed |= failed;
+        self.command(Command::Finish { reason });
+    }
+
     fn take(&mut self, input: Input) {
         match input {
-            Input::CutDone { captured, timings } => self.on_cut_done(*captured, timings),
+            Input::CutDone(cut) => self.on_cut_done(&cut),
             Input::CutFailed { epoch, why } => self.tell(Event::CutFailed { epoch, why }),
-            Input::Encoded(Complete { close, wire_bytes }) => {
-                self.host.telemetry.metrics.record_wire(wire_bytes);
+            Input::Encoded(Complete { close, wire_bytes, encode }) => {
+                let metrics = &self.host.telemetry.metrics;
+                metrics.record_wire(wire_bytes);
+                metrics.encode.record(encode);
                 crash_point::reached(Moment::Closing);
                 self.tell(Event::Encoded { close });
                 if self.act_while_running() {
@@ -296,6 +305,7 @@ impl Core {
             }
             Input::LinkDown { backup } => {
                 self.flights.unfollow(&backup);
+                self.verification.lost(&backup);
                 self.tell(Event::LinkDown { backup });
             }
             Input::Heard { backup, term, message } => {
@@ -308,37 +318,30 @@ impl Core {
                 self.arbiter_reachable = Some(!matches!(answer, Answer::Unsent | Answer::Unknown));
                 self.tell(Event::Answered(answer));
             }
+            Input::ArbiterSeen(answers) => self.arbiter_reachable = Some(answers),
             Input::Control(request) => self.on_control(request),
-            Input::GuestEnded { reason, failed } => {
-                self.failed |= failed;
-                self.command(Command::Finish { reason });
-            }
-            Input::GuestLost(why) => {
-                self.failed = true;
-                self.command(Command::Finish { reason: why });
-            }
+            Input::Guest(event) => self.on_guest_event(event),
+            Input::Restarted(result) => self.on_restarted(result),
+            Input::GuestLost(why) => self.finish(why, true),
             Input::StaleRelease => self.tell(Event::Stalled),
         }
     }
 
-    fn on_cut_done(&mut self, captured: Captured, timings: Timings) {
+    fn on_cut_done(&mut self, cut: &Cut) {
         let metrics = &self.host.telemetry.metrics;
-        metrics.pause.record(timings.pause);
-        metrics.harvest.record(timings.harvest);
-        metrics.save.record(timings.save);
-        metrics.capture.record(timings.capture);
+        metrics.pause.record(cut.timings.pause);
+        metrics.harvest.record(cut.timings.harvest);
+        metrics.save.record(cut.timings.save);
+        metrics.capture.record(cut.timings.capture);
         metrics.epochs.inc();
-        metrics.dirty_pages.inc_by(captured.pages());
-        let epoch = captured.epoch;
-        self.cut_at.push_back((epoch, Instant::now()));
-        if let Some(digest) = captured.digest {
-            self.verification.of_primary(epoch, digest);
+        metrics.dirty_pages.inc_by(cut.pages);
+        metrics.pages_ahead.inc_by(cut.pages_early + cut.pages_ahead);
+        self.cut_at.push_back((cut.epoch, cut.resumed));
+        if let Some(digest) = cut.digest {
+            let report = self.verification.of_primary(cut.epoch, digest);
+            self.record_verification(report);
         }
-        self.tell(Event::CutDone { epoch, bytes: captured.bytes() });
-        // Who follows is settled before the first chunk is encoded.
-        if self.act_while_running() {
-            self.encoders.encode(captured);
-        }
+        self.tell(Event::CutDone { epoch: cut.epoch, bytes: cut.bytes() });
     }
 
     /// Tells the machine when the held output has changed much.
@@ -383,6 +386,7 @@ impl Core {
             }
             Action::Disconnect { backup, redial } => {
                 self.flights.unfollow(&backup);
+                self.verification.lost(&backup);
                 self.peers.disconnect(&backup, redial);
             }
             Action::Send { backup, message } => self.peers.send(&backup, message),
@@ -412,7 +416,8 @@ impl Core {
                 self.flights.resend(&backup, epoch, &chunks);
             }
             Action::Verified { backup, epoch, digest } => {
-                self.verification.of_backup(backup, epoch, digest);
+                let report = self.verification.of_backup(backup, epoch, digest);
+                self.record_verification(report);
             }
             Action::Forget { through } => self.flights.forget(through),
             Action::Release { through } => self.release(through),
@@ -432,7 +437,12 @@ impl Core {
                     let _ = inputs.send(Input::Answered(answer));
                 });
             }
-            Action::Note(note) => record_note(&self.host.telemetry, &note),
+            Action::Note(note) => {
+                record_note(&self.host.telemetry, &note);
+                if let Note::HandOverAborted { .. } = note {
+                    self.on_handover_given_up(&note.to_string());
+                }
+            }
             Action::End(_) => unreachable!("taken before"),
         }
     }
@@ -446,6 +456,8 @@ impl Core {
             sink,
             inputs: self.inputs.clone(),
             mib_per_s_max: self.host.config.replication.seed_mib_per_s_max,
+            metrics: self.host.telemetry.metrics.clone(),
+            compression: self.host.config.replication.compression,
         };
         let begun = self.tracker.begin_seed(backup.clone()).map_err(|error| error.to_string());
         let seed = begun
@@ -473,6 +485,7 @@ impl Core {
     fn pass(&mut self) {
         self.guest.outlet().pass();
         self.cut_at.clear();
+        self.flights.forget_all();
         if let Err(error) = self.tracker.rest() {
             tracing::warn!(%error, "dirty tracking goes on");
         }
@@ -482,7 +495,11 @@ impl Core {
         match ending {
             Ending::Fenced { register } => {
                 self.guest.outlet().fence();
+                if let Some(copier) = &self.copier {
+                    copier.abandon();
+                }
                 self.cutter.stop();
+                self.answer_handover(Err("this node has lost the right to run the guest"));
                 super::status::record_fence(&self.host.telemetry, register.as_ref());
                 End::Fenced
             }
@@ -490,10 +507,12 @@ impl Core {
                 self.guest.outlet().fence();
                 self.cutter.stop();
                 self.peers.flush(&register.primary, Duration::from_secs(1));
+                self.answer_handover(Ok(&register));
                 if self.stopping { End::Finished { failed: false } } else { End::HandedOver }
             }
             Ending::Finished { reason } => {
                 self.cutter.stop();
+                self.answer_handover(Err("the guest has ended"));
                 for backup in self.addresses.keys() {
                     self.peers.flush(backup, Duration::from_millis(200));
                 }
@@ -502,6 +521,75 @@ impl Core {
             }
         }
     }
+}
+
+fn encoders(
+    replication: &Replication,
+    guest: &Guest,
+    flights: &Arc<Flights>,
+    inputs: &mpsc::Sender<Input>,
+) -> Result<Encoders, NodeError> {
+    let history_bytes = (replication.delta_cache_mib as usize) << 20;
+    let history = History::new(guest.layout().frame_end(), history_bytes);
+    let threads = replication.encode_threads.get();
+    Encoders::start(threads, replication.compression, history, flights.clone(), inputs.clone())
+        .map_err(NodeError::Thread)
+}
+
+/// Captures without copying in the pause, where the kernel can.
+fn copier(
+    host: &Host,
+    guest: &Arc<Guest>,
+    pool: &BlockPool,
+    encoders: &Encoders,
+) -> Result<Option<Arc<Copier>>, NodeError> {
+    let replication = &host.config.replication;
+    if replication.capture == Capture::Copy {
+        return Ok(None);
+    }
+    let guard = match guest.write_guard() {
+        Ok(guard) => guard,
+        Err(error) => {
+            tracing::info!(%error, "pages are not write-protected, but copied");
+            return Ok(None);
+        }
+    };
+    let tools = copier::Tools {
+        guest: guest.clone(),
+        guard,
+        pool: pool.clone(),
+        intake: encoders.intake(),
+        metrics: host.telemetry.metrics.clone(),
+    };
+    let copier = Copier::start(tools, replication.encode_threads.get());
+    Ok(Some(Arc::new(copier.map_err(NodeError::Thread)?)))
+}
+
+/// Takes checkpoints and restarts the guest.
+fn cutter(
+    host: &Host,
+    guest: &Arc<Guest>,
+    tracker: &Arc<Tracker>,
+    pool: &BlockPool,
+    encoders: &Encoders,
+    copier: Option<Arc<Copier>>,
+    inputs: &mpsc::Sender<Input>,
+) -> Result<Cutter, NodeError> {
+    let replication = &host.config.replication;
+    let cutter = Cutter::start(cutter::Tools {
+        guest: guest.clone(),
+        tracker: tracker.clone(),
+        pool: pool.clone(),
+        intake: encoders.intake(),
+        copier,
+        copy_max: replication.copy_max,
+        interval: replication.epoch,
+        send_outputs: replication.resend_outputs,
+        audit: host.audit.clone(),
+        config: host.config.clone(),
+        inputs: inputs.clone(),
+    });
+    cutter.map_err(NodeError::Thread)
 }
 
 fn dialers(host: &Host, guest: &Guest, term: &SharedTerm, inputs: &mpsc::Sender<Input>) -> Peers {
@@ -538,10 +626,17 @@ fn listen(
     });
     let to_core = inputs.clone();
     guest
-        .on_end(move |reason, failed| {
-            let _ = to_core.send(Input::GuestEnded { reason, failed });
+        .on_event(move |event| {
+            let _ = to_core.send(Input::Guest(event));
         })
         .map_err(NodeError::Thread)
+}
+
+fn machine(host: &Host, promoted: Promoted) -> Primary {
+    let now = Instant::now();
+    let Promoted { register, first } = promoted;
+    let random = rand::rng().next_u64();
+    Primary::new(machine_config(&host.config), register, first, random, host.clock.at(now))
 }
 
 fn machine_config(config: &crate::config::VmConfig) -> Config {

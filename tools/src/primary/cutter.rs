@@ -1,9 +1,19 @@
 //! Takes checkpoints: the only thread that pauses and resumes the guest.
 //!
 //! ```text
-//!   pause ── harvest ── seal output ── save state ── copy pages ── resume
-//!   └───────────────────── the pause, measured ──────────────────────┘
+//!   while it runs   harvest cold pages ── copy ── encode, ahead of the epoch's end
+//!   before its end  harvest ── copy, again and again while that leaves less to the pause
+//!   at its end      pause ── harvest ── seal output ── save state ── copy pages ── resume
+//!                   └───────────────────── the pause, measured ──────────────────────┘
 //! ```
+//!
+//! It also restarts a guest that wants to be restarted: between two cuts, so
+//! that an epoch has all of a restart or nothing of it.
+//!
+//! What is copied before the pause and written again is copied again, and only
+//! the last copy is sent. Pages are sent ahead only when the epoch before left many to its pause. A
+//! page that is written after it was sent ahead is dirty again and comes once
+//! more; the later copy counts.
 //!
 //! On any failure the pages go back to the ledger, the guest runs on, and the
 //! core hears of it.
@@ -14,18 +24,38 @@ use std::{
     time::{Duration, Instant},
 };
 
-use checkpoint::primary::CutOrder;
+use checkpoint::{Epoch, PAGE_BYTES, PageSet, chunk::Digest, primary::CutOrder};
 use vmm::vm::{Vm, VmError};
 
 use super::{
-    capture::{BlockPool, Captured, batches},
+    capture::{Batch, BlockPool, batches, mark_stale},
+    copier::Copier,
     core::Input,
-    tracker::{self, Tracker},
+    encoder::{EpochEnd, Group, Intake},
+    tracker::{self, Plan, Tracker},
 };
-use crate::node::{
-    Audit, Guest,
-    crash_point::{self, Moment},
+use crate::{
+    config::VmConfig,
+    node::{
+        Audit, Guest,
+        crash_point::{self, Moment},
+    },
 };
+
+/// A pause with so few pages to copy is short enough.
+const EARLY_PAGES_MIN: u64 = 192;
+/// Most copies before a pause; each must leave at most two thirds of the pages
+/// to the next.
+const EARLY_ROUNDS_MAX: u32 = 6;
+/// Pages that an epoch must have for the next to send ahead.
+const AHEAD_PAGES_MIN: u64 = 1024;
+/// Sends ahead within an epoch.
+const AHEAD_ROUNDS: u32 = 4;
+/// Shortest time between two of them.
+const AHEAD_INTERVAL_MIN: Duration = Duration::from_millis(4);
+
+/// Pauses that copied fewer pages tell nothing of what one costs.
+const COPIED_PAGES_MIN: u64 = 64;
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -33,6 +63,8 @@ enum Order {
     Cut(CutOrder),
     Hold,
     Free,
+    /// Restart the guest, if it still wants to be.
+    Restart,
     /// Pause for good and end the thread.
     Stop,
 }
@@ -44,6 +76,32 @@ pub(super) struct Timings {
     pub(super) harvest: Duration,
     pub(super) save: Duration,
     pub(super) capture: Duration,
+    /// Pages copied within `capture`.
+    pub(super) copied: u64,
+}
+
+/// A checkpoint that was taken; its pages are on their way to the encoders.
+#[derive(Debug)]
+pub(super) struct Cut {
+    pub(super) epoch: Epoch,
+    /// Captured in the pause.
+    pub(super) pages: u64,
+    /// Captured just before it, and not written since.
+    pub(super) pages_early: u64,
+    /// Sent ahead of it.
+    pub(super) pages_ahead: u64,
+    /// BLAKE3 of all guest memory, if it was asked for.
+    pub(super) digest: Option<Digest>,
+    pub(super) timings: Timings,
+    /// When the guest went on.
+    pub(super) resumed: Instant,
+}
+
+impl Cut {
+    /// Page content of the epoch, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        (self.pages + self.pages_early + self.pages_ahead) * PAGE_BYTES as u64
+    }
 }
 
 /// A handle of the thread.
@@ -58,10 +116,19 @@ pub(super) struct Tools {
     pub(super) guest: Arc<Guest>,
     pub(super) tracker: Arc<Tracker>,
     pub(super) pool: BlockPool,
+    pub(super) intake: Intake,
+    /// For pages that are not copied in the pause; without it all are.
+    pub(super) copier: Option<Arc<Copier>>,
+    /// How long copying may take of a pause, if there is one.
+    pub(super) copy_max: Duration,
+    /// From one cut to the next.
+    pub(super) interval: Duration,
     /// Output of an epoch goes along with it.
     pub(super) send_outputs: bool,
     /// Digests are taken of every epoch.
     pub(super) audit: Arc<Audit>,
+    /// What boots when the guest restarts.
+    pub(super) config: VmConfig,
     pub(super) inputs: mpsc::Sender<Input>,
 }
 
@@ -69,9 +136,20 @@ impl Cutter {
     /// Starts the thread. The guest may be running or paused.
     pub(super) fn start(tools: Tools) -> std::io::Result<Self> {
         let (orders, received) = mpsc::channel();
+        let copy_cost = CopyCost::default();
+        let later = PageSet::new(tools.guest.layout().frame_end());
+        let worker = Worker {
+            tools,
+            held: false,
+            open: None,
+            pages_ahead: 0,
+            pages_last: 0,
+            later,
+            copy_cost,
+        };
         let thread = std::thread::Builder::new()
             .name("epoch".into())
-            .spawn(move || Worker { tools, held: false }.work(&received))?;
+            .spawn(move || worker.work(&received))?;
         Ok(Self { orders, thread: Some(thread) })
     }
 
@@ -86,6 +164,11 @@ impl Cutter {
 
     pub(super) fn free(&self) {
         self.tell(Order::Free);
+    }
+
+    /// Restarts the guest; [`Input::Restarted`] tells how that went.
+    pub(super) fn restart(&self) {
+        self.tell(Order::Restart);
     }
 
     /// Pauses the guest for good and waits until it is.
@@ -108,23 +191,58 @@ impl Drop for Cutter {
     }
 }
 
+/// An error and its causes, in one line.
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(&format!(": {words}"));
+        }
+        cause = error.source();
+    }
+    text
+}
+
 struct Worker {
     tools: Tools,
     /// The guest stays paused between cuts.
     held: bool,
+    /// The epoch that runs, if pages of it are sent ahead.
+    open: Option<Epoch>,
+    /// Pages of it that were.
+    pages_ahead: u64,
+    /// Pages of the last epoch.
+    pages_last: u64,
+    /// Scratch for telling which copies count.
+    later: PageSet,
+    copy_cost: CopyCost,
 }
 
 impl Worker {
     fn work(mut self, orders: &mpsc::Receiver<Order>) {
-        while let Ok(order) = orders.recv() {
+        loop {
+            let order = match self.open {
+                None => orders.recv().ok(),
+                Some(_) => match orders.recv_timeout(self.ahead_interval()) {
+                    Ok(order) => Some(order),
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        self.send_ahead();
+                        continue;
+                    }
+                    Err(mpsc::RecvTimeoutError::Disconnected) => None,
+                },
+            };
             let done = match order {
-                Order::Cut(order) => {
-                    self.cut(order);
+                Some(Order::Cut(order)) => {
+                    self.cut(&order);
                     Ok(())
                 }
-                Order::Hold => self.hold(),
-                Order::Free => self.free(),
-                Order::Stop => {
+                Some(Order::Hold) => self.hold(),
+                Some(Order::Free) => self.free(),
+                Some(Order::Restart) => self.restart(),
+                Some(Order::Stop) | None => {
                     let _ = self.hold();
                     return;
                 }
@@ -133,6 +251,10 @@ impl Worker {
                 let _ = self.tools.inputs.send(Input::GuestLost(error.to_string()));
             }
         }
+    }
+
+    fn ahead_interval(&self) -> Duration {
+        (self.tools.interval / (AHEAD_ROUNDS + 1)).max(AHEAD_INTERVAL_MIN)
     }
 
     fn hold(&mut self) -> Result<(), VmError> {
@@ -151,10 +273,71 @@ impl Worker {
         Ok(())
     }
 
-    fn cut(&mut self, order: CutOrder) {
-        let mut timings = Timings::default();
-        let input = match self.checkpoint(&order, &mut timings) {
-            Ok(Ok(captured)) => Input::CutDone { captured: Box::new(captured), timings },
+    fn restart(&mut self) -> Result<(), VmError> {
+        let Tools { guest, tracker, config, inputs, .. } = &self.tools;
+        let _tracked = tracker.lock();
+        if !self.held {
+            guest.vm().pause()?;
+        }
+        let outcome = match guest.restart(config) {
+            Ok(true) => Ok(()),
+            Ok(false) if self.held => return Ok(()),
+            Ok(false) => return guest.vm().resume(),
+            Err(error) => Err(error_chain(&error)),
+        };
+        // A guest that did not restart has no more to do.
+        let lost = outcome.is_err();
+        if lost {
+            self.held = true;
+        } else if !self.held {
+            guest.vm().resume()?;
+        }
+        let _ = inputs.send(Input::Restarted(outcome));
+        Ok(())
+    }
+
+    /// Sends dirty pages that look final ahead of their epoch's end.
+    fn send_ahead(&mut self) {
+        let Some(epoch) = self.open else { return };
+        // Pages of the last epoch come first.
+        if self.tools.copier.as_ref().is_some_and(|copier| !copier.is_idle()) {
+            return;
+        }
+        let Tools { guest, tracker, pool, intake, .. } = &self.tools;
+        let mut tracked = tracker.lock();
+        let taken = tracked.take_ahead(&guest.vm());
+        let batches: Vec<Batch> = match taken {
+            Ok(Some(pages)) => batches(pages, guest.memory(), || pool.take()).collect(),
+            Ok(None) => {
+                self.open = None;
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "pages are not sent ahead");
+                self.open = None;
+                return;
+            }
+        };
+        self.pages_ahead += batches.iter().map(Batch::pages).sum::<u64>();
+        if !batches.is_empty() {
+            intake.submit(Group { epoch, batches, fresh: false, end: None });
+        }
+    }
+
+    fn cut(&mut self, order: &CutOrder) {
+        if let Some(copier) = &self.tools.copier {
+            copier.wait();
+        }
+        let input = match self.checkpoint(order) {
+            Ok(Ok((cut, group))) => {
+                // The core hears of the cut before it hears of its chunks.
+                let _ = self.tools.inputs.send(Input::CutDone(cut));
+                self.tools.intake.submit(group);
+                if let Some(copier) = &self.tools.copier {
+                    copier.go();
+                }
+                return;
+            }
             Ok(Err(error)) => Input::CutFailed { epoch: order.epoch, why: error.to_string() },
             Err(error) => Input::GuestLost(error.to_string()),
         };
@@ -162,26 +345,73 @@ impl Worker {
     }
 
     /// The outer error means that the guest neither runs nor can be resumed.
-    fn checkpoint(
-        &mut self,
-        order: &CutOrder,
-        timings: &mut Timings,
-    ) -> Result<Result<Captured, VmError>, VmError> {
+    fn checkpoint(&mut self, order: &CutOrder) -> Result<Result<(Cut, Group), VmError>, VmError> {
+        let mut early = self.copy_early();
         let Tools { guest, tracker, .. } = &self.tools;
+        let mut timings = Timings::default();
         let mut tracked = tracker.lock();
         let mut vm = guest.vm();
         let begun = Instant::now();
         if !self.held {
             vm.pause()?;
         }
-        let captured = self.capture(&mut tracked, &vm, order, timings);
-        self.held |= order.stay_paused && captured.is_ok();
-        if !self.held {
+        let captured = self.capture(&mut tracked, &vm, order, &mut timings);
+        let held = self.held || order.stay_paused && captured.is_ok();
+        if !held {
             vm.resume()?;
         }
         timings.pause = begun.elapsed();
+        let resumed = Instant::now();
         crash_point::reached(Moment::Resumed);
-        Ok(captured)
+        drop(vm);
+        self.held = held;
+        let (mut group, digest) = match captured {
+            Ok(captured) => captured,
+            Err(error) => {
+                tracked.forget_early();
+                return Ok(Err(error));
+            }
+        };
+        let pages = tracked.end_epoch();
+        mark_stale(&mut early, tracked.early(), &mut self.later);
+        let pages_early = self.later.len();
+        tracked.forget_early();
+        drop(tracked);
+        early.append(&mut group.batches);
+        group.batches = early;
+        self.copy_cost.record(timings.copied, timings.capture);
+        let pages_ahead = std::mem::take(&mut self.pages_ahead);
+        self.pages_last = pages + pages_early + pages_ahead;
+        self.open = (!held && self.pages_last >= AHEAD_PAGES_MIN).then(|| order.epoch.next());
+        let epoch = order.epoch;
+        Ok(Ok((Cut { epoch, pages, pages_early, pages_ahead, digest, timings, resumed }, group)))
+    }
+
+    /// Copies dirty pages while the guest still runs, until few are left to the
+    /// pause or copying does not gain on the guest.
+    fn copy_early(&self) -> Vec<Batch> {
+        let mut early = Vec::new();
+        if self.held || self.pages_last < EARLY_PAGES_MIN {
+            return early;
+        }
+        let Tools { guest, tracker, pool, .. } = &self.tools;
+        let mut last = u64::MAX;
+        for _ in 0..EARLY_ROUNDS_MAX {
+            let mut tracked = tracker.lock();
+            let pages = match tracked.take_early(&guest.vm()) {
+                Ok(pages) => pages,
+                Err(error) => {
+                    tracing::warn!(%error, "pages are not copied before the pause");
+                    break;
+                }
+            };
+            early.extend(batches(pages, guest.memory(), || pool.take()));
+            if pages.len() < EARLY_PAGES_MIN || pages.len() > last / 3 * 2 {
+                break;
+            }
+            last = pages.len();
+        }
+        early
     }
 
     fn capture(
@@ -190,29 +420,88 @@ impl Worker {
         vm: &Vm,
         order: &CutOrder,
         timings: &mut Timings,
-    ) -> Result<Captured, VmError> {
-        let Tools { guest, pool, send_outputs, audit, .. } = &self.tools;
+    ) -> Result<(Group, Option<Digest>), VmError> {
+        let Tools { guest, send_outputs, audit, .. } = &self.tools;
         crash_point::reached(Moment::Paused);
-        let (state, pages) = tracked.cut(vm, order)?;
+        let copy_pages_max = match &self.tools.copier {
+            Some(_) => self.copy_cost.pages_in(self.tools.copy_max),
+            None => u64::MAX,
+        };
+        let (state, plan) = tracked.cut(vm, order, copy_pages_max)?;
         timings.harvest = state.harvest;
         timings.save = state.total;
         let begun = Instant::now();
         // Nothing below can fail: from here on the epoch is sealed.
         let outputs = guest.outlet().seal(order.epoch);
         guest.outlet().hold();
-        let batches = batches(&pages, guest.memory(), pool).collect();
+        let fresh = !order.joins.is_empty();
+        let outputs = if *send_outputs { outputs } else { Vec::new() };
+        let end = EpochEnd { sections: state.sections, outputs, fresh };
+        let (batches, end) = self.take_pages(order.epoch, plan, end);
         timings.capture = begun.elapsed();
+        timings.copied = plan.copied.len();
         let digest = (order.digest || audit.wanted()).then(|| guest.digest());
         if let Some(digest) = &digest {
             audit.record("cut", order.epoch, digest);
         }
         crash_point::reached(Moment::Captured);
-        Ok(Captured {
-            epoch: order.epoch,
-            batches,
-            sections: state.sections,
-            outputs: if *send_outputs { outputs } else { Vec::new() },
-            digest: digest.filter(|_| order.digest),
-        })
+        let group = Group { epoch: order.epoch, batches, fresh, end };
+        Ok((group, digest.filter(|_| order.digest)))
+    }
+
+    /// Copies the pages that are to be copied, and protects the others. If some
+    /// are, the epoch's end is left to the copier.
+    fn take_pages(
+        &self,
+        epoch: Epoch,
+        plan: &Plan,
+        end: EpochEnd,
+    ) -> (Vec<Batch>, Option<EpochEnd>) {
+        let Tools { guest, pool, copier, .. } = &self.tools;
+        let copy = |pages| batches(pages, guest.memory(), || pool.take());
+        let mut batches: Vec<Batch> = copy(&plan.copied).collect();
+        if plan.protected.is_empty() {
+            return (batches, Some(end));
+        }
+        let copier = copier.as_ref().expect("pages are protected only for a copier");
+        match copier.protect(&plan.protected) {
+            Ok(()) => {
+                copier.begin(epoch, &plan.protected, end);
+                (batches, None)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "pages are copied instead");
+                batches.extend(copy(&plan.protected));
+                (batches, Some(end))
+            }
+        }
+    }
+}
+
+/// What copying a page in a pause costs here.
+#[derive(Debug)]
+struct CopyCost {
+    ns_per_page: u64,
+}
+
+impl Default for CopyCost {
+    fn default() -> Self {
+        // 4 GB/s, until it is known better.
+        Self { ns_per_page: 1000 }
+    }
+}
+
+impl CopyCost {
+    /// How many pages can be copied in `time`.
+    fn pages_in(&self, time: Duration) -> u64 {
+        time.as_nanos() as u64 / self.ns_per_page
+    }
+
+    /// A moving mean over some eight pauses that had much to copy.
+    fn record(&mut self, pages: u64, took: Duration) {
+        if pages >= COPIED_PAGES_MIN {
+            let ns = (took.as_nanos() as u64 / pages).clamp(100, 10_000);
+            self.ns_per_page = (7 * self.ns_per_page + ns) / 8;
+        }
     }
 }

@@ -1,5 +1,9 @@
 //! Encoded epochs in flight, and the backups that they go to.
 //!
+//! An epoch is opened by its first chunk, which may be encoded while the guest
+//! still runs in it, and is complete when it was closed and every chunk that
+//! was begun is published.
+//!
 //! Invariant: a follower is given every chunk of every epoch after the one it
 //! was registered with exactly once per registration, whether the chunk is
 //! encoded before or after.
@@ -7,12 +11,13 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use arbiter::NodeId;
 use checkpoint::{
     Epoch,
-    chunk::{Chunk, epoch_digest},
+    chunk::{Chunk, ChunkId, epoch_digest},
     message::Close,
 };
 use tokio::sync::mpsc::UnboundedSender;
@@ -31,13 +36,18 @@ pub(super) struct Flights {
 struct Inner {
     epochs: BTreeMap<Epoch, Flight>,
     followers: BTreeMap<NodeId, Follower>,
+    /// Tells flights of one epoch apart that was given up and opened again.
+    flights: u64,
 }
 
 #[derive(Debug)]
 struct Flight {
+    number: u64,
     chunks: Vec<Option<Arc<Chunk>>>,
     missing: usize,
     pages: u64,
+    /// Since when nothing is added any more.
+    closed: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -46,12 +56,21 @@ struct Follower {
     queue: ChunkQueue,
 }
 
+/// The right to publish one chunk.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) id: ChunkId,
+    flight: u64,
+}
+
 /// An epoch of which every chunk is encoded.
 #[derive(Debug)]
 pub(super) struct Complete {
     pub(super) close: Close,
     /// Bytes of all bodies.
     pub(super) wire_bytes: u64,
+    /// How long encoding went on after the epoch was closed.
+    pub(super) encode: Duration,
 }
 
 impl Flights {
@@ -59,28 +78,62 @@ impl Flights {
         change(&mut self.inner.lock().expect("no holder panics"))
     }
 
-    /// Expects `chunks` chunks with `pages` pages for `epoch`.
-    pub(super) fn begin(&self, epoch: Epoch, chunks: usize, pages: u64) {
-        let flight = Flight { chunks: vec![None; chunks], missing: chunks, pages };
-        self.with(|inner| inner.epochs.insert(epoch, flight));
+    /// The place of the next chunk of `epoch`.
+    pub(super) fn place(&self, epoch: Epoch) -> Place {
+        self.with(|inner| {
+            if !inner.epochs.contains_key(&epoch) {
+                inner.open(epoch);
+            }
+            let flight = inner.epochs.get_mut(&epoch).expect("opened above");
+            let index = flight.chunks.len() as u32;
+            flight.chunks.push(None);
+            flight.missing += 1;
+            Place { id: ChunkId { epoch, index }, flight: flight.number }
+        })
     }
 
-    /// Takes an encoded chunk and sends it to the followers. Returns the epoch
-    /// if this was its last; nothing if it is forgotten already.
-    pub(super) fn publish(&self, chunk: Chunk) -> Option<Complete> {
-        let chunk = Arc::new(chunk);
+    /// `epoch` begins anew: what was encoded of it builds on what a backup that
+    /// joins with it does not have.
+    ///
+    /// # Panics
+    ///
+    /// If somebody follows it: they have been given chunks of it.
+    pub(super) fn reopen(&self, epoch: Epoch) {
         self.with(|inner| {
-            let epoch = chunk.id.epoch;
+            let begun = inner.epochs.get(&epoch).is_some_and(|flight| !flight.chunks.is_empty());
+            let followed =
+                inner.followers.values().any(|follower| follower.after < epoch.previous());
+            assert!(!begun || !followed, "an epoch that is followed does not begin anew");
+            inner.open(epoch);
+        });
+    }
+
+    /// Nothing more is added to `epoch`. Returns it if it is complete.
+    pub(super) fn close(&self, epoch: Epoch) -> Option<Complete> {
+        self.with(|inner| {
             let flight = inner.epochs.get_mut(&epoch)?;
-            let slot = &mut flight.chunks[chunk.id.index as usize];
+            flight.closed = Some(Instant::now());
+            flight.complete(epoch)
+        })
+    }
+
+    /// Takes an encoded chunk of `pages` pages and sends it to the followers.
+    /// Returns the epoch if it is complete with it; nothing if it was given up.
+    pub(super) fn publish(&self, place: &Place, chunk: Chunk, pages: u64) -> Option<Complete> {
+        let chunk = Arc::new(chunk);
+        let epoch = place.id.epoch;
+        self.with(|inner| {
+            let flight = inner.epochs.get_mut(&epoch).filter(|f| f.number == place.flight)?;
+            let slot = &mut flight.chunks[place.id.index as usize];
             assert!(slot.is_none(), "every chunk is encoded once");
             *slot = Some(chunk.clone());
             flight.missing -= 1;
+            flight.pages += pages;
             for follower in inner.followers.values().filter(|f| epoch > f.after) {
                 // A session that has ended takes nothing; the next one resumes.
                 let _ = follower.queue.send(chunk.clone());
             }
-            (flight.missing == 0).then(|| flight.complete(epoch))
+            flight.complete(epoch)
         })
     }
 
@@ -124,12 +177,28 @@ impl Flights {
         });
         drop(forgotten);
     }
+
+    /// Nobody follows any more: forgets all.
+    pub(super) fn forget_all(&self) {
+        let forgotten = self.with(|inner| std::mem::take(&mut inner.epochs));
+        drop(forgotten);
+    }
+}
+
+impl Inner {
+    fn open(&mut self, epoch: Epoch) {
+        self.flights += 1;
+        let number = self.flights;
+        let flight = Flight { number, chunks: Vec::new(), missing: 0, pages: 0, closed: None };
+        self.epochs.insert(epoch, flight);
+    }
 }
 
 impl Flight {
-    fn complete(&self, epoch: Epoch) -> Complete {
+    fn complete(&self, epoch: Epoch) -> Option<Complete> {
+        let closed = self.closed.filter(|_| self.missing == 0)?;
         let chunks = || self.chunks.iter().flatten();
-        Complete {
+        Some(Complete {
             close: Close {
                 epoch,
                 seed_chunks: None,
@@ -138,6 +207,52 @@ impl Flight {
                 digest: epoch_digest(chunks().map(|chunk| &chunk.digest)),
             },
             wire_bytes: chunks().map(|chunk| chunk.body.len() as u64).sum(),
+            encode: closed.elapsed(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use checkpoint::chunk::{Compression, Encoder};
+
+    use super::*;
+
+    fn chunk(place: &Place) -> Chunk {
+        Encoder::new(Compression::Off).pages(place.id, &[], Vec::new())
+    }
+
+    #[test]
+    fn followers_get_every_later_chunk_once() {
+        let flights = Flights::default();
+        let (queue, mut sent) = tokio::sync::mpsc::unbounded_channel();
+        let (first, second) = (Epoch::new(4), Epoch::new(5));
+        let places = [flights.place(first), flights.place(second), flights.place(second)];
+        assert!(flights.publish(&places[0], chunk(&places[0]), 1).is_none(), "not closed");
+        assert!(flights.publish(&places[1], chunk(&places[1]), 1).is_none());
+        flights.follow("b".parse().unwrap(), first, queue);
+        assert!(flights.close(second).is_none(), "a chunk is missing");
+        let complete = flights.publish(&places[2], chunk(&places[2]), 2).expect("the last");
+        assert_eq!((complete.close.chunks, complete.close.pages), (2, 3));
+        let mut got = Vec::new();
+        while let Ok(chunk) = sent.try_recv() {
+            got.push((chunk.id.epoch, chunk.id.index));
         }
+        assert_eq!(got, [(second, 0), (second, 1)]);
+        assert!(flights.close(first).is_some());
+    }
+
+    #[test]
+    fn what_was_begun_for_an_epoch_that_begins_anew_is_dropped() {
+        let flights = Flights::default();
+        let epoch = Epoch::new(4);
+        let stale = flights.place(epoch);
+        flights.reopen(epoch);
+        let fresh = flights.place(epoch);
+        assert_eq!(fresh.id.index, 0);
+        assert!(flights.publish(&stale, chunk(&stale), 7).is_none());
+        flights.close(epoch);
+        let complete = flights.publish(&fresh, chunk(&fresh), 1).expect("the only one");
+        assert_eq!((complete.close.chunks, complete.close.pages), (1, 1));
     }
 }

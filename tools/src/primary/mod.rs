@@ -17,10 +17,12 @@
 
 mod capture;
 mod claim;
+mod copier;
 mod core;
 mod cutter;
 mod encoder;
 mod flights;
+mod guest_events;
 mod peers;
 mod seeder;
 mod status;

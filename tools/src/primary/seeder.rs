@@ -19,7 +19,7 @@ use std::{
 use arbiter::NodeId;
 use checkpoint::{
     Epoch, PageSet,
-    chunk::{Chunk, ChunkId},
+    chunk::{ChunkId, Compression, Encoder},
 };
 
 use super::{
@@ -28,7 +28,10 @@ use super::{
     peers::ChunkSink,
     tracker::Tracker,
 };
-use crate::node::Guest;
+use crate::{node::Guest, telemetry::Metrics};
+
+/// Memory for captures that is touched before the first checkpoint.
+const POOL_TOUCHED_BYTES: usize = 64 << 20;
 
 /// What a seed works with.
 pub(super) struct Tools {
@@ -37,6 +40,8 @@ pub(super) struct Tools {
     pub(super) pool: BlockPool,
     pub(super) sink: ChunkSink,
     pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) compression: Compression,
     /// Bound on the rate.
     pub(super) mib_per_s_max: Option<NonZeroU64>,
 }
@@ -46,7 +51,6 @@ pub(super) struct Tools {
 pub(super) struct Progress {
     pub(super) sent_pages: AtomicU64,
     pub(super) round: AtomicU64,
-    pub(super) wire_bytes: AtomicU64,
 }
 
 /// One running seed. Dropping it ends it.
@@ -64,8 +68,15 @@ impl Seed {
         let (rounds, ordered) = mpsc::channel();
         let stop = Arc::new(AtomicBool::new(false));
         let progress = Arc::new(Progress::default());
-        let worker =
-            Worker { backup, tools, stop: stop.clone(), progress: progress.clone(), chunks: 0 };
+        let encoder = Encoder::new(tools.compression);
+        let worker = Worker {
+            backup,
+            tools,
+            encoder,
+            stop: stop.clone(),
+            progress: progress.clone(),
+            chunks: 0,
+        };
         let name = format!("seed-{}", worker.backup);
         let thread = std::thread::Builder::new().name(name).spawn(move || worker.work(&ordered))?;
         Ok(Self { rounds: Some(rounds), stop, progress, thread: Some(thread) })
@@ -90,6 +101,7 @@ impl Drop for Seed {
 struct Worker {
     backup: NodeId,
     tools: Tools,
+    encoder: Encoder,
     stop: Arc<AtomicBool>,
     progress: Arc<Progress>,
     chunks: u32,
@@ -97,6 +109,8 @@ struct Worker {
 
 impl Worker {
     fn work(mut self, rounds: &mpsc::Receiver<()>) {
+        // Epochs follow the seed, and their pauses are no time to touch memory.
+        self.tools.pool.touch(POOL_TOUCHED_BYTES);
         loop {
             match self.round() {
                 Ok(Some(pages_left)) => {
@@ -131,20 +145,23 @@ impl Worker {
     fn send(&mut self, pages: &PageSet) -> bool {
         let begun = Instant::now();
         let mut sent_bytes = 0;
-        for batch in batches(pages, self.tools.guest.memory(), &self.tools.pool) {
+        let (guest, pool) = (self.tools.guest.clone(), self.tools.pool.clone());
+        for mut batch in batches(pages, guest.memory(), || pool.take_patiently()) {
             if self.stop.load(Ordering::Relaxed) {
                 return false;
             }
             let id = ChunkId { epoch: Epoch::ZERO, index: self.chunks };
-            let chunk = Chunk::of_pages(id, batch.runs(), batch.bytes());
+            let page_count = batch.pages();
+            let scan = self.encoder.scan(&batch.runs, batch.block.as_mut(), &batch.stale, None);
+            let chunk = self.encoder.finish(id, scan, batch.block);
             let wire_bytes = chunk.body.len() as u64;
             if !self.tools.sink.send(chunk) {
                 return false;
             }
             self.chunks += 1;
             sent_bytes += wire_bytes;
-            self.progress.sent_pages.fetch_add(batch.pages(), Ordering::Relaxed);
-            self.progress.wire_bytes.fetch_add(wire_bytes, Ordering::Relaxed);
+            self.progress.sent_pages.fetch_add(page_count, Ordering::Relaxed);
+            self.tools.metrics.seed_wire.inc_by(wire_bytes);
             self.slow_down(begun, sent_bytes);
         }
         true

@@ -19,7 +19,7 @@ use crate::{
     control::{
         Accepted, ArbiterState, Behind, ControlRequest, EventKind, Features, GuestState, PeerState,
         PeerStatus, Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, SeedProgress,
-        Severity, Status, VerifiedBackup, VerifyReport,
+        Severity, Status, Typed, VerifiedBackup, VerifyReport,
     },
     daemon::Telemetry,
     telemetry::Metrics,
@@ -52,22 +52,42 @@ impl Verification {
         first || stale
     }
 
-    pub(super) fn of_primary(&mut self, epoch: Epoch, digest: Digest) {
+    #[must_use]
+    pub(super) fn of_primary(&mut self, epoch: Epoch, digest: Digest) -> Option<VerifyReport> {
         self.primary = Some((epoch, digest));
-        self.answer();
+        self.answer()
     }
 
-    pub(super) fn of_backup(&mut self, backup: NodeId, epoch: Epoch, digest: Digest) {
-        if self.primary.is_some_and(|(compared, _)| compared == epoch) {
-            self.backups.insert(backup, digest);
-            self.answer();
+    #[must_use]
+    pub(super) fn of_backup(
+        &mut self,
+        backup: NodeId,
+        epoch: Epoch,
+        digest: Digest,
+    ) -> Option<VerifyReport> {
+        self.primary.filter(|(compared, _)| *compared == epoch)?;
+        self.backups.insert(backup, digest);
+        self.answer()
+    }
+
+    /// A backup that was to be compared has gone.
+    pub(super) fn lost(&mut self, backup: &NodeId) {
+        if !self.expected.contains(backup) || self.backups.contains_key(backup) {
+            return;
+        }
+        for reply in std::mem::take(self).waiting {
+            let error = format!("{backup} was lost before its memory was compared");
+            let remedy =
+                "wait until `romulus status` says that the guest is protected, and try again";
+            let _ = reply.send(Err(Refused::new(RefusedKind::Failed, error, remedy)));
         }
     }
 
-    fn answer(&mut self) {
-        let Some((epoch, digest)) = self.primary else { return };
+    /// Answers everybody who waits, once all is there to compare.
+    fn answer(&mut self) -> Option<VerifyReport> {
+        let (epoch, digest) = self.primary?;
         if !self.expected.iter().all(|backup| self.backups.contains_key(backup)) {
-            return;
+            return None;
         }
         let hex = |digest: &Digest| digest.iter().map(|byte| format!("{byte:02x}")).collect();
         let report = VerifyReport {
@@ -78,21 +98,19 @@ impl Verification {
             backups: self
                 .backups
                 .iter()
-                .map(|(node, digest)| VerifiedBackup {
-                    node: node.clone(),
-                    digest: hex(digest),
-                    first_difference: None,
-                })
+                .map(|(node, digest)| VerifiedBackup { node: node.clone(), digest: hex(digest) })
                 .collect(),
         };
         for reply in std::mem::take(self).waiting {
             let _ = reply.send(Ok(report.clone()));
         }
+        Some(report)
     }
 }
 
 impl Core {
     pub(super) fn on_control(&mut self, request: ControlRequest) {
+        request.record(&self.host.telemetry.events);
         match request {
             ControlRequest::Status(reply) => drop(reply.send(Ok(self.status()))),
             ControlRequest::Failover { to, reply } => self.on_failover(to, reply),
@@ -103,8 +121,10 @@ impl Core {
             ControlRequest::Verify(reply) => self.on_verify(reply),
             ControlRequest::ConsoleInput { bytes, reply } => {
                 let taken = self.guest.console_input(&bytes);
-                accept(reply, format!("the console took {taken} of {} bytes", bytes.len()));
+                let message = format!("the console took {taken} of {} bytes", bytes.len());
+                let _ = reply.send(Ok(Typed { taken, message }));
             }
+            ControlRequest::Shutdown { force, reply } => self.on_shutdown(force, reply),
             ControlRequest::Stop { reason, reply } => self.on_stop(&reason, reply),
         }
     }
@@ -118,12 +138,17 @@ impl Core {
     }
 
     fn on_failover(&mut self, to: Option<NodeId>, reply: Reply<Accepted>) {
+        if self.machine.draining() {
+            let remedy = "see `romulus events` for how it ends";
+            let error = "the guest is already being handed over, or has ended";
+            let _ = reply.send(Err(Refused::new(RefusedKind::State, error, remedy)));
+            return;
+        }
         let in_sync = self.in_sync();
         let best = to.clone().or_else(|| in_sync.first().cloned());
         match best.filter(|to| in_sync.contains(to)) {
             Some(to) => {
-                self.event(EventKind::SwitchoverStarted, format!("switching over to {to}"));
-                accept(reply, format!("handing over to {to}"));
+                self.handover = Some(reply);
                 self.command(Command::HandOver { to });
             }
             None => {
@@ -137,12 +162,44 @@ impl Core {
         }
     }
 
+    pub(super) fn on_handover_given_up(&mut self, text: &str) {
+        if let Some(reply) = self.handover.take() {
+            let remedy =
+                "wait until `romulus status` says that the guest is protected, and try again";
+            let _ = reply.send(Err(Refused::new(RefusedKind::Failed, text, remedy)));
+        }
+    }
+
+    /// Tells who waits for a handover how this primary ended.
+    pub(super) fn answer_handover(&mut self, end: Result<&Register, &str>) {
+        let Some(reply) = self.handover.take() else { return };
+        let _ = reply.send(match end {
+            Ok(register) => {
+                let Register { primary, term, .. } = register;
+                Ok(Accepted { message: format!("{primary} runs the guest as of term {term}") })
+            }
+            Err(why) => {
+                let remedy = "see `romulus status` on the other nodes";
+                Err(Refused::new(RefusedKind::Failed, why, remedy))
+            }
+        });
+    }
+
     fn on_protect(
         &mut self,
         backup: Option<NodeId>,
         address: Option<std::net::SocketAddr>,
         reply: Reply<Accepted>,
     ) {
+        if let Some(disk) = self.host.config.disks.iter().find(|disk| !disk.read_only) {
+            let error = format!(
+                "the guest may write disk {}, and writes are not replicated yet",
+                disk.serial
+            );
+            let remedy = "start the guest with `read_only = true` for all of its [[disks]]";
+            let _ = reply.send(Err(Refused::new(RefusedKind::State, error, remedy)));
+            return;
+        }
         if let (Some(backup), Some(address)) = (&backup, address) {
             self.addresses.insert(backup.clone(), address);
         }
@@ -200,20 +257,59 @@ impl Core {
         }
     }
 
+    /// An operator wants the guest to be off, on all nodes.
+    fn on_shutdown(&mut self, force: bool, reply: Reply<Accepted>) {
+        if force {
+            accept(reply, "turning the guest off; its backups stand down".to_owned());
+            self.finish("turned off by its operator".to_owned(), false);
+        } else {
+            self.guest.press_power_button();
+            let message = "the power button is pressed; the guest decides what to do about it";
+            accept(reply, message.to_owned());
+        }
+    }
+
     /// A signal or an operator ends the process: by handing over, if somebody
     /// can take the guest.
     fn on_stop(&mut self, reason: &str, reply: Reply<Accepted>) {
-        match self.in_sync().into_iter().next() {
-            Some(to) => {
-                accept(reply, format!("handing over to {to}"));
-                self.stopping = true;
-                self.command(Command::HandOver { to });
-            }
-            None => {
-                accept(reply, "stopping the guest".to_owned());
-                self.command(Command::Finish { reason: format!("stopped: {reason}") });
-            }
+        let successor = self.in_sync().into_iter().next();
+        if self.machine.draining() || successor.is_some() {
+            accept(reply, "stopping as soon as the guest is handed over".to_owned());
+            self.stopping = true;
+            self.stop_if_possible();
+        } else {
+            accept(reply, "stopping the guest".to_owned());
+            self.command(Command::Finish { reason: format!("stopped: {reason}") });
         }
+    }
+
+    /// Hands over to whoever is in sync, again if a try was given up: a guest
+    /// that somebody could take is not lost to a signal. A second signal ends
+    /// the process at once.
+    pub(super) fn stop_if_possible(&mut self) {
+        if self.stopping
+            && !self.machine.draining()
+            && let Some(to) = self.in_sync().into_iter().next()
+        {
+            self.command(Command::HandOver { to });
+        }
+    }
+
+    pub(super) fn record_start(&self) {
+        let (epoch, term) = (self.machine.epoch(), self.machine.register().term);
+        self.event(EventKind::GuestStarted, format!("the guest runs, epoch {epoch}, term {term}"));
+    }
+
+    pub(super) fn record_verification(&self, report: Option<VerifyReport>) {
+        let Some(report) = report else { return };
+        let VerifyReport { epoch, pages, .. } = report;
+        let (severity, kind, verdict) = if report.equal {
+            (Severity::Info, EventKind::VerifyFinished, "equal on all sides")
+        } else {
+            (Severity::Error, EventKind::VerifyFailed, "DIFFERENT on a backup")
+        };
+        let text = format!("memory at epoch {epoch} ({pages} pages) is {verdict}");
+        self.host.telemetry.events.record(severity, kind, text, serde_json::Value::Null);
     }
 
     fn event(&self, kind: EventKind, text: String) {
@@ -222,13 +318,17 @@ impl Core {
     }
 
     /// Keeps the gauges current.
-    pub(super) fn gauge(&self) {
+    pub(super) fn gauge(&mut self) {
         let metrics: &Metrics = &self.host.telemetry.metrics;
         let register = self.machine.register();
         metrics.term.set(register.term.get() as i64);
         metrics.epoch.set(self.machine.epoch().get() as i64);
         metrics.committed.set(self.machine.released().get() as i64);
         metrics.behind_epochs.set(self.machine.in_flight() as i64);
+        metrics.in_flight.set(self.machine.bytes_in_flight() as i64);
+        let released_frames = self.guest.outlet().stats().released_frames;
+        metrics.released.inc_by(released_frames - self.released_frames);
+        self.released_frames = released_frames;
         metrics.in_sync.set(register.in_sync.len() as i64);
         let protected = matches!(self.protection(), Protection::Protected);
         metrics.protected.set(i64::from(protected));

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use arbiter::NodeId;
-use checkpoint::{PageSet, ledger::Ledger, primary::CutOrder};
+use checkpoint::{PageSet, heat::Heat, ledger::Ledger, primary::CutOrder};
 use vmm::vm::{Captured, Vm, VmError};
 
 use crate::node::Guest;
@@ -18,20 +18,76 @@ pub(super) struct Tracker {
     inner: Mutex<Inner>,
 }
 
+/// How the pages of a cut are captured.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Within the pause.
+    pub(super) copied: PageSet,
+    /// After it: write-protected, and copied when the guest runs.
+    pub(super) protected: PageSet,
+}
+
+impl Plan {
+    /// Pages that were dirty in the epoch `before`, too, are likely to be
+    /// written soon again, and a fault costs many times a copy: they are copied
+    /// first, up to `copy_pages_max`.
+    fn make(&mut self, cut: &PageSet, before: &PageSet, copy_pages_max: u64) {
+        let Self { copied, protected } = self;
+        copied.clear();
+        protected.clear();
+        if cut.len() <= copy_pages_max {
+            copied.union(cut);
+            return;
+        }
+        for recurring in [true, false] {
+            for index in cut.word_indices() {
+                let mask = if recurring { before.word(index) } else { !before.word(index) };
+                let room = copied.len() < copy_pages_max;
+                let place = if room { &mut *copied } else { &mut *protected };
+                place.insert_word(index, cut.word(index) & mask);
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Inner {
     ledger: Ledger,
     /// Whether writes are logged.
     on: bool,
+    /// Whether somebody follows the epoch that runs, and nobody is seeded: only
+    /// then pages may be sent ahead of its end.
+    followed: bool,
     harvested: PageSet,
+    /// Pages that were copied before the pause of the cut that comes, and not
+    /// written since. Every harvest takes away what it finds.
+    early: PageSet,
+    /// The pages of the last cut, and of the one before it.
+    cut: PageSet,
+    before: PageSet,
+    /// Pages of the last cut that were left to its pause.
+    left: PageSet,
+    plan: Plan,
+    heat: Heat,
 }
 
 impl Tracker {
     pub(super) fn new(guest: Arc<Guest>) -> Self {
         let layout = guest.layout();
-        let harvested = PageSet::new(layout.frame_end());
-        let ledger = Ledger::new(layout);
-        Self { guest, inner: Mutex::new(Inner { ledger, on: false, harvested }) }
+        let empty = || PageSet::new(layout.frame_end());
+        let inner = Inner {
+            on: false,
+            followed: false,
+            harvested: empty(),
+            early: empty(),
+            left: empty(),
+            cut: empty(),
+            before: empty(),
+            plan: Plan { copied: empty(), protected: empty() },
+            heat: Heat::new(layout.frame_end()),
+            ledger: Ledger::new(layout.clone()),
+        };
+        Self { guest, inner: Mutex::new(inner) }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -75,6 +131,8 @@ impl Tracker {
     /// No longer logs writes, unless a backup is being seeded.
     pub(super) fn rest(&self) -> Result<(), VmError> {
         let mut inner = self.lock();
+        inner.followed = false;
+        inner.heat.forget_ahead();
         if inner.on && !inner.ledger.any_seed() {
             self.guest.vm().stop_dirty_log()?;
             inner.on = false;
@@ -84,14 +142,39 @@ impl Tracker {
 }
 
 impl Inner {
+    /// What was harvested is dirty, and no copy of it is current.
+    fn record(&mut self) {
+        self.ledger.record(&self.harvested);
+        self.early.subtract(&self.harvested);
+    }
+
+    /// Takes what is dirty while the guest runs, for a copy that the next cut
+    /// may use. The pages stay in the ledger: if there is no such cut, nothing
+    /// is lost but the copy.
+    pub(super) fn take_early(&mut self, vm: &Vm) -> Result<&PageSet, VmError> {
+        self.harvest(vm)?;
+        self.early.union(&self.harvested);
+        Ok(&self.harvested)
+    }
+
+    /// The pages whose early copies are current, as of the last cut.
+    pub(super) fn early(&self) -> &PageSet {
+        &self.early
+    }
+
+    /// Copies that were taken early are used, or given up.
+    pub(super) fn forget_early(&mut self) {
+        self.early.clear();
+    }
+
     fn harvest(&mut self, vm: &Vm) -> Result<(), VmError> {
+        self.harvested.clear();
         if !self.on {
             return Ok(());
         }
-        self.harvested.clear();
         let harvest = vm.harvest(&mut self.harvested);
         // Pages that were cleared before it failed are dirty all the same.
-        self.ledger.record(&self.harvested);
+        self.record();
         harvest.map(drop)
     }
 
@@ -101,11 +184,43 @@ impl Inner {
         &mut self,
         vm: &Vm,
         order: &CutOrder,
-    ) -> Result<(Captured, PageSet), VmError> {
+        copy_pages_max: u64,
+    ) -> Result<(Captured, &Plan), VmError> {
         self.harvested.clear();
         let captured = vm.capture(&mut self.harvested);
-        self.ledger.record(&self.harvested);
+        self.record();
         let captured = captured?;
-        Ok((captured, self.ledger.cut(order.followers, &order.joins)))
+        std::mem::swap(&mut self.cut, &mut self.before);
+        self.ledger.cut(order.followers, &order.joins, &mut self.cut);
+        self.followed = true;
+        self.left.clear();
+        self.left.union(&self.cut);
+        self.left.subtract(&self.early);
+        self.plan.make(&self.left, &self.before, copy_pages_max);
+        Ok((captured, &self.plan))
+    }
+
+    /// The guest runs again: what it takes to judge what was sent ahead.
+    /// Returns how many pages were left to the pause.
+    pub(super) fn end_epoch(&mut self) -> u64 {
+        self.heat.end_epoch(&self.cut);
+        self.left.len()
+    }
+
+    /// Takes pages that are dirty and look final, for the epoch that runs; none
+    /// if nothing may be sent ahead now.
+    pub(super) fn take_ahead(&mut self, vm: &Vm) -> Result<Option<&PageSet>, VmError> {
+        if !self.on || !self.followed || self.ledger.any_seed() {
+            return Ok(None);
+        }
+        self.harvested.clear();
+        if let Err(error) = vm.harvest_cold(&mut self.harvested, self.heat.hot()) {
+            // Pages that were cleared before it failed are dirty all the same.
+            self.record();
+            return Err(error);
+        }
+        self.early.subtract(&self.harvested);
+        self.heat.sent_ahead(&self.harvested);
+        Ok(Some(&self.harvested))
     }
 }

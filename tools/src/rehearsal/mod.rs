@@ -9,8 +9,13 @@ mod probe_args;
 pub mod probe_client;
 mod probe_lane;
 mod probe_report;
+mod resp;
+pub mod tcp_client;
+mod tcp_report;
 
 pub use self::{
     probe_client::{ProbeClientError, print_line},
     probe_report::{Gap, ProbeReport, ProbeSettings, Progress},
+    tcp_client::TcpClientError,
+    tcp_report::{TcpReport, TcpSettings},
 };

@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{ProbeReport, ProbeSettings, Progress, probe_lane::TimedLane, probe_report::Tally};
 
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why the client could not go on.
 #[derive(Debug, Error)]
@@ -62,7 +62,7 @@ pub enum Line {
 /// # Errors
 ///
 /// If stdout is closed.
-pub fn print_line(line: &Line) -> io::Result<()> {
+pub fn print_line(line: &impl Serialize) -> io::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, line)?;
     out.write_all(b"\n")?;
@@ -182,7 +182,7 @@ impl Client {
 }
 
 /// Resolves when the client has to end.
-async fn end(duration: Option<Duration>) {
+pub(super) async fn end(duration: Option<Duration>) {
     let Some(duration) = duration else { return stopped().await };
     tokio::select! {
         () = tokio::time::sleep(duration) => {}

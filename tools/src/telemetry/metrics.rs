@@ -120,8 +120,10 @@ metrics! {
     gauge in_flight "in_flight" bytes;
     /// Epochs ended.
     counter epochs "epochs";
-    /// Dirty pages captured.
+    /// Dirty pages captured in a pause.
     counter dirty_pages "dirty_pages";
+    /// Dirty pages captured ahead of the pause.
+    counter pages_ahead "pages_ahead";
     /// Bytes of epochs given to the network, chunks and control.
     counter wire "wire" bytes;
     /// Bytes of seeds given to the network.
@@ -148,6 +150,8 @@ metrics! {
     timing save "save";
     /// Time to copy the dirty pages, within the pause.
     timing capture "capture";
+    /// How long a write of the guest waited because its page was being captured.
+    timing stall "write_stall";
     /// Time to encode an epoch, outside the pause.
     timing encode "encode";
     /// Time to apply an epoch to the image, at the backup.

@@ -11,7 +11,7 @@ mod logging;
 mod metrics;
 
 pub use self::{
-    console_tail::ConsoleTail,
+    console_tail::{ConsolePage, ConsoleTail},
     event_log::{EVENTS_KEPT_MAX, EventLog},
     logging::{LogFormat, init},
     metrics::{Metrics, Timing},

@@ -65,8 +65,8 @@ pub struct DataSender {
     link: Link,
 }
 
-/// A frame in two pieces, so that the chunk's content is not copied.
-type Parcel = [Bytes; 2];
+/// A frame in pieces, so that the chunk's content is not copied.
+type Parcel = [Bytes; 3];
 
 impl DataSender {
     fn start(streams: Vec<SendStream>, link: Link) -> Self {
@@ -119,7 +119,8 @@ impl DataSender {
     ) -> Result<Option<(usize, Parcel)>, SessionError> {
         let preface = ChunkHead::preface(term, &chunk)?;
         self.link.require_open()?;
-        let mut parcel = [Bytes::from(preface), Bytes::from_owner(Content(chunk))];
+        let [head, content] = chunk.body.pieces();
+        let mut parcel = [Bytes::from(preface), head.clone(), content.clone()];
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         for offset in 0..self.queues.len() {
             match self.queues[(turn + offset) % self.queues.len()].try_send(parcel) {
@@ -129,15 +130,6 @@ impl DataSender {
             }
         }
         Ok(Some((turn % self.queues.len(), parcel)))
-    }
-}
-
-/// Lends a chunk's content to QUIC until it is acknowledged.
-struct Content(Arc<Chunk>);
-
-impl AsRef<[u8]> for Content {
-    fn as_ref(&self) -> &[u8] {
-        &self.0.body
     }
 }
 

@@ -88,7 +88,7 @@ impl ChunkHead {
             return Err(WireError::Value("a chunk beyond its limit"));
         }
         let Self { id, kind, encoding, decoded_bytes, digest } = self;
-        Ok(Chunk { id, kind, encoding, decoded_bytes, body, digest })
+        Ok(Chunk { id, kind, encoding, decoded_bytes, body: body.into(), digest })
     }
 
     pub(super) fn read(id: ChunkId, reader: &mut Reader<'_>) -> Result<Self, WireError> {

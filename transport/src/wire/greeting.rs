@@ -1,11 +1,11 @@
 //! Hello, Welcome and Refusal, and the choice of a protocol version.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use arbiter::Term;
 use checkpoint::{
     Epoch, MemoryLayout, PageNumber, PageRun, REGIONS_MAX,
-    message::{Hello, Machine, Refusal, Welcome},
+    message::{Hello, Machine, Refusal, Trait, Traits, Welcome},
 };
 
 use super::{
@@ -24,6 +24,10 @@ pub const VERSION_BYTES_MAX: usize = 64;
 pub const TRAITS_MAX: usize = 1024;
 /// Longest name of a trait, in bytes.
 const TRAIT_NAME_BYTES_MAX: usize = 255;
+/// Most words of one trait.
+pub const WORDS_MAX: usize = 1024;
+/// Longest word of a trait, in bytes.
+const WORD_BYTES_MAX: usize = 255;
 
 /// The newest version of ours that is among `offered`.
 #[must_use]
@@ -115,9 +119,36 @@ fn write_machine(writer: &mut Writer, machine: &Machine) -> Result<(), WireError
     writer.count("traits of a machine", machine.traits.len(), TRAITS_MAX)?;
     for (name, value) in &machine.traits {
         writer.text("bytes of a trait's name", name, TRAIT_NAME_BYTES_MAX)?;
-        writer.text("bytes of a trait", value, TEXT_BYTES_MAX)?;
+        write_trait(writer, value)?;
     }
     Ok(())
+}
+
+fn write_trait(writer: &mut Writer, value: &Trait) -> Result<(), WireError> {
+    match value {
+        Trait::Text(text) => {
+            writer.u8(1);
+            writer.text("bytes of a trait", text, TEXT_BYTES_MAX)?;
+        }
+        Trait::Words(words) => {
+            writer.u8(2);
+            write_words(writer, words)?;
+        }
+        Trait::Needs(words) => {
+            writer.u8(3);
+            write_words(writer, words)?;
+        }
+        Trait::Number { value, least, most } => {
+            writer.u8(4);
+            [value, least, most].into_iter().for_each(|number| writer.u64(*number));
+        }
+    }
+    Ok(())
+}
+
+fn write_words(writer: &mut Writer, words: &BTreeSet<String>) -> Result<(), WireError> {
+    writer.count("words of a trait", words.len(), WORDS_MAX)?;
+    words.iter().try_for_each(|word| writer.text("bytes of a word", word, WORD_BYTES_MAX))
 }
 
 fn read_machine(reader: &mut Reader<'_>) -> Result<Machine, WireError> {
@@ -133,13 +164,38 @@ fn read_machine(reader: &mut Reader<'_>) -> Result<Machine, WireError> {
     let layout = MemoryLayout::new(regions)
         .map_err(|_| WireError::Value("a memory layout that no guest can have"))?;
     let vcpus = reader.u16()?;
-    let mut traits = BTreeMap::new();
+    let mut traits = Traits::new();
     for _ in 0..reader.count(TRAITS_MAX)? {
         let name = reader.text(TRAIT_NAME_BYTES_MAX)?;
         if traits.last_key_value().is_some_and(|(last, _)| *last >= name) {
             return Err(WireError::Value("traits that do not rise by name"));
         }
-        traits.insert(name, reader.text(TEXT_BYTES_MAX)?);
+        traits.insert(name, read_trait(reader)?);
     }
     Ok(Machine { layout, vcpus, traits })
+}
+
+fn read_trait(reader: &mut Reader<'_>) -> Result<Trait, WireError> {
+    match reader.u8()? {
+        1 => Ok(Trait::Text(reader.text(TEXT_BYTES_MAX)?)),
+        2 => Ok(Trait::Words(read_words(reader)?)),
+        3 => Ok(Trait::Needs(read_words(reader)?)),
+        4 => {
+            let (value, least) = (reader.u64()?, reader.u64()?);
+            Ok(Trait::Number { value, least, most: reader.u64()? })
+        }
+        _ => Err(WireError::Value("an unknown kind of trait")),
+    }
+}
+
+fn read_words(reader: &mut Reader<'_>) -> Result<BTreeSet<String>, WireError> {
+    let mut words = BTreeSet::new();
+    for _ in 0..reader.count(WORDS_MAX)? {
+        let word = reader.text(WORD_BYTES_MAX)?;
+        if words.last().is_some_and(|last| *last >= word) {
+            return Err(WireError::Value("words that do not rise"));
+        }
+        words.insert(word);
+    }
+    Ok(words)
 }

@@ -34,7 +34,7 @@ use checkpoint::{
 use thiserror::Error;
 
 pub use chunk::{CHUNK_HEAD_BYTES, ChunkHead};
-pub use greeting::{TRAITS_MAX, VERSION_BYTES_MAX, VERSIONS, VERSIONS_MAX, negotiate};
+pub use greeting::{TRAITS_MAX, VERSION_BYTES_MAX, VERSIONS, VERSIONS_MAX, WORDS_MAX, negotiate};
 pub use kind::Kind;
 pub use octets::TEXT_BYTES_MAX;
 pub use registry::{Answer, Ask, LIST_RECORDS_MAX, MEMBERS_MAX};
@@ -257,7 +257,9 @@ pub fn encode(term: Term, frame: &Frame) -> Result<Vec<u8>, WireError> {
         Frame::ToPrimary(message) => control::write_to_primary(&mut writer, message)?,
         Frame::Chunk(chunk) => {
             ChunkHead::of(chunk).write(&mut writer);
-            writer.slice(&chunk.body);
+            for piece in chunk.body.pieces() {
+                writer.slice(piece);
+            }
         }
         Frame::Ask(ask) => registry::write_ask(&mut writer, ask)?,
         Frame::Answer(answer) => registry::write_answer(&mut writer, answer)?,

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use arbiter::{NodeId, Term};
 use checkpoint::{
     Epoch, MemoryLayout, PAGE_BYTES, PageNumber, PageRun,
-    chunk::{Chunk, ChunkId},
+    chunk::{Chunk, ChunkId, Compression, Encoder},
     message::{Hello, Machine, Welcome},
 };
 use romulus_transport::{
@@ -128,7 +128,7 @@ pub(crate) fn hello() -> Hello {
         machine: Machine {
             layout: layout.unwrap(),
             vcpus: 2,
-            traits: [("disk.0".to_owned(), "virtio".to_owned())].into(),
+            traits: [("disk.0".to_owned(), "virtio".into())].into(),
         },
     }
 }
@@ -152,7 +152,8 @@ pub(crate) fn chunk(index: u32, pages: u64) -> Chunk {
         bytes.extend(state.to_le_bytes());
     }
     let run = PageRun { first: PageNumber::new(0), count: pages };
-    Chunk::of_pages(ChunkId { epoch: Epoch::new(3), index }, &[run], &bytes)
+    let id = ChunkId { epoch: Epoch::new(3), index };
+    Encoder::new(Compression::Off).pages(id, &[run], bytes)
 }
 
 pub(crate) fn path_of(dir: &TempDir, name: &str) -> std::path::PathBuf {

@@ -3,54 +3,70 @@
 
 use std::{io::Cursor, path::Path};
 
-use checkpoint::{PageNumber, PageRun};
 use linux_loader::loader::{Elf, KernelLoader, elf::PvhBootCapability};
+use vm_memory::{Bytes, GuestAddress};
 
-use super::{BootError, IMAGE_START};
+use super::{BootError, IMAGE_START, is_ram};
 use crate::memory::GuestRam;
 
 const PT_LOAD: u32 = 1;
 const EM_X86_64: u16 = 62;
 
-/// A loaded image.
-pub(super) struct Image {
+/// A loaded kernel.
+pub(super) struct Kernel {
     /// The ELF entry.
     pub(super) entry: u64,
     /// The entry in the Xen note, if it has one.
     pub(super) pvh_entry: Option<u64>,
 }
 
-pub(super) fn load(ram: &GuestRam, path: &Path) -> Result<Image, BootError> {
-    let read = |source| BootError::Read { path: path.to_owned(), source };
-    let file = std::fs::read(path).map_err(read)?;
-    let no_elf = |reason| BootError::NoElf { path: path.to_owned(), reason };
-    for (start, end) in segments(&file).map_err(no_elf)? {
-        check_place(ram, start, end)?;
+/// Checks that `file` can be loaded; returns one past its last address.
+pub(super) fn check(ram: &GuestRam, path: &Path, file: &[u8]) -> Result<u64, BootError> {
+    let mut last = 0;
+    for Segment { start, end, .. } in checked_segments(path, file)? {
+        if start < IMAGE_START {
+            return Err(BootError::TooLow(start));
+        }
+        if !is_ram(ram, start, end) {
+            return Err(BootError::DoesNotFit { start, end });
+        }
+        last = last.max(end);
     }
-    let loaded = Elf::load(ram.memory(), None, &mut Cursor::new(&file), None)
+    Ok(last)
+}
+
+/// Loads `file`, which was checked.
+pub(super) fn load(ram: &GuestRam, path: &Path, file: &[u8]) -> Result<Kernel, BootError> {
+    let loaded = Elf::load(ram.memory(), None, &mut Cursor::new(file), None)
         .map_err(|source| BootError::Load { path: path.to_owned(), source })?;
+    for Segment { start, end, file_bytes } in checked_segments(path, file)? {
+        // A guest that restarts left something there.
+        let rest = start + file_bytes..end;
+        let zeros = vec![0; (rest.end - rest.start) as usize];
+        ram.memory().write_slice(&zeros, GuestAddress(rest.start)).expect("it was found to be RAM");
+    }
     let pvh_entry = match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => Some(entry.0),
         PvhBootCapability::PvhEntryNotPresent | PvhBootCapability::PvhEntryIgnored => None,
     };
-    Ok(Image { entry: loaded.kernel_load.0, pvh_entry })
+    Ok(Kernel { entry: loaded.kernel_load.0, pvh_entry })
 }
 
-fn check_place(ram: &GuestRam, start: u64, end: u64) -> Result<(), BootError> {
-    if start < IMAGE_START {
-        return Err(BootError::TooLow(start));
-    }
-    let first = PageNumber::of_address(start);
-    let count = end.div_ceil(checkpoint::PAGE_BYTES as u64) - first.get();
-    if ram.layout().contains(PageRun { first, count }) {
-        return Ok(());
-    }
-    Err(BootError::DoesNotFit { start, end })
+/// What one program header loads, in physical addresses.
+struct Segment {
+    start: u64,
+    end: u64,
+    /// How much of it is in the file; the rest is zero.
+    file_bytes: u64,
 }
 
-/// The physical ranges of what is to be loaded. (System V ABI, "Object
+fn checked_segments(path: &Path, file: &[u8]) -> Result<Vec<Segment>, BootError> {
+    segments(file).map_err(|reason| BootError::NoElf { path: path.to_owned(), reason })
+}
+
+/// What is to be loaded. (System V ABI, "Object
 /// Files"; offsets of `Elf64_Ehdr` and `Elf64_Phdr`.)
-fn segments(file: &[u8]) -> Result<Vec<(u64, u64)>, &'static str> {
+fn segments(file: &[u8]) -> Result<Vec<Segment>, &'static str> {
     if file.get(..4) != Some(b"\x7fELF") {
         return Err("it does not begin with the ELF magic");
     }
@@ -70,9 +86,13 @@ fn segments(file: &[u8]) -> Result<Vec<(u64, u64)>, &'static str> {
     let mut ranges = Vec::new();
     for _ in 0..u16_at(header, 56) {
         let entry = headers.next().ok_or("it ends within its program headers")?;
-        let (start, len) = (u64_at(entry, 24), u64_at(entry, 40));
+        let (start, file_bytes, len) = (u64_at(entry, 24), u64_at(entry, 32), u64_at(entry, 40));
         if u32::from_le_bytes(entry[..4].try_into().expect("four bytes")) == PT_LOAD && len > 0 {
-            ranges.push((start, start.checked_add(len).ok_or("a segment has no end")?));
+            let end = start.checked_add(len).ok_or("a segment has no end")?;
+            if file_bytes > len {
+                return Err("a segment is larger in the file than in memory");
+            }
+            ranges.push(Segment { start, end, file_bytes });
         }
     }
     if ranges.is_empty() { Err("it has nothing to load") } else { Ok(ranges) }

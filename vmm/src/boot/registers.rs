@@ -4,7 +4,7 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::start_info::START_INFO;
+use super::{BELOW_IMAGE, BootProtocol, start_info::START_INFO, zero_page::ZERO_PAGE};
 use crate::{memory::GuestRam, state::StateError};
 
 const GDT: u64 = 0x500;
@@ -25,7 +25,6 @@ const ENTRY_PRESENT_WRITABLE: u64 = 3;
 const ENTRY_LARGE: u64 = 1 << 7;
 
 const FLAT_LIMIT: u32 = u32::MAX;
-const BELOW_IMAGE: &str = "boot data lies in the first MiB of RAM";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
@@ -36,6 +35,7 @@ enum Mode {
 /// What vCPU 0 is to be set to before it first runs.
 #[derive(Debug)]
 pub(crate) struct BootRegisters {
+    protocol: BootProtocol,
     mode: Mode,
     regs: kvm_regs,
 }
@@ -46,16 +46,29 @@ impl BootRegisters {
         write_gdt(ram, Mode::Protected);
         let regs =
             kvm_regs { rip: entry, rbx: START_INFO, rflags: RFLAGS_ALWAYS, ..Default::default() };
-        Self { mode: Mode::Protected, regs }
+        Self { protocol: BootProtocol::Pvh, mode: Mode::Protected, regs }
     }
 
-    /// 64-bit mode at `entry`.
+    /// 64-bit mode at the ELF `entry`.
     pub(super) fn long_mode(ram: &GuestRam, entry: u64) -> Self {
+        Self::in_long_mode(ram, BootProtocol::LongMode, entry, START_INFO)
+    }
+
+    /// 64-bit mode at Linux's `entry`.
+    pub(super) fn linux(ram: &GuestRam, entry: u64) -> Self {
+        Self::in_long_mode(ram, BootProtocol::Linux, entry, ZERO_PAGE)
+    }
+
+    fn in_long_mode(ram: &GuestRam, protocol: BootProtocol, rip: u64, rsi: u64) -> Self {
         write_gdt(ram, Mode::Long);
         write_page_tables(ram);
-        let regs =
-            kvm_regs { rip: entry, rsi: START_INFO, rflags: RFLAGS_ALWAYS, ..Default::default() };
-        Self { mode: Mode::Long, regs }
+        let regs = kvm_regs { rip, rsi, rflags: RFLAGS_ALWAYS, ..Default::default() };
+        Self { protocol, mode: Mode::Long, regs }
+    }
+
+    /// How the guest is entered; never `Auto`.
+    pub(crate) fn protocol(&self) -> BootProtocol {
+        self.protocol
     }
 
     /// Sets them, keeping what KVM chose (the APIC's base).
@@ -74,13 +87,13 @@ impl BootRegisters {
     }
 
     fn set_mode(&self, sregs: &mut kvm_sregs) {
-        let [_, code, data, task] = descriptors(self.mode);
-        sregs.cs = segment(1, code);
-        let data = segment(2, data);
+        let [_, _, code, data, task] = descriptors(self.mode);
+        sregs.cs = segment(2, code);
+        let data = segment(3, data);
         (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-        sregs.tr = segment(3, task);
+        sregs.tr = segment(4, task);
         sregs.gdt.base = GDT;
-        sregs.gdt.limit = 4 * 8 - 1;
+        sregs.gdt.limit = 5 * 8 - 1;
         sregs.idt.base = 0;
         sregs.idt.limit = 0;
         sregs.cr0 = CR0_PE | CR0_ET;
@@ -93,10 +106,11 @@ impl BootRegisters {
     }
 }
 
-/// Null, code, data, task: flags (descriptor bits 40 to 55) and limit.
-fn descriptors(mode: Mode) -> [(u16, u32); 4] {
+/// Null, unused, code, data, task: flags (descriptor bits 40 to 55) and limit.
+/// Linux wants code at selector 0x10 and data at 0x18.
+fn descriptors(mode: Mode) -> [(u16, u32); 5] {
     let code = if mode == Mode::Long { 0xa09b } else { 0xc09b };
-    [(0, 0), (code, FLAT_LIMIT), (0xc093, FLAT_LIMIT), (0x008b, 0x67)]
+    [(0, 0), (0, 0), (code, FLAT_LIMIT), (0xc093, FLAT_LIMIT), (0x008b, 0x67)]
 }
 
 /// A segment register that holds descriptor `index`. (AMD64 manual volume 2,
@@ -155,8 +169,8 @@ mod tests {
         let read =
             |index: u64| -> u64 { ram.memory().read_obj(GuestAddress(GDT + index * 8)).unwrap() };
         write_gdt(&ram, Mode::Long);
-        assert_eq!([read(1), read(2)], [0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
+        assert_eq!([read(2), read(3)], [0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]);
         write_gdt(&ram, Mode::Protected);
-        assert_eq!([read(0), read(1), read(3)], [0, 0x00cf_9b00_0000_ffff, 0x0000_8b00_0000_0067]);
+        assert_eq!([read(0), read(2), read(4)], [0, 0x00cf_9b00_0000_ffff, 0x0000_8b00_0000_0067]);
     }
 }

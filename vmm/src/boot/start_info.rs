@@ -1,74 +1,70 @@
-//! The PVH start info: memory map and command line for the guest.
+//! The PVH start info: memory map, command line, initrd and ACPI tables.
 //!
 //! Layout: Xen `docs/misc/pvh.pandoc` and `xen/include/public/arch-x86/hvm/start_info.h`.
 
-use checkpoint::{PAGE_BYTES, PageRun};
-use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_start_info};
+use std::ops::Range;
+
+use linux_loader::loader::elf::start_info::{
+    XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::IMAGE_START;
+use super::{BELOW_IMAGE, CMDLINE, memory_map::memory_map};
 use crate::memory::GuestRam;
 
 /// Where the start info lies.
 pub(super) const START_INFO: u64 = 0x6000;
+const MODULES: u64 = 0x6080;
 const MEMORY_MAP: u64 = 0x6100;
-const CMDLINE: u64 = 0x2_0000;
-/// From here to 1 MiB is no RAM on a PC.
-const LOW_RAM_END: u64 = 0x9_fc00;
 
-const MAGIC: u32 = 0x336e_c578;
-const RAM: u32 = 1;
-const RESERVED: u32 = 2;
-
-const BELOW_IMAGE: &str = "boot data lies in the first MiB of RAM";
-
-pub(super) fn write(ram: &GuestRam, cmdline: &str) {
+pub(super) fn write(ram: &GuestRam, initrd: Option<Range<u64>>, rsdp: u64) {
     let memory = ram.memory();
     let map = memory_map(ram.layout().regions());
-    for (index, entry) in map.iter().enumerate() {
+    for (index, range) in map.iter().enumerate() {
         let at = MEMORY_MAP + (index * size_of::<hvm_memmap_table_entry>()) as u64;
-        memory.write_obj(*entry, GuestAddress(at)).expect(BELOW_IMAGE);
+        let (addr, size, type_) = (range.start, range.bytes, range.kind as u32);
+        let entry = hvm_memmap_table_entry { addr, size, type_, reserved: 0 };
+        memory.write_obj(entry, GuestAddress(at)).expect(BELOW_IMAGE);
     }
-    let line = [cmdline.as_bytes(), &[0]].concat();
-    memory.write_slice(&line, GuestAddress(CMDLINE)).expect(BELOW_IMAGE);
-    let info = hvm_start_info {
-        magic: MAGIC,
+    let mut info = hvm_start_info {
+        magic: XEN_HVM_START_MAGIC_VALUE,
         version: 1,
         cmdline_paddr: CMDLINE,
+        rsdp_paddr: rsdp,
         memmap_paddr: MEMORY_MAP,
         memmap_entries: map.len() as u32,
         ..Default::default()
     };
-    memory.write_obj(info, GuestAddress(START_INFO)).expect(BELOW_IMAGE);
-}
-
-fn memory_map(regions: &[PageRun]) -> Vec<hvm_memmap_table_entry> {
-    let entry =
-        |addr, end, type_| hvm_memmap_table_entry { addr, size: end - addr, type_, reserved: 0 };
-    let mut map = vec![entry(0, LOW_RAM_END, RAM), entry(LOW_RAM_END, IMAGE_START, RESERVED)];
-    for region in regions {
-        let start = region.first.address().max(IMAGE_START);
-        map.push(entry(start, region.end() * PAGE_BYTES as u64, RAM));
+    if let Some(place) = initrd {
+        let (paddr, size) = (place.start, place.end - place.start);
+        let module = hvm_modlist_entry { paddr, size, ..Default::default() };
+        memory.write_obj(module, GuestAddress(MODULES)).expect(BELOW_IMAGE);
+        info.nr_modules = 1;
+        info.modlist_paddr = MODULES;
     }
-    map
+    memory.write_obj(info, GuestAddress(START_INFO)).expect(BELOW_IMAGE);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{HIGH_START, LOW_END};
 
     #[test]
-    fn the_map_tells_all_ram() {
+    fn it_tells_of_map_modules_and_tables() {
         let ram = GuestRam::new(4 << 30, false).unwrap();
-        write(&ram, "a=1");
+        write(&ram, Some(0x3000_0000..0x3000_0123), 0xe_0000);
         let read: hvm_start_info = ram.memory().read_obj(GuestAddress(START_INFO)).unwrap();
-        assert_eq!((read.magic, read.version, read.memmap_entries), (MAGIC, 1, 4));
-        let mut line = [0; 4];
-        ram.memory().read_slice(&mut line, GuestAddress(read.cmdline_paddr)).unwrap();
-        assert_eq!(&line, b"a=1\0");
-        let map = memory_map(ram.layout().regions());
-        assert_eq!((map[2].addr, map[2].addr + map[2].size), (IMAGE_START, LOW_END));
-        assert_eq!((map[3].addr, map[3].size), (HIGH_START, 1 << 30));
+        assert_eq!((read.magic, read.version, read.memmap_entries), (0x336e_c578, 1, 5));
+        assert_eq!((read.rsdp_paddr, read.cmdline_paddr), (0xe_0000, CMDLINE));
+        assert_eq!(read.nr_modules, 1);
+        let module: hvm_modlist_entry =
+            ram.memory().read_obj(GuestAddress(read.modlist_paddr)).unwrap();
+        assert_eq!((module.paddr, module.size), (0x3000_0000, 0x123));
+        let first: hvm_memmap_table_entry =
+            ram.memory().read_obj(GuestAddress(read.memmap_paddr)).unwrap();
+        assert_eq!((first.addr, first.size, first.type_), (0, 0x9_fc00, 1));
+        write(&ram, None, 0xe_0000);
+        let read: hvm_start_info = ram.memory().read_obj(GuestAddress(START_INFO)).unwrap();
+        assert_eq!((read.nr_modules, read.modlist_paddr), (0, 0));
     }
 }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 /// Devices by address, on ports or in memory.
 #[derive(Debug)]
-pub(crate) struct Bus<D> {
+pub(crate) struct Bus<D: ?Sized> {
     /// Rising and apart: first address, length, device.
     ranges: Vec<(u64, u64, Arc<D>)>,
 }
 
-impl<D> Bus<D> {
+impl<D: ?Sized> Bus<D> {
     /// A bus of `ranges`: first address, length, device.
     ///
     /// # Panics

@@ -1,10 +1,17 @@
-//! What the guest sees beside its CPUs and memory: a serial console and
-//! virtio-mmio network devices.
+//! What the guest sees beside its CPUs and memory: a serial console, power
+//! control, a panic port and virtio-mmio devices.
 //!
 //! | device | where | interrupt | section |
 //! |---|---|---|---|
 //! | serial console | ports 0x3f8 to 0x3ff | GSI 4 | `serial` |
-//! | network device *n* | memory, 0xd000_0000 + *n* * 0x1000 | [`SLOT_GSIS`]`[n]` | `virtio-net.`*n* |
+//! | power control | see [`power`] | GSI 13 | `power` |
+//! | panic port | port 0x505 | | `pvpanic` |
+//! | network device *n* | a slot | the slot's | `virtio-net.`*n* |
+//! | disk *n* | a slot | the slot's | `virtio-blk.`*n* |
+//! | entropy device | a slot | the slot's | `virtio-rng.0` |
+//!
+//! Slot *n* is in memory at 0xd000_0000 + *n* * 0x1000, and its interrupt is
+//! [`SLOT_GSIS`]`[n]`. Slots are taken in the order of this table.
 //!
 //! Interrupts are pulses of an irqfd: describe them to the guest as
 //! edge-triggered.
@@ -17,7 +24,10 @@ pub(crate) mod bus;
 pub(crate) mod codec;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub(crate) mod panic_port;
+pub mod power;
 pub(crate) mod serial;
+mod slot;
 #[cfg(test)]
 mod tests;
 pub mod virtio;
@@ -25,6 +35,7 @@ pub mod virtio;
 use std::{
     fmt::Write as _,
     io,
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -32,30 +43,37 @@ use std::{
 };
 
 use checkpoint::{Section, SectionError, Sections};
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::VmFd;
 use thiserror::Error;
-use virtio_bindings::bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
-use vmm_sys_util::eventfd::EventFd;
 
 use self::{
     bus::Bus,
+    panic_port::PanicPort,
+    power::{PowerControl, PowerRequest},
     serial::SerialPort,
+    slot::{Slots, interrupt},
     virtio::{
-        net::{Net, NetStats, QUEUES, Worker},
+        blk::{
+            Disk, DiskStats, SERIAL_BYTES_MAX,
+            image::{Image, ImageError},
+        },
+        device::{Device, MmioDevice},
+        net::{Net, NetStats},
+        rng::{Rng, RngStats},
         tap::{Tap, TapError},
-        transport::state::VERSION,
+        worker::Worker,
     },
 };
-use crate::outlet::{Outlet, SpeakError};
+use crate::{
+    acpi::Slot,
+    outlet::{Outlet, SpeakError},
+};
 
+pub use self::{
+    panic_port::Panic,
+    slot::{SLOT_BYTES, SLOT_GSIS, SLOTS_BASE},
+};
 pub use crate::memory::GuestMemory;
-
-/// Where virtio-mmio devices begin.
-pub const SLOTS_BASE: u64 = 0xd000_0000;
-/// Bytes of address space for each.
-pub const SLOT_BYTES: u64 = 0x1000;
-/// Their interrupts: ISA lines that nothing else of ours uses.
-pub const SLOT_GSIS: [u32; 6] = [5, 6, 7, 9, 10, 11];
 
 /// A network device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,18 +86,43 @@ pub struct NetworkConfig {
     pub mac: [u8; 6],
 }
 
-/// Which devices the guest has beside the serial console.
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// Its raw image.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+    /// What the guest knows it by: at most [`SERIAL_BYTES_MAX`] visible bytes.
+    pub serial: String,
+}
+
+/// Which devices the guest has beside the serial console: at most as many as
+/// [`SLOT_GSIS`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DeviceConfig {
-    /// Network devices, at most as many as [`SLOT_GSIS`].
+    /// Network devices.
     pub networks: Vec<NetworkConfig>,
+    /// Disks.
+    pub disks: Vec<DiskConfig>,
+    /// Whether there is an entropy device.
+    pub rng: bool,
+}
+
+impl DeviceConfig {
+    fn slots(&self) -> usize {
+        self.networks.len() + self.disks.len() + usize::from(self.rng)
+    }
 }
 
 /// Why devices could not be made, restored or used.
 #[derive(Debug, Error)]
 pub enum DeviceError {
     /// The configuration asks for too many.
-    #[error("{0} network devices are configured, at most {max} are possible", max = SLOT_GSIS.len())]
+    #[error(
+        "{0} network devices, disks and the like are configured, at most {max} are possible",
+        max = SLOT_GSIS.len()
+    )]
     TooMany(usize),
     /// A MAC that is no station's.
     #[error(
@@ -89,6 +132,12 @@ pub enum DeviceError {
     /// A tap could not be opened.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// A disk's image is of no use.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A serial number that a disk cannot have.
+    #[error("`{0}` is no disk's serial: use 1 to {SERIAL_BYTES_MAX} visible ASCII characters")]
+    Serial(String),
     /// KVM did not connect an interrupt or a notification.
     #[error(
         "KVM could not connect {what}: does the VM have its interrupt controllers? see `romulus doctor`"
@@ -118,17 +167,44 @@ pub enum DeviceError {
 pub struct DeviceStats {
     /// By network device.
     pub networks: Vec<NetStats>,
+    /// By disk.
+    pub disks: Vec<DiskStats>,
+    /// The entropy device, if there is one.
+    pub rng: Option<RngStats>,
     /// Accesses by the guest to addresses where nothing answers.
     pub unknown_accesses: u64,
+}
+
+/// What a write to a port means beyond its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortEffect {
+    /// The vCPU must not go on.
+    Power(PowerRequest),
+    /// The guest said that it has panicked.
+    Panicked(Panic),
+}
+
+/// What answers at a port.
+#[derive(Debug)]
+enum PortDevice {
+    Serial(Arc<SerialPort>),
+    Power(Arc<PowerControl>),
+    Panic(Arc<PanicPort>),
 }
 
 /// All devices of a guest.
 #[derive(Debug)]
 pub struct Devices {
-    ports: Bus<SerialPort>,
-    slots: Bus<Net>,
+    ports: Bus<PortDevice>,
+    slots: Bus<dyn MmioDevice>,
     serial: Arc<SerialPort>,
-    networks: Vec<Arc<Net>>,
+    power: Arc<PowerControl>,
+    panic: Arc<PanicPort>,
+    /// All that are in slots, in their order.
+    in_slots: Vec<Arc<dyn MmioDevice>>,
+    networks: Vec<Arc<Device<Net>>>,
+    disks: Vec<Arc<Device<Disk>>>,
+    rng: Option<Arc<Device<Rng>>>,
     workers: Mutex<Vec<Worker>>,
     parked: AtomicBool,
     unknown_accesses: AtomicU64,
@@ -147,33 +223,39 @@ impl Devices {
         memory: GuestMemory,
         outlet: Arc<Outlet>,
     ) -> Result<Self, DeviceError> {
-        let count = config.networks.len();
-        if count > SLOT_GSIS.len() {
-            return Err(DeviceError::TooMany(count));
+        if config.slots() > SLOT_GSIS.len() {
+            return Err(DeviceError::TooMany(config.slots()));
         }
         let irq = interrupt(&vm, serial::GSI)?;
         let serial = Arc::new(SerialPort::new(irq, Arc::clone(&outlet)));
-        let mut networks = Vec::with_capacity(count);
-        for (index, network) in config.networks.iter().enumerate() {
-            networks.push(connect(index, network, &vm, &memory, &outlet)?);
+        let power = Arc::new(PowerControl::new(interrupt(&vm, power::GSI)?));
+        let panic = Arc::default();
+        let mut slots = Slots::new(&vm, &memory);
+        let mut networks = Vec::new();
+        for (index, network) in (0..).zip(&config.networks) {
+            networks.push(slots.plug(index, connect(index, network, &outlet)?)?);
         }
-        Ok(Self::assemble(serial, networks)?)
-    }
-
-    fn assemble(serial: Arc<SerialPort>, networks: Vec<Arc<Net>>) -> io::Result<Self> {
-        let workers: io::Result<Vec<Worker>> =
-            networks.iter().map(|net| Worker::start(Arc::clone(net))).collect();
-        let slots = networks
+        let mut disks = Vec::new();
+        for (index, disk) in (0..).zip(&config.disks) {
+            disks.push(slots.plug(index, attach(disk)?)?);
+        }
+        let rng = config.rng.then(|| slots.plug(0, Rng::new())).transpose()?;
+        let Slots { devices: in_slots, workers, .. } = slots;
+        let ranges = in_slots
             .iter()
             .enumerate()
-            .map(|(index, net)| (slot_base(index), SLOT_BYTES, Arc::clone(net)))
-            .collect();
+            .map(|(index, device)| (slot::place(index).address, SLOT_BYTES, Arc::clone(device)));
         Ok(Self {
-            ports: Bus::new(vec![(serial::PORT, serial::PORTS, Arc::clone(&serial))]),
-            slots: Bus::new(slots),
+            ports: port_bus(&serial, &power, &panic),
+            slots: Bus::new(ranges.collect()),
             serial,
+            power,
+            panic,
+            in_slots,
             networks,
-            workers: Mutex::new(workers?),
+            disks,
+            rng,
+            workers: Mutex::new(workers),
             parked: AtomicBool::new(true),
             unknown_accesses: AtomicU64::new(0),
         })
@@ -182,7 +264,11 @@ impl Devices {
     /// A vCPU reads `port`: each byte of `data` is one access.
     pub fn pio_read(&self, port: u16, data: &mut [u8]) {
         match self.ports.find(u64::from(port), 1) {
-            Some((serial, offset)) => serial.read(offset, data),
+            Some((PortDevice::Serial(serial), offset)) => serial.read(offset, data),
+            Some((PortDevice::Power(power), _)) => {
+                data.iter_mut().for_each(|byte| *byte = power.read(port));
+            }
+            Some((PortDevice::Panic(panic), _)) => data.fill(panic.read()),
             None => {
                 data.fill(0xff);
                 self.count_unknown();
@@ -190,18 +276,33 @@ impl Devices {
         }
     }
 
-    /// A vCPU writes `port`: each byte of `data` is one access.
-    pub fn pio_write(&self, port: u16, data: &[u8]) {
+    /// A vCPU writes `port`: each byte of `data` is one access. The first
+    /// effect counts.
+    pub fn pio_write(&self, port: u16, data: &[u8]) -> Option<PortEffect> {
         match self.ports.find(u64::from(port), 1) {
-            Some((serial, offset)) => serial.write(offset, data),
-            None => self.count_unknown(),
+            Some((PortDevice::Serial(serial), offset)) => {
+                serial.write(offset, data);
+                None
+            }
+            Some((PortDevice::Power(power), _)) => {
+                let requests = data.iter().map(|byte| power.write(port, *byte));
+                requests.fold(None, Option::or).map(PortEffect::Power)
+            }
+            Some((PortDevice::Panic(panic), _)) => {
+                let said = data.iter().map(|byte| panic.write(*byte));
+                said.fold(None, Option::or).map(PortEffect::Panicked)
+            }
+            None => {
+                self.count_unknown();
+                None
+            }
         }
     }
 
     /// A vCPU reads `address`. Where nothing answers it reads all ones.
     pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
         match self.slots.find(address, data.len()) {
-            Some((net, offset)) => net.read(offset, data),
+            Some((device, offset)) => device.read(offset, data),
             None => {
                 data.fill(0xff);
                 self.count_unknown();
@@ -212,7 +313,7 @@ impl Devices {
     /// A vCPU writes `address`. Where nothing answers it is ignored.
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
         match self.slots.find(address, data.len()) {
-            Some((net, offset)) => net.write(offset, data),
+            Some((device, offset)) => device.write(offset, data),
             None => self.count_unknown(),
         }
     }
@@ -226,7 +327,8 @@ impl Devices {
     /// paused first, as they serve their own register accesses.
     pub fn park(&self) {
         self.serial.park();
-        self.networks.iter().for_each(|net| net.park());
+        self.power.park();
+        self.in_slots.iter().for_each(|device| device.park());
         self.parked.store(true, Ordering::SeqCst);
     }
 
@@ -234,14 +336,16 @@ impl Devices {
     pub fn unpark(&self) {
         self.parked.store(false, Ordering::SeqCst);
         self.serial.unpark();
-        self.networks.iter().for_each(|net| net.unpark());
+        self.power.unpark();
+        self.in_slots.iter().for_each(|device| device.unpark());
     }
 
     /// The names of the sections of [`Devices::save`].
     #[must_use]
     pub fn section_names(&self) -> Vec<String> {
-        let networks = self.networks.iter().map(|net| net.section());
-        std::iter::once(serial::SECTION.to_owned()).chain(networks).collect()
+        let in_slots = self.in_slots.iter().map(|device| device.section());
+        let ports = [power::SECTION, panic_port::SECTION, serial::SECTION].map(str::to_owned);
+        ports.into_iter().chain(in_slots).collect()
     }
 
     /// The state of all devices.
@@ -252,12 +356,9 @@ impl Devices {
     #[must_use]
     pub fn save(&self) -> Vec<Section> {
         assert!(self.parked.load(Ordering::SeqCst), "devices are saved while they run");
-        let networks = self.networks.iter().map(|net| Section {
-            name: net.section(),
-            version: VERSION,
-            bytes: net.save(),
-        });
-        std::iter::once(self.serial.save()).chain(networks).collect()
+        let in_slots = self.in_slots.iter().map(|device| device.save());
+        let ports = [self.power.save(), self.panic.save(), self.serial.save()];
+        ports.into_iter().chain(in_slots).collect()
     }
 
     /// Takes over the state of all devices, or of none. It takes effect at
@@ -275,13 +376,17 @@ impl Devices {
     pub fn restore(&self, sections: &Sections) -> Result<(), DeviceError> {
         assert!(self.parked.load(Ordering::SeqCst), "devices are restored while they run");
         let serial = SerialPort::decode(sections)?;
-        let mut states = Vec::with_capacity(self.networks.len());
-        for net in &self.networks {
-            states.push(net.decode(sections.body(&net.section(), VERSION)?)?);
+        let power = PowerControl::decode(sections)?;
+        let panic = PanicPort::decode(sections)?;
+        let mut states = Vec::with_capacity(self.in_slots.len());
+        for device in &self.in_slots {
+            states.push(device.decode(sections)?);
         }
         self.serial.adopt(serial);
-        for (net, state) in self.networks.iter().zip(states) {
-            net.adopt(state);
+        self.power.adopt(power);
+        self.panic.adopt(panic);
+        for (device, state) in self.in_slots.iter().zip(states) {
+            device.adopt(state);
         }
         Ok(())
     }
@@ -302,16 +407,61 @@ impl Devices {
         self.serial.input(bytes)
     }
 
+    /// Presses the power button; what happens then is the guest's decision.
+    pub fn press_power_button(&self) {
+        self.power.press_button();
+    }
+
+    /// Notes that the guest asks for its machine to be restarted or turned off.
+    pub(crate) fn request_power(&self, request: PowerRequest) {
+        self.power.request(request);
+    }
+
+    /// What the guest asks to be done with its machine and nobody has done.
+    #[must_use]
+    pub fn requested_power(&self) -> Option<PowerRequest> {
+        self.power.requested()
+    }
+
+    /// Whether the guest has panicked since power-on.
+    #[must_use]
+    pub fn panicked(&self) -> Option<Panic> {
+        self.panic.said()
+    }
+
+    /// Where the virtio-mmio devices are, for the ACPI tables.
+    #[must_use]
+    pub fn slots(&self) -> Vec<Slot> {
+        (0..self.in_slots.len()).map(slot::place).collect()
+    }
+
+    /// Which devices are where: equal on hosts between which a guest can move.
+    #[must_use]
+    pub fn inventory(&self) -> String {
+        let mut line = String::new();
+        for (Slot { address, gsi, .. }, device) in self.slots().iter().zip(&self.in_slots) {
+            let comma = if line.is_empty() { "" } else { ", " };
+            let _ = write!(line, "{comma}{} at {address:#x}:{gsi}", device.kind());
+        }
+        line
+    }
+
     /// What to append to the kernel's command line, for kernels that take
     /// virtio-mmio devices from there.
     #[must_use]
     pub fn cmdline(&self) -> String {
         let mut line = String::new();
-        for (index, gsi) in SLOT_GSIS.iter().enumerate().take(self.networks.len()) {
-            let space = if index == 0 { "" } else { " " };
-            let _ = write!(line, "{space}virtio_mmio.device=4K@{:#x}:{gsi}", slot_base(index));
+        for Slot { address, gsi, .. } in self.slots() {
+            let space = if line.is_empty() { "" } else { " " };
+            let _ = write!(line, "{space}virtio_mmio.device=4K@{address:#x}:{gsi}");
         }
         line
+    }
+
+    /// The images of the disks, in their order.
+    #[must_use]
+    pub fn images(&self) -> Vec<Arc<Image>> {
+        self.disks.iter().map(|disk| disk.image()).collect()
     }
 
     /// Figures.
@@ -319,6 +469,8 @@ impl Devices {
     pub fn stats(&self) -> DeviceStats {
         DeviceStats {
             networks: self.networks.iter().map(|net| net.stats()).collect(),
+            disks: self.disks.iter().map(|disk| disk.stats()).collect(),
+            rng: self.rng.as_ref().map(|rng| rng.stats()),
             unknown_accesses: self.unknown_accesses.load(Ordering::Relaxed),
         }
     }
@@ -329,39 +481,38 @@ impl Devices {
     }
 }
 
-/// Where slot `index` begins.
-const fn slot_base(index: usize) -> u64 {
-    SLOTS_BASE + index as u64 * SLOT_BYTES
+fn port_bus(
+    serial: &Arc<SerialPort>,
+    power: &Arc<PowerControl>,
+    panic: &Arc<PanicPort>,
+) -> Bus<PortDevice> {
+    let serial = Arc::new(PortDevice::Serial(Arc::clone(serial)));
+    let panic = Arc::new(PortDevice::Panic(Arc::clone(panic)));
+    let mut ranges =
+        vec![(serial::PORT, serial::PORTS, serial), (u64::from(panic_port::PORT), 1, panic)];
+    for (first, count) in power::PORTS {
+        ranges.push((first.into(), count, Arc::new(PortDevice::Power(Arc::clone(power)))));
+    }
+    Bus::new(ranges)
 }
 
-/// A network device, connected to KVM, its tap and the outlet.
-fn connect(
-    index: usize,
-    config: &NetworkConfig,
-    vm: &VmFd,
-    memory: &GuestMemory,
-    outlet: &Arc<Outlet>,
-) -> Result<Arc<Net>, DeviceError> {
+/// Network device `index`, connected to its tap and the outlet.
+fn connect(index: u8, config: &NetworkConfig, outlet: &Arc<Outlet>) -> Result<Net, DeviceError> {
     if config.mac[0] & 1 == 1 || config.mac == [0; 6] {
         return Err(DeviceError::Mac(config.tap.clone()));
     }
     let tap = Arc::new(Tap::open(&config.tap, config.create)?);
-    let irq = interrupt(vm, SLOT_GSIS[index])?;
-    let number = index as u8;
-    outlet.attach(number, Arc::clone(&tap));
-    let net = Net::new(number, config.mac, irq, tap, memory.clone(), Arc::clone(outlet))?;
-    let register = slot_base(index) + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
-    for queue in 0..QUEUES {
-        vm.register_ioevent(net.kick(queue), &IoEventAddress::Mmio(register), queue as u32)
-            .map_err(|source| DeviceError::Kvm { what: "a queue's notification", source })?;
-    }
-    Ok(Arc::new(net))
+    outlet.attach(index, Arc::clone(&tap));
+    Ok(Net::new(index, config.mac, tap, Arc::clone(outlet)))
 }
 
-/// An event that pulses `gsi`.
-fn interrupt(vm: &VmFd, gsi: u32) -> Result<Arc<EventFd>, DeviceError> {
-    let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-    vm.register_irqfd(&event, gsi)
-        .map_err(|source| DeviceError::Kvm { what: "an interrupt", source })?;
-    Ok(Arc::new(event))
+/// A disk, its image opened.
+fn attach(config: &DiskConfig) -> Result<Disk, DeviceError> {
+    let serial = &config.serial;
+    let visible = serial.bytes().all(|byte| byte.is_ascii_graphic());
+    if serial.is_empty() || serial.len() > SERIAL_BYTES_MAX || !visible {
+        return Err(DeviceError::Serial(serial.clone()));
+    }
+    let image = Arc::new(Image::open(&config.path, config.read_only)?);
+    Ok(Disk::new(image, serial))
 }

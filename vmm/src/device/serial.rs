@@ -5,6 +5,20 @@
 //! room in the UART's 64-byte FIFO; while parked it only waits there, so that
 //! neither registers nor the interrupt line change.
 //!
+//! **Interrupts.** The line is an edge: it is pulsed when a reason arises that
+//! was not there. A driver therefore has to be told of a reason until it is
+//! gone. vm-superio forgets all of them when one is asked for, so this module
+//! answers itself (TI's TL16C550C data sheet, table 5):
+//!
+//! | reason | is told while | is gone when |
+//! |---|---|---|
+//! | 4, received data | the FIFO is not empty | the FIFO is empty |
+//! | 2, transmitter empty | no received data is told | it was told, or a byte was sent |
+//!
+//! A reason whose interrupt is not enabled is not told, and arises anew when it
+//! is enabled. The receiver's FIFO can be cleared (FCR bit 1); what waits in
+//! the backlog has not arrived by then.
+//!
 //! Section `serial`, version 1, little-endian:
 //!
 //! ```text
@@ -44,8 +58,27 @@ const VERSION: u32 = 1;
 /// Typed bytes that wait for the guest.
 const BACKLOG_BYTES_MAX: usize = 4096;
 const FIFO_BYTES_MAX: usize = 64;
+
+/// Receiver and transmitter.
+const DATA: u8 = 0;
+/// Reading: why there is an interrupt. Writing: control of the FIFOs.
+const IIR_FCR: u8 = 2;
+/// Interrupt enable: received data.
+const IER_RECEIVED: u8 = 1;
+/// Interrupt enable: transmitter empty.
+const IER_EMPTY: u8 = 2;
 /// Interrupt identification: nothing is pending.
 const IIR_NONE: u8 = 1;
+/// Interrupt identification: transmitter empty.
+const IIR_EMPTY: u8 = 2;
+/// Interrupt identification: received data.
+const IIR_RECEIVED: u8 = 4;
+/// Interrupt identification: there are FIFOs.
+const IIR_FIFOS: u8 = 0xc0;
+/// FIFO control: clear the receiver's.
+const FCR_CLEAR_RECEIVER: u8 = 2;
+/// Line status: received data.
+const LSR_RECEIVED: u8 = 1;
 
 /// The interrupt line, mute while parked.
 #[derive(Clone)]
@@ -78,6 +111,7 @@ impl io::Write for Transmitter {
 
 struct State {
     uart: Serial<Line, NoEvents, Transmitter>,
+    outlet: Arc<Outlet>,
     backlog: VecDeque<u8>,
     parked: bool,
 }
@@ -86,7 +120,6 @@ struct State {
 pub(crate) struct SerialPort {
     state: Mutex<State>,
     line: Line,
-    outlet: Arc<Outlet>,
 }
 
 /// Saved state that was found good.
@@ -100,15 +133,21 @@ impl SerialPort {
     pub(crate) fn new(irq: Arc<EventFd>, outlet: Arc<Outlet>) -> Self {
         let line = Line { irq, mute: Arc::new(AtomicBool::new(true)) };
         let uart = Serial::new(line.clone(), Transmitter(Arc::clone(&outlet)));
-        let state = State { uart, backlog: VecDeque::new(), parked: true };
-        Self { state: Mutex::new(state), line, outlet }
+        let state = State { uart, outlet, backlog: VecDeque::new(), parked: true };
+        Self { state: Mutex::new(state), line }
     }
 
     /// A vCPU reads register `offset`, once for each byte.
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         let mut state = self.lock();
         for byte in data {
-            *byte = state.uart.read(offset as u8);
+            *byte = match offset as u8 {
+                IIR_FCR => state.identify(),
+                register => state.uart.read(register),
+            };
+            if offset as u8 == DATA {
+                state.keep_telling(&self.line);
+            }
         }
         state.feed();
     }
@@ -117,6 +156,9 @@ impl SerialPort {
     pub(crate) fn write(&self, offset: u64, data: &[u8]) {
         let mut state = self.lock();
         for byte in data {
+            if offset as u8 == IIR_FCR && byte & FCR_CLEAR_RECEIVER != 0 {
+                state.clear_receiver(&self.line);
+            }
             if let Err(error) = state.uart.write(offset as u8, *byte) {
                 tracing::debug!(%error, "the serial port could not raise its interrupt");
             }
@@ -199,9 +241,7 @@ impl SerialPort {
     /// Takes over decoded state; parked only.
     pub(crate) fn adopt(&self, restored: Restored) {
         let mut state = self.lock();
-        let transmitter = Transmitter(Arc::clone(&self.outlet));
-        state.uart = Serial::from_state(&restored.uart, self.line.clone(), NoEvents, transmitter)
-            .unwrap_or_else(|error| unreachable!("checked when decoded, and mute: {error}"));
+        state.set_registers(&restored.uart, &self.line);
         state.backlog = restored.backlog;
     }
 
@@ -217,6 +257,53 @@ impl std::fmt::Debug for SerialPort {
 }
 
 impl State {
+    /// Why there is an interrupt, as the guest is told.
+    fn identify(&mut self) -> u8 {
+        let uart = self.uart.state();
+        let pending = |reason, enabled| {
+            uart.interrupt_identification & reason != 0 && uart.interrupt_enable & enabled != 0
+        };
+        if pending(IIR_RECEIVED, IER_RECEIVED) {
+            return IIR_FIFOS | IIR_RECEIVED;
+        }
+        // This forgets all reasons. Those not enabled arise again with that.
+        let _ = self.uart.read(IIR_FCR);
+        let empty = pending(IIR_EMPTY, IER_EMPTY);
+        IIR_FIFOS | if empty { IIR_EMPTY } else { IIR_NONE }
+    }
+
+    /// Received data is a reason until none is left; the line has not fallen.
+    fn keep_telling(&mut self, line: &Line) {
+        let mut uart = self.uart.state();
+        let enabled = uart.interrupt_enable & IER_RECEIVED != 0;
+        let told = uart.interrupt_identification & IIR_RECEIVED != 0;
+        if !uart.in_buffer.is_empty() && enabled && !told {
+            uart.interrupt_identification &= !IIR_NONE;
+            uart.interrupt_identification |= IIR_RECEIVED;
+            self.set_registers(&uart, line);
+        }
+    }
+
+    fn clear_receiver(&mut self, line: &Line) {
+        let mut uart = self.uart.state();
+        uart.in_buffer.clear();
+        uart.line_status &= !LSR_RECEIVED;
+        uart.interrupt_identification &= !IIR_RECEIVED;
+        if uart.interrupt_identification == 0 {
+            uart.interrupt_identification = IIR_NONE;
+        }
+        self.set_registers(&uart, line);
+    }
+
+    /// Makes `uart` the registers, without a pulse.
+    fn set_registers(&mut self, uart: &SerialState, line: &Line) {
+        let muted = line.mute.swap(true, Ordering::Relaxed);
+        let transmitter = Transmitter(Arc::clone(&self.outlet));
+        self.uart = Serial::from_state(uart, line.clone(), NoEvents, transmitter)
+            .unwrap_or_else(|error| unreachable!("the FIFO was looked at, and mute: {error}"));
+        line.mute.store(muted, Ordering::Relaxed);
+    }
+
     /// Moves typed bytes into the FIFO as far as there is room.
     fn feed(&mut self) {
         let count = self.uart.fifo_capacity().min(self.backlog.len());
@@ -236,92 +323,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use checkpoint::output::Mode;
-
-    use super::*;
-    use crate::device::fixture;
-
-    fn port() -> (SerialPort, Arc<Outlet>, Arc<EventFd>) {
-        let outlet = fixture::outlet(Mode::Passing);
-        let irq = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-        (SerialPort::new(Arc::clone(&irq), Arc::clone(&outlet)), outlet, irq)
-    }
-
-    fn typed(port: &SerialPort) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        loop {
-            let mut register = [0];
-            port.read(5, &mut register);
-            if register[0] & 1 == 0 {
-                return bytes;
-            }
-            port.read(0, &mut register);
-            bytes.push(register[0]);
-        }
-    }
-
-    #[test]
-    fn what_the_guest_sends_leaves_by_the_outlet() {
-        let (port, outlet, _) = port();
-        port.unpark();
-        port.write(0, b"login: ");
-        assert_eq!(outlet.console_since(0), (b"login: ".to_vec(), 7));
-    }
-
-    #[test]
-    fn more_can_be_typed_than_the_fifo_holds() {
-        let (port, _, _) = port();
-        port.unpark();
-        let text: Vec<u8> = (0..5000).map(|n| n as u8).collect();
-        let taken = port.input(&text);
-        assert!((4096..5000).contains(&taken), "{taken}");
-        assert_eq!(typed(&port), text[..taken]);
-    }
-
-    #[test]
-    fn nothing_moves_while_parked_and_state_survives() {
-        let (port, _, irq) = port();
-        port.unpark();
-        port.write(1, &[1]);
-        port.write(7, &[0x5a]);
-        port.input(b"ab");
-        assert!(irq.read().is_ok());
-        port.park();
-        port.input(b"cd");
-        assert!(irq.read().is_err(), "an interrupt while parked");
-        let section = port.save();
-
-        let (twin, _, twin_irq) = self::port();
-        let sections = Sections::new(vec![section.clone()]).unwrap();
-        twin.adopt(SerialPort::decode(&sections).unwrap());
-        assert!(twin_irq.read().is_err(), "an interrupt while parked");
-        assert_eq!(twin.save(), section);
-        twin.unpark();
-        assert!(twin_irq.read().is_ok(), "the pending interrupt is lost");
-        assert_eq!(typed(&twin), b"abcd");
-        let mut scratch = [0];
-        twin.read(7, &mut scratch);
-        assert_eq!(scratch, [0x5a]);
-    }
-
-    #[test]
-    fn malformed_state_is_refused() {
-        let (port, _, _) = port();
-        port.input(b"xyz");
-        let whole = port.save().bytes;
-        let decode = |bytes: &[u8]| {
-            let section = Section { name: SECTION.into(), version: VERSION, bytes: bytes.into() };
-            SerialPort::decode(&Sections::new(vec![section]).unwrap()).map(|_| ())
-        };
-        assert_eq!(decode(&whole), Ok(()));
-        for cut in 0..whole.len() {
-            assert!(decode(&whole[..cut]).is_err(), "cut at {cut}");
-        }
-        assert!(decode(&[&whole[..], &[0]].concat()).is_err());
-        let mut too_long = vec![0; 9];
-        too_long.extend(65_u16.to_le_bytes());
-        too_long.extend([0; 67]);
-        assert!(decode(&too_long).is_err());
-    }
-}
+mod tests;

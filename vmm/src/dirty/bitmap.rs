@@ -74,18 +74,24 @@ impl Bitmaps {
         Ok(())
     }
 
+    /// `hot` pages stay in the log, if reading it has not cleared them already.
     pub(super) fn harvest(
         &mut self,
         vm: &VmFd,
         slots: &[Slot],
         pages: &mut PageSet,
+        hot: Option<&PageSet>,
     ) -> Result<u64, DirtyLogError> {
+        let hot = hot.filter(|hot| self.manual != 0 && !hot.is_empty());
         let mut found = 0;
         for (slot, words) in slots.iter().zip(&mut self.words) {
             ioctl::get_dirty_log(vm, slot.number, words)
                 .map_err(DirtyLogError::at("KVM_GET_DIRTY_LOG"))?;
             for span in spans(words) {
                 for index in span.clone() {
+                    if let Some(hot) = hot {
+                        words[index] &= !hot.word(slot.first_word() + index);
+                    }
                     found += u64::from(words[index].count_ones());
                     pages.insert_word(slot.first_word() + index, words[index]);
                 }

@@ -276,7 +276,29 @@ impl DirtyLog {
         }
         match &mut log.method {
             Method::Ring(rings) => rings.harvest(&self.vm, &self.slots, pages),
-            Method::Bitmap(bitmaps) => bitmaps.harvest(&self.vm, &self.slots, pages),
+            Method::Bitmap(bitmaps) => bitmaps.harvest(&self.vm, &self.slots, pages, None),
+        }
+    }
+
+    /// As [`DirtyLog::harvest`], but leaves `hot` pages in the log where that is
+    /// possible (the bitmap with manual protection): the guest then goes on
+    /// writing them without a fault. For harvests while the guest runs.
+    ///
+    /// # Errors
+    ///
+    /// As [`DirtyLog::harvest`].
+    ///
+    /// # Panics
+    ///
+    /// As [`DirtyLog::harvest`].
+    pub fn harvest_cold(&self, pages: &mut PageSet, hot: &PageSet) -> Result<u64, DirtyLogError> {
+        let mut log = self.lock();
+        if !log.logging {
+            return Ok(0);
+        }
+        match &mut log.method {
+            Method::Ring(rings) => rings.harvest(&self.vm, &self.slots, pages),
+            Method::Bitmap(bitmaps) => bitmaps.harvest(&self.vm, &self.slots, pages, Some(hot)),
         }
     }
 

@@ -1,71 +1,123 @@
 //! What two hosts must have in common before one takes over the other's guest.
+//!
+//! All of it is what the *guest* sees: a host may have more. It goes to the
+//! other host as [`Traits`], word by word, so that whoever refuses can name
+//! what differs.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
-use kvm_bindings::CpuId;
+use checkpoint::message::{Trait, Traits, difference};
 
-use super::{Host, HostError};
-use crate::state::VcpuShape;
+use super::{
+    Host, HostError, cpuid::CpuTable, feature::Features, guest_cpu::GuestCpu, model::CpuConfig,
+};
 
-/// TSC frequencies within this many parts per million are the same: the kernel
-/// itself does not scale below it (`tsc_tolerance_ppm`).
-pub const TSC_TOLERANCE_PPM: u64 = 250;
-
-/// What must match at the handshake. Compare with [`Fingerprint::mismatch`].
+/// What must match at the handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// The CPU's vendor, e.g. `AuthenticAMD`.
-    pub cpu_vendor: String,
-    /// BLAKE3 of the CPUID leaves that the guest sees.
-    pub cpuid_digest: [u8; 32],
-    /// Bytes of the extended state.
-    pub xsave_bytes: u32,
-    /// The model-specific registers that are saved.
-    pub msrs: Vec<u32>,
-    /// The guest's TSC frequency.
+    /// The guest's TSC frequency. It stays with the guest, wherever it goes.
     pub tsc_khz: u32,
     /// KVM's backend.
     pub backend: &'static str,
+    /// Bytes of the extended state.
+    pub xsave_bytes: u32,
+    model: String,
+    /// CPUID of vCPU 0.
+    table: CpuTable,
+    /// The model-specific registers that are saved.
+    msrs: Vec<u32>,
+    feature_msrs: Vec<(u32, u64)>,
+    tsc_khz_possible: (u32, u32),
+    /// What programs see where CPUID cannot be masked.
+    unmasked: Option<Features>,
 }
 
 impl Fingerprint {
-    /// The first difference that keeps a guest of `self` from going on at
-    /// `other`, in words.
+    /// The CPU's vendor, e.g. `AuthenticAMD`.
     #[must_use]
-    pub fn mismatch(&self, other: &Self) -> Option<String> {
-        if self.cpu_vendor != other.cpu_vendor {
-            return Some(format!("cpu vendor {} and {}", self.cpu_vendor, other.cpu_vendor));
-        }
-        if self.backend != other.backend {
-            return Some(format!("kvm backend {} and {}", self.backend, other.backend));
-        }
-        if self.cpuid_digest != other.cpuid_digest {
-            return Some("cpu features differ (compare `romulus doctor` of both hosts)".into());
-        }
-        if self.xsave_bytes != other.xsave_bytes {
-            return Some(format!("xsave sizes {} and {}", self.xsave_bytes, other.xsave_bytes));
-        }
-        if let Some(msr) = self.msrs.iter().find(|msr| !other.msrs.contains(msr)) {
-            return Some(format!("msr {msr:#x} cannot be restored there"));
-        }
-        if !tsc_matches(self.tsc_khz, other.tsc_khz) {
-            return Some(format!("tsc frequencies {} and {} kHz", self.tsc_khz, other.tsc_khz));
-        }
-        None
+    pub fn cpu_vendor(&self) -> String {
+        self.table.vendor()
     }
+
+    /// The features that the guest sees.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.table.features()
+    }
+
+    /// The model-specific registers that are saved, rising.
+    #[must_use]
+    pub fn msrs(&self) -> &[u32] {
+        &self.msrs
+    }
+
+    /// BLAKE3 of the CPUID leaves that the guest sees.
+    #[must_use]
+    pub fn cpuid_digest(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        for ((function, index), registers) in self.table.leaves() {
+            for word in [function, index].into_iter().chain(registers) {
+                hasher.update(&word.to_le_bytes());
+            }
+        }
+        *hasher.finalize().as_bytes()
+    }
+
+    /// Why a guest of `primary` cannot go on here, in words, or `None`.
+    #[must_use]
+    pub fn mismatch(&self, primary: &Self) -> Option<String> {
+        difference(&self.traits(), &primary.traits())
+    }
+
+    /// All of it, for the handshake.
+    #[must_use]
+    pub fn traits(&self) -> Traits {
+        let (least, most) = self.tsc_khz_possible;
+        let mut traits: Traits = [
+            ("cpu vendor".to_owned(), self.cpu_vendor().into()),
+            ("cpu model".to_owned(), self.model.clone().into()),
+            ("cpu features".to_owned(), names(&self.features())),
+            ("kvm backend".to_owned(), self.backend.into()),
+            ("xsave bytes".to_owned(), self.xsave_bytes.to_string().into()),
+            (
+                "msrs".to_owned(),
+                Trait::Needs(self.msrs.iter().map(|msr| format!("{msr:#x}")).collect()),
+            ),
+            (
+                "tsc frequency (kHz)".to_owned(),
+                Trait::Number {
+                    value: self.tsc_khz.into(),
+                    least: least.into(),
+                    most: most.into(),
+                },
+            ),
+        ]
+        .into();
+        for ((function, index), [a, b, c, d]) in self.table.without_features().leaves() {
+            let name = format!("cpuid {function:#010x}.{index}");
+            traits.insert(name, format!("{a:08x} {b:08x} {c:08x} {d:08x}").into());
+        }
+        for (msr, value) in &self.feature_msrs {
+            traits.insert(format!("msr {msr:#x}"), format!("{value:#x}").into());
+        }
+        if let Some(unmasked) = &self.unmasked {
+            traits.insert("cpu features that cannot be masked".to_owned(), names(unmasked));
+        }
+        traits
+    }
+}
+
+fn names(features: &Features) -> Trait {
+    let names: BTreeSet<_> = features.iter().map(|feature| feature.to_string()).collect();
+    Trait::Words(names)
 }
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} tsc {} kHz, cpuid ", self.backend, self.cpu_vendor, self.tsc_khz)?;
-        self.cpuid_digest[..6].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        let (vendor, model) = (self.cpu_vendor(), &self.model);
+        write!(f, "{} {vendor} {model} tsc {} kHz, cpuid ", self.backend, self.tsc_khz)?;
+        self.cpuid_digest()[..6].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
-}
-
-/// Whether two TSC frequencies are the same to a guest.
-#[must_use]
-pub fn tsc_matches(a_khz: u32, b_khz: u32) -> bool {
-    u64::from(a_khz.abs_diff(b_khz)) * 1_000_000 <= u64::from(a_khz) * TSC_TOLERANCE_PPM
 }
 
 /// What a guest of `vcpus` vCPUs gets on this host, without making its VM: for
@@ -73,67 +125,28 @@ pub fn tsc_matches(a_khz: u32, b_khz: u32) -> bool {
 ///
 /// # Errors
 ///
-/// [`HostError`] if KVM is not there or does not answer.
-pub fn host_fingerprint(vcpus: u8) -> Result<Fingerprint, HostError> {
+/// [`HostError`] if KVM is not there, does not answer, or cannot provide the
+/// CPU.
+pub fn host_fingerprint(config: &CpuConfig, vcpus: u8) -> Result<Fingerprint, HostError> {
     let host = Host::open()?;
-    let (shape, tsc_khz) = VcpuShape::probe(&host)?;
-    Ok(host.fingerprint(&host.cpuid(0, vcpus)?, &shape.msrs, tsc_khz))
+    let cpu = host.guest_cpu(config, 0)?;
+    Ok(host.fingerprint(&cpu, vcpus))
 }
 
 impl Host {
-    pub(crate) fn fingerprint(&self, cpuid: &CpuId, msrs: &[u32], tsc_khz: u32) -> Fingerprint {
+    pub(crate) fn fingerprint(&self, cpu: &GuestCpu, vcpus: u8) -> Fingerprint {
+        let capabilities = self.capabilities();
+        let tsc_khz = capabilities.tsc_khz;
         Fingerprint {
-            cpu_vendor: vendor(cpuid),
-            cpuid_digest: digest(cpuid),
-            xsave_bytes: self.capabilities().xsave_bytes as u32,
-            msrs: msrs.to_vec(),
             tsc_khz,
-            backend: self.capabilities().backend.name(),
+            backend: capabilities.backend.name(),
+            xsave_bytes: cpu.xsave_bytes as u32,
+            model: cpu.model.to_string(),
+            table: cpu.table.of_vcpu(0, vcpus),
+            msrs: cpu.msrs.clone(),
+            feature_msrs: cpu.feature_msrs.clone(),
+            tsc_khz_possible: capabilities.tsc_khz_possible(),
+            unmasked: (!capabilities.cpuid_masks).then(Features::of_this_cpu),
         }
-    }
-}
-
-fn vendor(cpuid: &CpuId) -> String {
-    let leaf = cpuid.as_slice().iter().find(|entry| entry.function == 0);
-    leaf.map_or_else(String::new, |leaf| {
-        let bytes = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
-}
-
-fn digest(cpuid: &CpuId) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    for entry in cpuid.as_slice() {
-        let words =
-            [entry.function, entry.index, entry.flags, entry.eax, entry.ebx, entry.ecx, entry.edx];
-        words.iter().for_each(|word| {
-            hasher.update(&word.to_le_bytes());
-        });
-    }
-    *hasher.finalize().as_bytes()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_difference_is_named() {
-        let ours = Fingerprint {
-            cpu_vendor: "AuthenticAMD".into(),
-            cpuid_digest: [1; 32],
-            xsave_bytes: 4096,
-            msrs: vec![0x10, 0x1b],
-            tsc_khz: 2_000_000,
-            backend: "svm",
-        };
-        assert_eq!(ours.mismatch(&ours), None);
-        let near = Fingerprint { tsc_khz: 2_000_400, ..ours.clone() };
-        assert_eq!(ours.mismatch(&near), None);
-        let far = Fingerprint { tsc_khz: 2_001_000, ..ours.clone() };
-        assert_eq!(ours.mismatch(&far).unwrap(), "tsc frequencies 2000000 and 2001000 kHz");
-        let fewer = Fingerprint { msrs: vec![0x10], ..ours.clone() };
-        assert_eq!(ours.mismatch(&fewer).unwrap(), "msr 0x1b cannot be restored there");
-        assert_eq!(fewer.mismatch(&ours), None);
     }
 }

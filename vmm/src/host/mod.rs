@@ -3,17 +3,25 @@
 //! Everything optional is asked for here, once, by capability; the rest of the
 //! crate looks at [`Host`]. Nothing depends on a particular backend.
 
-pub mod cpuid;
+mod cpuid;
+pub mod feature;
 pub mod fingerprint;
+mod guest_cpu;
+pub mod model;
+mod scratch;
 
-use std::{fmt, io, path::Path};
+use std::{fmt, fs, io, path::Path};
 
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-    KVM_CAP_SREGS2,
+    KVM_CAP_SREGS2, KVM_CLOCK_TSC_STABLE,
 };
 use kvm_ioctls::{Cap, Kvm};
 use thiserror::Error;
+
+pub(crate) use self::guest_cpu::GuestCpu;
+pub use self::guest_cpu::ModelOffer;
+use self::{model::ModelError, scratch::Scratch};
 
 /// Why KVM cannot be used.
 #[derive(Debug, Error)]
@@ -40,7 +48,14 @@ pub enum HostError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// It does not have the CPU that the guest is to see.
+    #[error(transparent)]
+    Model(#[from] ModelError),
 }
+
+/// TSC frequencies within this many parts per million are the same: the kernel
+/// itself does not scale below it (`tsc_tolerance_ppm` of the module `kvm`).
+const TSC_TOLERANCE_PPM: u32 = 250;
 
 /// How KVM runs guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,16 +85,41 @@ impl Backend {
     /// Finds the module that is loaded (or built in): KVM has no call for it.
     fn detect() -> Self {
         let has = |module: &str| Path::new("/sys/module").join(module).exists();
-        if has("kvm_pvm") {
-            Self::Pvm
-        } else if has("kvm_intel") {
-            Self::Vmx
-        } else if has("kvm_amd") {
-            Self::Svm
-        } else {
-            Self::Unknown
+        let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let flags = flags.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+        let can = |flag: &str| flags.split_ascii_whitespace().any(|word| word == flag);
+        // Both may be built in; the CPU has one extension.
+        match () {
+            () if has("kvm_pvm") => Self::Pvm,
+            () if has("kvm_intel") && can("vmx") => Self::Vmx,
+            () if has("kvm_amd") && can("svm") => Self::Svm,
+            () => Self::Unknown,
         }
     }
+
+    /// Which guests it runs, and why not others.
+    #[must_use]
+    pub fn guests(self) -> Guests {
+        match self {
+            Self::Vmx | Self::Svm => Guests { stock_linux: true, reason: "" },
+            Self::Pvm => Guests {
+                stock_linux: false,
+                reason: "pvm interprets code at CPL0 and does not know all instructions of stock kernels",
+            },
+            Self::Unknown => {
+                Guests { stock_linux: false, reason: "this kind of KVM is not known to be tried" }
+            }
+        }
+    }
+}
+
+/// Which guests a KVM runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guests {
+    /// Kernels of distributions; bare-metal guests run everywhere.
+    pub stock_linux: bool,
+    /// Why not; empty if they do.
+    pub reason: &'static str,
 }
 
 impl fmt::Display for Backend {
@@ -122,6 +162,12 @@ pub struct Capabilities {
     pub tsc_control: bool,
     /// The TSC deadline timer is there.
     pub tsc_deadline: bool,
+    /// The host's TSC frequency, in kHz.
+    pub tsc_khz: u32,
+    /// The guest's TSC can be set: it goes on in another VM.
+    pub tsc_offset: bool,
+    /// Guests see the CPUID that they are given, their programs included.
+    pub cpuid_masks: bool,
     /// Most vCPUs of a guest.
     pub vcpus_max: usize,
 }
@@ -160,7 +206,45 @@ impl Capabilities {
                 "a guest keeps its TSC frequency on a host with another one; without it hosts must match",
             ),
             item("tsc-deadline-timer", self.tsc_deadline, "precise timers in the guest"),
+            item(
+                "tsc-offset",
+                self.tsc_offset,
+                "a guest's TSC goes on across a failover; without it guests see the host's TSC and must take time from kvm-clock",
+            ),
+            item(
+                "kvm-clock-stable",
+                self.clock_flags & KVM_CLOCK_TSC_STABLE != 0,
+                "kvm-clock is the same on all vCPUs without a lock in the guest",
+            ),
+            item(
+                "cpuid-masks",
+                self.cpuid_masks,
+                "a cpu model hides what it has not; without it programs see the host's CPU, and hosts must have equal ones",
+            ),
         ]
+    }
+
+    /// The TSC frequencies, least and most, that a guest can have here, in kHz.
+    #[must_use]
+    pub fn tsc_khz_possible(&self) -> (u32, u32) {
+        if self.tsc_scales() {
+            return (1, i32::MAX as u32);
+        }
+        let tolerance = u64::from(self.tsc_khz) * u64::from(TSC_TOLERANCE_PPM) / 1_000_000;
+        (self.tsc_khz - tolerance as u32, self.tsc_khz.saturating_add(tolerance as u32))
+    }
+
+    /// Whether a guest's TSC can have another frequency than the host's.
+    #[must_use]
+    pub fn tsc_scales(&self) -> bool {
+        self.tsc_control && self.tsc_offset
+    }
+
+    /// Whether a guest's TSC of this frequency runs as the host's does.
+    #[must_use]
+    pub fn tsc_is_native(&self, tsc_khz: u32) -> bool {
+        let (least, most) = Self { tsc_control: false, ..*self }.tsc_khz_possible();
+        (least..=most).contains(&tsc_khz)
     }
 }
 
@@ -184,7 +268,7 @@ impl Host {
             return Err(HostError::Version(version));
         }
         require(&kvm)?;
-        let capabilities = capabilities(&kvm);
+        let capabilities = capabilities(&kvm)?;
         Ok(Self { kvm, capabilities })
     }
 
@@ -222,13 +306,14 @@ fn require(kvm: &Kvm) -> Result<(), HostError> {
     }
 }
 
-fn capabilities(kvm: &Kvm) -> Capabilities {
+fn capabilities(kvm: &Kvm) -> Result<Capabilities, HostError> {
     let raw = |cap: u32| kvm.check_extension_raw(u64::from(cap)).max(0) as u32;
     let acq_rel = raw(KVM_CAP_DIRTY_LOG_RING_ACQ_REL);
     let ring_bytes = if acq_rel > 0 { acq_rel } else { raw(KVM_CAP_DIRTY_LOG_RING) };
     let xsave2 = kvm.check_extension_int(Cap::Xsave2).max(0) as usize;
-    Capabilities {
-        backend: Backend::detect(),
+    let (backend, scratch) = (Backend::detect(), Scratch::new(kvm)?);
+    Ok(Capabilities {
+        backend,
         dirty_ring_entries_max: ring_bytes / 16,
         dirty_ring_acq_rel: acq_rel > 0,
         manual_protect: raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2),
@@ -238,6 +323,11 @@ fn capabilities(kvm: &Kvm) -> Capabilities {
         clock_flags: kvm.check_extension_int(Cap::AdjustClock).max(0) as u32,
         tsc_control: kvm.check_extension(Cap::TscControl),
         tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+        tsc_khz: scratch.tsc_khz()?,
+        tsc_offset: scratch.tsc_offset_works(),
+        // PVM runs programs directly, and their CPUID is not intercepted:
+        // measured, as KVM has no capability for it.
+        cpuid_masks: backend != Backend::Pvm,
         vcpus_max: kvm.get_max_vcpus(),
-    }
+    })
 }

@@ -1,24 +1,21 @@
-//! The state around the vCPUs: interrupt controllers, timer, clock, shape.
+//! The state around the vCPUs: interrupt controllers, timer, shape.
 //!
 //! ```text
-//!   vm.shape := vcpus:u8  memory_bytes:u64  tsc_khz:u32  xsave_bytes:u32  cpuid_digest:[u8; 32]
+//!   vm.shape := vcpus:u8  memory_bytes:u64  xsave_bytes:u32  cpuid_digest:[u8; 32]
 //! ```
-//!
-//! A TSC frequency within the kernel's tolerance is the same; another one is
-//! refused here, because a guest that has measured its TSC keeps wrong time
-//! on it (scaling it is set when vCPUs are made, not when state arrives).
 
 use checkpoint::{Section, Sections};
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip, kvm_pit_state2,
 };
 use kvm_ioctls::VmFd;
 
 use super::{
     StateError, VERSION,
+    clock::{CLOCK, Moment},
     plain::{Plain, bytes_of, from_bytes},
 };
-use crate::host::fingerprint::{Fingerprint, tsc_matches};
+use crate::{host::fingerprint::Fingerprint, ioctl};
 
 const CHIPS: [(u32, &str); 3] = [
     (KVM_IRQCHIP_PIC_MASTER, "vm.irqchip.0"),
@@ -26,7 +23,6 @@ const CHIPS: [(u32, &str); 3] = [
     (KVM_IRQCHIP_IOAPIC, "vm.irqchip.2"),
 ];
 const PIT: &str = "vm.pit2";
-const CLOCK: &str = "vm.clock";
 const SHAPE: &str = "vm.shape";
 
 /// The names of the machine's sections.
@@ -46,14 +42,13 @@ pub(crate) fn save(vm: &VmFd, shape: &[u8]) -> Result<Vec<Section>, StateError> 
     }
     let pit = vm.get_pit2().map_err(error("KVM_GET_PIT2"))?;
     sections.push(section(PIT, bytes_of(&[pit])));
-    let clock = vm.get_clock().map_err(error("KVM_GET_CLOCK"))?;
-    sections.push(section(CLOCK, bytes_of(&[clock])));
     sections.push(section(SHAPE, shape.to_vec()));
     Ok(sections)
 }
 
-/// Sets the machine's state; vCPUs must be parked and are restored after it.
-pub(crate) fn restore(vm: &VmFd, sections: &Sections) -> Result<(), StateError> {
+/// Sets the machine's state, saved at `moment` of another host; vCPUs must be
+/// parked and are restored after it.
+pub(crate) fn restore(vm: &VmFd, sections: &Sections, moment: Moment) -> Result<(), StateError> {
     for (chip_id, name) in CHIPS {
         let chip: kvm_irqchip = one(sections, name)?;
         if chip.chip_id != chip_id {
@@ -61,20 +56,27 @@ pub(crate) fn restore(vm: &VmFd, sections: &Sections) -> Result<(), StateError> 
         }
         vm.set_irqchip(&chip).map_err(error("KVM_SET_IRQCHIP"))?;
     }
-    vm.set_pit2(&one(sections, PIT)?).map_err(error("KVM_SET_PIT2"))?;
-    let saved: kvm_clock_data = one(sections, CLOCK)?;
-    // No flags: the clock goes on from here, not from what time it is now.
-    let clock = kvm_clock_data { clock: saved.clock, ..Default::default() };
-    vm.set_clock(&clock).map_err(error("KVM_SET_CLOCK"))
+    let pit = on_this_host(one(sections, PIT)?, moment.monotonic_ns, ioctl::monotonic_ns());
+    vm.set_pit2(&pit).map_err(error("KVM_SET_PIT2"))
+}
+
+/// KVM has when a channel was loaded as the host's time, which on another host
+/// is another one: a guest that waits for channel 2 would see it run out, or
+/// not for hours.
+fn on_this_host(mut pit: kvm_pit_state2, then_ns: u64, now_ns: u64) -> kvm_pit_state2 {
+    let passed = now_ns.wrapping_sub(then_ns) as i64;
+    for channel in &mut pit.channels {
+        channel.count_load_time = channel.count_load_time.wrapping_add(passed);
+    }
+    pit
 }
 
 /// The body of `vm.shape`.
 pub(crate) fn shape(vcpus: u8, memory_bytes: u64, fingerprint: &Fingerprint) -> Vec<u8> {
     let mut bytes = vec![vcpus];
     bytes.extend(memory_bytes.to_le_bytes());
-    bytes.extend(fingerprint.tsc_khz.to_le_bytes());
     bytes.extend(fingerprint.xsave_bytes.to_le_bytes());
-    bytes.extend(fingerprint.cpuid_digest);
+    bytes.extend(fingerprint.cpuid_digest());
     bytes
 }
 
@@ -86,15 +88,11 @@ pub(crate) fn check_shape(sections: &Sections, ours: &[u8]) -> Result<(), StateE
         return Err(StateError::Size { name: SHAPE.to_owned(), found, expected });
     }
     let differs = |range: std::ops::Range<usize>| theirs[range.clone()] != ours[range];
-    let tsc_khz = |shape: &[u8]| u32::from_le_bytes(shape[9..13].try_into().expect("four bytes"));
     match () {
         () if differs(0..1) => Err(StateError::Shape("vcpus")),
         () if differs(1..9) => Err(StateError::Shape("memory size")),
-        () if differs(13..17) => Err(StateError::Shape("extended state size (xsave)")),
-        () if differs(17..49) => Err(StateError::Shape("cpu features")),
-        () if !tsc_matches(tsc_khz(theirs), tsc_khz(ours)) => {
-            Err(StateError::Shape("tsc frequency"))
-        }
+        () if differs(9..13) => Err(StateError::Shape("extended state size (xsave)")),
+        () if differs(13..45) => Err(StateError::Shape("cpu features")),
         () => Ok(()),
     }
 }
@@ -116,25 +114,21 @@ fn error(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> StateError {
 mod tests {
     use super::*;
 
-    fn fingerprint(tsc_khz: u32) -> Fingerprint {
-        Fingerprint {
-            cpu_vendor: "x".into(),
-            cpuid_digest: [3; 32],
-            xsave_bytes: 4096,
-            msrs: vec![],
-            tsc_khz,
-            backend: "pvm",
-        }
-    }
-
     #[test]
     fn another_shape_is_refused_by_name() {
-        let ours = shape(2, 1 << 30, &fingerprint(2_000_000));
+        let part = |range: std::ops::Range<usize>| {
+            let mut bytes = vec![7; 45];
+            bytes[range].fill(8);
+            bytes
+        };
+        let ours = part(0..0);
         let cases = [
-            (shape(2, 1 << 30, &fingerprint(2_000_100)), None),
-            (shape(1, 1 << 30, &fingerprint(2_000_000)), Some("vcpus")),
-            (shape(2, 1 << 31, &fingerprint(2_000_000)), Some("memory size")),
-            (shape(2, 1 << 30, &fingerprint(2_100_000)), Some("tsc frequency")),
+            (part(0..0), None),
+            (part(0..1), Some("vcpus")),
+            (part(8..9), Some("memory size")),
+            (part(12..13), Some("extended state size (xsave)")),
+            (part(13..14), Some("cpu features")),
+            (part(44..45), Some("cpu features")),
         ];
         for (bytes, expected) in cases {
             let section = Section { name: SHAPE.into(), version: VERSION, bytes };
@@ -145,6 +139,17 @@ mod tests {
                 Err(other) => panic!("{other}"),
             };
             assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn a_timer_goes_on_from_where_it_was() {
+        let mut saved = kvm_pit_state2::default();
+        saved.channels[2].count_load_time = 1_000;
+        let elapsed = |pit: kvm_pit_state2, now: i64| now - pit.channels[2].count_load_time;
+        for here in [5, 1_200, 900_000] {
+            let moved = on_this_host(saved, 1_200, here);
+            assert_eq!(elapsed(moved, here as i64), elapsed(saved, 1_200));
         }
     }
 }

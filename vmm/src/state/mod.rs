@@ -4,21 +4,17 @@
 //! |---|---|
 //! | `vcpu.NN.mp_state`, `.regs`, `.sregs`, `.xsave`, `.xcrs`, `.debugregs`, `.events`, `.lapic` | the structure of the KVM call of that name |
 //! | `vcpu.NN.msrs` | `kvm_msr_entry` for each saved register |
+//! | `vcpu.NN.tsc`, `vm.clock` | see [`clock`] |
 //! | `vm.irqchip.0` to `.2` | PIC master, PIC slave, IOAPIC |
-//! | `vm.pit2`, `vm.clock` | timer, KVM clock |
+//! | `vm.pit2` | timer |
 //! | `vm.shape` | what never changes, as a digest (see [`machine`]) |
 //!
-//! CPUID and the TSC frequency never change while a guest lives, so they are
-//! not saved with each checkpoint: a shell has them from its creation, and
-//! `vm.shape` refuses state that comes from another machine.
-//!
-//! **Clocks.** State restored elsewhere goes on with the KVM clock and the TSC
-//! that it was saved with: neither goes back, and neither leaps by the time
-//! that the failover took, nor by what the hosts' wall clocks differ. The
-//! guest's wall clock is late by the length of the failover until its NTP
-//! client sees it. Where KVM cannot offset the TSC (PVM), the guest sees the
-//! host's.
+//! CPUID never changes while a guest lives, so it is not saved with each
+//! checkpoint: a shell has it from its creation, and `vm.shape` refuses state
+//! that comes from another machine. What clocks do after a failover is told in
+//! [`clock`].
 
+pub(crate) mod clock;
 pub mod machine;
 mod plain;
 mod vcpu;
@@ -30,6 +26,7 @@ use thiserror::Error;
 
 pub(crate) use self::vcpu::{
     VcpuShape, restore as restore_vcpu, save as save_vcpu, section_names as vcpu_section_names,
+    tsc_section,
 };
 
 /// The version of all sections of this crate's own state.
@@ -74,6 +71,18 @@ pub enum StateError {
     /// The state is from a machine of another shape.
     #[error("the saved state is from a machine with other {0}: configure both hosts alike")]
     Shape(&'static str),
+    /// The guest's TSC runs at a frequency that this host cannot give it.
+    #[error(
+        "the guest's tsc has {guest_khz} kHz, and {least} to {most} are possible here: use a host of the same frequency, or one whose kvm scales it"
+    )]
+    TscFrequency {
+        /// The guest's.
+        guest_khz: u32,
+        /// The least that is possible here.
+        least: u32,
+        /// The most that is possible here.
+        most: u32,
+    },
 }
 
 impl StateError {

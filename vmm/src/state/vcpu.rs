@@ -2,65 +2,44 @@
 
 use checkpoint::{Section, Sections};
 use kvm_bindings::{Msrs, kvm_msr_entry};
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::VcpuFd;
 
 use super::{
     StateError, VERSION,
+    clock::{self, MSR_TSC_DEADLINE, Moment, Rate, Tsc, TscShift},
     plain::{Plain, bytes_of, from_bytes},
 };
 use crate::{
-    host::{Capabilities, Host, HostError},
+    host::{Capabilities, GuestCpu},
     ioctl,
 };
 
-/// The deadline of the local APIC's timer: it counts only once the APIC's
-/// state is set, so it is written after it, too.
-const MSR_TSC_DEADLINE: u32 = 0x6e0;
-
-const PARTS: [&str; 9] =
-    ["mp_state", "regs", "sregs", "xsave", "xcrs", "debugregs", "events", "lapic", "msrs"];
+const PARTS: [&str; 10] =
+    ["mp_state", "regs", "sregs", "xsave", "xcrs", "debugregs", "events", "lapic", "msrs", "tsc"];
 
 /// What vCPUs of this host have to save.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct VcpuShape {
     pub(crate) sregs2: bool,
     pub(crate) xsave2: bool,
+    /// Bytes that KVM reads and writes.
+    pub(crate) xsave_area_bytes: usize,
+    /// Bytes of these that a guest can change.
     pub(crate) xsave_bytes: usize,
     /// Rising.
     pub(crate) msrs: Vec<u32>,
 }
 
 impl VcpuShape {
-    /// Finds out with a scratch VM which registers can be read and written
-    /// back (KVM lists some that it refuses), and the TSC frequency in kHz.
-    pub(crate) fn probe(host: &Host) -> Result<(Self, u32), HostError> {
-        let ask =
-            |call| move |error: kvm_ioctls::Error| HostError::Ask { call, source: error.into() };
-        let list = host.kvm().get_msr_index_list().map_err(ask("KVM_GET_MSR_INDEX_LIST"))?;
-        let vm = host.kvm().create_vm().map_err(ask("KVM_CREATE_VM"))?;
-        let vcpu = scratch_vcpu(host, &vm)?;
-        let mut msrs = list.as_slice().to_vec();
-        msrs.retain(|msr| can_restore(&vcpu, *msr));
-        msrs.sort_unstable();
-        msrs.dedup();
-        let Capabilities { sregs2, xsave2, xsave_bytes, .. } = *host.capabilities();
-        let tsc_khz = vcpu.get_tsc_khz().map_err(ask("KVM_GET_TSC_KHZ"))?;
-        Ok((Self { sregs2, xsave2, xsave_bytes, msrs }, tsc_khz))
+    pub(crate) fn new(capabilities: &Capabilities, cpu: &GuestCpu) -> Self {
+        Self {
+            sregs2: capabilities.sregs2,
+            xsave2: capabilities.xsave2,
+            xsave_area_bytes: capabilities.xsave_bytes,
+            xsave_bytes: cpu.xsave_bytes,
+            msrs: cpu.msrs.clone(),
+        }
     }
-}
-
-fn scratch_vcpu(host: &Host, vm: &VmFd) -> Result<VcpuFd, HostError> {
-    let ask = |call| move |error: kvm_ioctls::Error| HostError::Ask { call, source: error.into() };
-    vm.create_irq_chip().map_err(ask("KVM_CREATE_IRQCHIP"))?;
-    let vcpu = vm.create_vcpu(0).map_err(ask("KVM_CREATE_VCPU"))?;
-    vcpu.set_cpuid2(&host.cpuid(0, 1)?).map_err(ask("KVM_SET_CPUID2"))?;
-    Ok(vcpu)
-}
-
-fn can_restore(vcpu: &VcpuFd, msr: u32) -> bool {
-    let entry = kvm_msr_entry { index: msr, ..Default::default() };
-    let Ok(mut one) = Msrs::from_entries(&[entry]) else { return false };
-    matches!(vcpu.get_msrs(&mut one), Ok(1)) && matches!(vcpu.set_msrs(&one), Ok(1))
 }
 
 /// The names of vCPU `index`'s sections.
@@ -72,14 +51,21 @@ fn name(index: u8, part: &str) -> String {
     format!("vcpu.{index:02}.{part}")
 }
 
-/// Reads all state. The order matters twice: `mp_state` first, as asking for
-/// it lets KVM take pending INIT and start-up IPIs; the timer's deadline
-/// before the APIC, so that a timer that fires in between comes twice rather
-/// than never.
+/// The section of vCPU `index`'s TSC.
+pub(crate) fn tsc_section(index: u8) -> String {
+    name(index, "tsc")
+}
+
+/// Reads all state, with the TSC as it was at `moment`. The order matters
+/// twice: `mp_state` first, as asking for it lets KVM take pending INIT and
+/// start-up IPIs; the timer's deadline before the APIC, so that a timer that
+/// fires in between comes twice rather than never.
 pub(crate) fn save(
     vcpu: &VcpuFd,
     index: u8,
     shape: &VcpuShape,
+    moment: Moment,
+    rate: Rate,
 ) -> Result<Vec<Section>, StateError> {
     let mut sections = Vec::with_capacity(PARTS.len());
     let mut add = |part, bytes| {
@@ -89,8 +75,9 @@ pub(crate) fn save(
     add("mp_state", bytes_of(&[vcpu.get_mp_state().map_err(at("KVM_GET_MP_STATE"))?]));
     add("regs", bytes_of(&[vcpu.get_regs().map_err(at("KVM_GET_REGS"))?]));
     add("sregs", save_sregs(vcpu, index, shape)?);
-    let mut xsave = vec![0; shape.xsave_bytes];
+    let mut xsave = vec![0; shape.xsave_area_bytes];
     ioctl::get_xsave(vcpu, shape.xsave2, &mut xsave).map_err(kvm_error("KVM_GET_XSAVE", index))?;
+    xsave.truncate(shape.xsave_bytes);
     add("xsave", xsave);
     add("xcrs", bytes_of(&[vcpu.get_xcrs().map_err(at("KVM_GET_XCRS"))?]));
     let debug = vcpu.get_debug_regs().map_err(at("KVM_GET_DEBUGREGS"))?;
@@ -98,23 +85,28 @@ pub(crate) fn save(
     add("msrs", save_msrs(vcpu, index, &shape.msrs)?);
     add("lapic", bytes_of(&[vcpu.get_lapic().map_err(at("KVM_GET_LAPIC"))?]));
     add("events", bytes_of(&[vcpu.get_vcpu_events().map_err(at("KVM_GET_VCPU_EVENTS"))?]));
+    add("tsc", Tsc::at(vcpu, index, moment.host_tsc, &rate)?.save());
     Ok(sections)
 }
 
-/// Sets all state, in the order that works on every backend tried.
+/// Sets all state, in the order that works on every backend tried. The TSC
+/// comes before the registers, as the timer's deadline is measured by it.
 pub(crate) fn restore(
     vcpu: &VcpuFd,
     index: u8,
     shape: &VcpuShape,
     sections: &Sections,
+    shift: &TscShift,
 ) -> Result<(), StateError> {
     let saved = Saved { index, sections };
+    shift.apply(vcpu, index, Tsc::saved(sections, &tsc_section(index))?)?;
     let at = |call| move |error: kvm_ioctls::Error| kvm_error(call, index)(error.into());
     vcpu.set_xcrs(&saved.one("xcrs")?).map_err(at("KVM_SET_XCRS"))?;
     restore_sregs(vcpu, shape, &saved)?;
     vcpu.set_regs(&saved.one("regs")?).map_err(at("KVM_SET_REGS"))?;
-    let xsave = saved.bytes("xsave", shape.xsave_bytes)?;
-    ioctl::set_xsave(vcpu, xsave).map_err(kvm_error("KVM_SET_XSAVE", index))?;
+    let mut xsave = saved.bytes("xsave", shape.xsave_bytes)?.to_vec();
+    xsave.resize(shape.xsave_area_bytes, 0);
+    ioctl::set_xsave(vcpu, &xsave).map_err(kvm_error("KVM_SET_XSAVE", index))?;
     let msrs: Vec<kvm_msr_entry> = saved.all("msrs")?;
     set_msrs(vcpu, index, &msrs)?;
     vcpu.set_lapic(&saved.one("lapic")?).map_err(at("KVM_SET_LAPIC"))?;
@@ -123,7 +115,9 @@ pub(crate) fn restore(
     set_msrs(vcpu, index, &deadline)?;
     vcpu.set_mp_state(saved.one("mp_state")?).map_err(at("KVM_SET_MP_STATE"))?;
     vcpu.set_debug_regs(&saved.one("debugregs")?).map_err(at("KVM_SET_DEBUGREGS"))?;
-    vcpu.set_vcpu_events(&saved.one("events")?).map_err(at("KVM_SET_VCPU_EVENTS"))
+    vcpu.set_vcpu_events(&saved.one("events")?).map_err(at("KVM_SET_VCPU_EVENTS"))?;
+    clock::tell_of_stop(vcpu);
+    Ok(())
 }
 
 fn save_sregs(vcpu: &VcpuFd, index: u8, shape: &VcpuShape) -> Result<Vec<u8>, StateError> {

@@ -1,10 +1,18 @@
 //! One entry into KVM, and what it left the guest for.
 
+use checkpoint::PAGE_BYTES;
 use kvm_bindings::{KVM_EXIT_DIRTY_RING_FULL, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::VcpuExit;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::thread::{Entered, VcpuThread};
-use crate::event::VmEvent;
+use crate::{
+    device::{
+        Panic, PortEffect,
+        power::{PowerRequest, ResetCause},
+    },
+    event::VmEvent,
+};
 
 /// A guest that writes to this port is done; the value is its exit code.
 pub const EXIT_PORT: u16 = 0xf4;
@@ -13,7 +21,8 @@ pub const EXIT_PORT: u16 = 0xf4;
 enum Exit {
     Handled,
     Done(u32),
-    Shutdown,
+    Power(PowerRequest),
+    Panicked(Panic),
     System(u32),
     Halted,
     Unmapped(Option<u64>),
@@ -44,17 +53,18 @@ impl VcpuThread {
             Exit::Handled => return Entered::Again,
             Exit::RingFull => return self.empty_ring(),
             Exit::Done(code) => VmEvent::GuestExit { code },
-            Exit::Shutdown => VmEvent::Shutdown { vcpu },
-            Exit::System(KVM_SYSTEM_EVENT_SHUTDOWN | KVM_SYSTEM_EVENT_RESET) => {
-                VmEvent::Shutdown { vcpu }
+            Exit::Panicked(panic) => {
+                let _ = self.context.events.send(VmEvent::Panicked { panic });
+                return Entered::Again;
+            }
+            Exit::Power(request) => {
+                self.context.devices.request_power(request);
+                VmEvent::of_request(vcpu, request)
             }
             Exit::System(kind) => VmEvent::SystemEvent { vcpu, kind },
             Exit::Halted => VmEvent::Halted { vcpu },
             Exit::Unmapped(address) => VmEvent::UnmappedMemory { vcpu, address, rip: self.rip() },
-            Exit::InternalError => {
-                let (suberror, instruction) = self.page.internal_error();
-                VmEvent::InternalError { vcpu, suberror, instruction, rip: self.rip() }
-            }
+            Exit::InternalError => self.internal_error(),
             Exit::FailEntry(reason) => VmEvent::FailEntry { vcpu, reason },
             Exit::Unexpected(what) => VmEvent::Unexpected { vcpu, what },
         };
@@ -71,8 +81,12 @@ impl VcpuThread {
             // A string instruction brings several items at once.
             VcpuExit::IoOut(port, data) => {
                 let items = data.chunks(self.page.io_item_bytes());
-                items.for_each(|item| devices.pio_write(port, item));
-                Exit::Handled
+                let effects = items.map(|item| devices.pio_write(port, item));
+                match effects.fold(None, Option::or) {
+                    None => Exit::Handled,
+                    Some(PortEffect::Power(request)) => Exit::Power(request),
+                    Some(PortEffect::Panicked(panic)) => Exit::Panicked(panic),
+                }
             }
             VcpuExit::IoIn(port, data) => {
                 let items = data.chunks_mut(self.page.io_item_bytes());
@@ -89,7 +103,11 @@ impl VcpuThread {
             }
             VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) => Exit::Handled,
             VcpuExit::Hlt => Exit::Halted,
-            VcpuExit::Shutdown => Exit::Shutdown,
+            VcpuExit::Shutdown => Exit::Power(PowerRequest::Reset(ResetCause::TripleFault)),
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Exit::Power(PowerRequest::Off),
+            VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => {
+                Exit::Power(PowerRequest::Reset(ResetCause::ResetPort))
+            }
             VcpuExit::SystemEvent(kind, _) => Exit::System(kind),
             VcpuExit::InternalError => Exit::InternalError,
             VcpuExit::FailEntry(reason, _) => Exit::FailEntry(reason),
@@ -110,6 +128,33 @@ impl VcpuThread {
             }
             Err(error) => Entered::Ended(VmEvent::DirtyLogFailed { vcpu, what: error.to_string() }),
         }
+    }
+
+    fn internal_error(&self) -> VmEvent {
+        const EMULATION: u32 = 1;
+        let (vcpu, rip) = (self.index, self.rip());
+        match self.page.internal_error() {
+            (EMULATION, told) => {
+                let instruction = if told.is_empty() { self.bytes_at(rip) } else { told };
+                let backend = self.context.backend;
+                VmEvent::Emulation { vcpu, instruction, rip, backend }
+            }
+            (suberror, _) => VmEvent::InternalError { vcpu, suberror, rip },
+        }
+    }
+
+    /// What the guest has at `rip`, as much as lies on its page, for a KVM
+    /// that does not tell the bytes; nothing if it is not mapped.
+    fn bytes_at(&self, rip: u64) -> Vec<u8> {
+        const INSTRUCTION_BYTES_MAX: u64 = 15;
+        let base = self.fd.get_sregs().map_or(0, |sregs| sregs.cs.base);
+        let linear = base.wrapping_add(rip);
+        let Ok(translation) = self.fd.translate_gva(linear) else { return Vec::new() };
+        let rest_of_page = PAGE_BYTES as u64 - linear % PAGE_BYTES as u64;
+        let mut bytes = vec![0; rest_of_page.min(INSTRUCTION_BYTES_MAX) as usize];
+        let at = GuestAddress(translation.physical_address);
+        let read = self.context.ram.memory().read_slice(&mut bytes, at);
+        if translation.valid != 0 && read.is_ok() { bytes } else { Vec::new() }
     }
 
     fn rip(&self) -> u64 {

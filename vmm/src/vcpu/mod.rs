@@ -5,7 +5,7 @@
 //!              Run                      kick, and a command waits
 //!   Parked ───────────▶ Running ───────────────────────────────────▶ Parked
 //!     │  Save, Restore,    │ event (exit, shutdown, error)
-//!     └─ Boot, Stop        └────────────▶ Parked, ended: Run is ignored
+//!     └─ Boot, clocks      └────────────▶ Parked, ended: Run is ignored
 //! ```
 //!
 //! **Kick.** A command is queued, then `immediate_exit` is set, then the
@@ -44,7 +44,12 @@ use crate::{
     device::Devices,
     dirty::DirtyLog,
     event::VmEvent,
-    state::{StateError, VcpuShape},
+    host::Backend,
+    memory::GuestRam,
+    state::{
+        StateError, VcpuShape,
+        clock::{Moment, Rate, Tsc, TscShift},
+    },
 };
 
 /// Why vCPUs do not do what they should.
@@ -73,10 +78,18 @@ enum Command {
     Run,
     /// Be out of the guest, and say so.
     Park(mpsc::Sender<()>),
-    Save(mpsc::Sender<Result<Vec<Section>, StateError>>),
-    Restore(Arc<Sections>, mpsc::Sender<Result<(), StateError>>),
-    Boot(Box<BootRegisters>, mpsc::Sender<Result<(), StateError>>),
+    Save(Moment, Rate, mpsc::Sender<Result<Vec<Section>, StateError>>),
+    Restore(Arc<Sections>, TscShift, Done),
+    /// Tell the TSC as it was when the host's was so much.
+    TellTsc(u64, Rate, mpsc::Sender<Result<Tsc, StateError>>),
+    /// Let the TSC run at so many kHz.
+    SetTscKhz(u32, Done),
+    /// Wind the TSC back by so many cycles.
+    WindBack(u64, Rate, Done),
+    Boot(Box<BootRegisters>, Done),
 }
+
+type Done = mpsc::Sender<Result<(), StateError>>;
 
 /// What all vCPUs of a VM share.
 #[derive(Clone)]
@@ -84,6 +97,8 @@ pub(crate) struct VcpuContext {
     pub(crate) devices: Arc<Devices>,
     pub(crate) dirty: Arc<DirtyLog>,
     pub(crate) shape: Arc<VcpuShape>,
+    pub(crate) ram: Arc<GuestRam>,
+    pub(crate) backend: Backend,
     pub(crate) events: mpsc::Sender<VmEvent>,
 }
 
@@ -142,22 +157,44 @@ impl Vcpus {
         self.await_all(&acknowledged).map(drop)
     }
 
-    /// Asks each vCPU, on its own thread, for its state; vCPUs must be parked.
-    /// [`SavingVcpus::finish`] waits for it.
-    pub(crate) fn begin_save(&self) -> Result<SavingVcpus<'_>, VcpuError> {
+    /// Asks each vCPU, on its own thread, for its state, with its TSC as it
+    /// was at `moment`; vCPUs must be parked. [`SavingVcpus::finish`] waits.
+    pub(crate) fn begin_save(
+        &self,
+        moment: Moment,
+        rate: Rate,
+    ) -> Result<SavingVcpus<'_>, VcpuError> {
         let (saved, states) = mpsc::channel();
-        self.handles.iter().try_for_each(|handle| handle.send(Command::Save(saved.clone())))?;
+        self.handles
+            .iter()
+            .try_for_each(|handle| handle.send(Command::Save(moment, rate, saved.clone())))?;
         Ok(SavingVcpus { vcpus: self, states })
     }
 
     /// Sets the state of all vCPUs, each on its own thread; they must be parked.
-    pub(crate) fn restore(&self, sections: &Arc<Sections>) -> Result<(), VcpuError> {
-        let (restored, results) = mpsc::channel();
-        for handle in &self.handles {
-            handle.send(Command::Restore(Arc::clone(sections), restored.clone()))?;
-        }
-        drop(restored);
-        self.await_all(&results)?.into_iter().try_for_each(|result| Ok(result?))
+    pub(crate) fn restore(
+        &self,
+        sections: &Arc<Sections>,
+        shift: TscShift,
+    ) -> Result<(), VcpuError> {
+        self.tell_all(|done| Command::Restore(Arc::clone(sections), shift, done))
+    }
+
+    /// vCPU 0's TSC when the host's was `host_tsc`; vCPUs must be parked.
+    pub(crate) fn first_tsc(&self, host_tsc: u64, rate: Rate) -> Result<Tsc, VcpuError> {
+        let (told, tsc) = mpsc::channel();
+        self.handles[0].send(Command::TellTsc(host_tsc, rate, told))?;
+        Ok(tsc.recv().map_err(|_| VcpuError::Gone)??)
+    }
+
+    /// Lets all TSCs run at `khz`, which KVM must scale; vCPUs must be parked.
+    pub(crate) fn set_tsc_khz(&self, khz: u32) -> Result<(), VcpuError> {
+        self.tell_all(|done| Command::SetTscKhz(khz, done))
+    }
+
+    /// Winds all TSCs back by `cycles`; vCPUs must be parked.
+    pub(crate) fn wind_back(&self, cycles: u64, rate: Rate) -> Result<(), VcpuError> {
+        self.tell_all(|done| Command::WindBack(cycles, rate, done))
     }
 
     /// Sets the registers that vCPU 0 starts with.
@@ -165,6 +202,14 @@ impl Vcpus {
         let (done, result) = mpsc::channel();
         self.handles[0].send(Command::Boot(Box::new(registers), done))?;
         Ok(result.recv().map_err(|_| VcpuError::Gone)??)
+    }
+
+    /// Gives all vCPUs a command and waits until the last has done it.
+    fn tell_all(&self, command: impl Fn(Done) -> Command) -> Result<(), VcpuError> {
+        let (done, results) = mpsc::channel();
+        self.handles.iter().try_for_each(|handle| handle.send(command(done.clone())))?;
+        drop(done);
+        self.await_all(&results)?.into_iter().try_for_each(|result| Ok(result?))
     }
 
     fn await_all<T>(&self, replies: &mpsc::Receiver<T>) -> Result<Vec<T>, VcpuError> {

@@ -6,7 +6,13 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::signal::unblock_signal;
 
 use super::{Command, VcpuContext, kick_signal, run_page::RunPage};
-use crate::{event::VmEvent, state};
+use crate::{
+    event::VmEvent,
+    state::{
+        self,
+        clock::{self, Tsc},
+    },
+};
 
 pub(super) struct VcpuThread {
     pub(super) index: u8,
@@ -57,15 +63,25 @@ impl VcpuThread {
             Command::Run if self.ended => {}
             Command::Run => return self.run(),
             Command::Park(parked) => drop(parked.send(())),
-            Command::Save(saved) => {
-                drop(saved.send(state::save_vcpu(&self.fd, self.index, &self.context.shape)));
-            }
-            Command::Restore(sections, restored) => {
+            Command::Save(moment, rate, saved) => {
                 let shape = &self.context.shape;
-                let result = state::restore_vcpu(&self.fd, self.index, shape, &sections);
+                drop(saved.send(state::save_vcpu(&self.fd, self.index, shape, moment, rate)));
+            }
+            Command::Restore(sections, shift, restored) => {
+                let shape = &self.context.shape;
+                let result = state::restore_vcpu(&self.fd, self.index, shape, &sections, &shift);
                 self.ended = false;
                 drop(sections);
                 drop(restored.send(result));
+            }
+            Command::TellTsc(host_tsc, rate, told) => {
+                drop(told.send(Tsc::at(&self.fd, self.index, host_tsc, &rate)));
+            }
+            Command::SetTscKhz(khz, done) => {
+                drop(done.send(clock::set_tsc_khz(&self.fd, self.index, khz)));
+            }
+            Command::WindBack(cycles, rate, done) => {
+                drop(done.send(clock::wind_back(&self.fd, self.index, &rate, cycles)));
             }
             Command::Boot(registers, done) => {
                 self.ended = false;

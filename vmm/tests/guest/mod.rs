@@ -16,6 +16,7 @@ use romulus_vmm::{
     device::DeviceConfig,
     dirty::DirtyTracking,
     event::VmEvent,
+    host::model::CpuConfig,
     outlet::{Outlet, OutletConfig},
     vm::{Vm, VmConfig, VmError},
 };
@@ -24,6 +25,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 /// Where images lie.
 pub(crate) const IMAGE: u64 = 0x10_0000;
+/// Where one guest copies what CPUID tells.
+pub(crate) const CPUID: u64 = 0x20_1000;
 /// Where guests count.
 pub(crate) const COUNTER: u64 = 0x20_0000;
 
@@ -113,6 +116,42 @@ guest_code!(
     "out dx, eax",
 );
 
+// Reads 4 KiB blocks 0 to 255 of the disk in the first slot in turn and for
+// ever, by the rings that `Rig::drive_disk` sets up, and counts them. Ends with
+// 3 if a block does not begin with its number.
+guest_code!(
+    reading_disk,
+    "mov ebx, 0x200000",
+    "xor ecx, ecx",
+    "2: movzx eax, cl",
+    "shl eax, 3",
+    "mov edi, 0x300000",
+    "mov [rdi + 8], rax",
+    "mov byte ptr [rdi + 0x100], 0xaa",
+    "inc rcx",
+    "mov esi, 0x311000",
+    "mov [rsi + 2], cx",
+    "mov edx, 0xd0000050",
+    "mov dword ptr [rdx], 0",
+    "mov esi, 0x312000",
+    "4: mov ax, [rsi + 2]",
+    "cmp ax, cx",
+    "jne 4b",
+    "cmp byte ptr [rdi + 0x100], 0",
+    "jne 3f",
+    "mov esi, 0x301000",
+    "mov rax, [rsi]",
+    "lea rdx, [rcx - 1]",
+    "and edx, 0xff",
+    "cmp rax, rdx",
+    "jne 3f",
+    "mov [rbx], rcx",
+    "jmp 2b",
+    "3: mov eax, 3",
+    "mov dx, 0xf4",
+    "out dx, eax",
+);
+
 // Copies the first word of the command line to the exit port.
 guest_code!(
     reading_start_info,
@@ -137,8 +176,91 @@ guest_code!(
     ".code64",
 );
 
+// Copies its CPUID to 0x20_1000 (eight leaves of four words: 0, 1, 7, and
+// 0x8000_0002 to 0x8000_0006), then counts.
+guest_code!(
+    reading_cpuid,
+    "mov edi, 0x201000",
+    "mov esp, 0x203000",
+    "xor eax, eax",
+    "call 5f",
+    "mov eax, 1",
+    "call 5f",
+    "mov eax, 7",
+    "call 5f",
+    "mov eax, 0x80000002",
+    "call 5f",
+    "mov eax, 0x80000003",
+    "call 5f",
+    "mov eax, 0x80000004",
+    "call 5f",
+    "mov eax, 0x80000005",
+    "call 5f",
+    "mov eax, 0x80000006",
+    "call 5f",
+    "mov ebx, 0x200000",
+    "xor ecx, ecx",
+    "2: inc rcx",
+    "mov [rbx], rcx",
+    "jmp 2b",
+    "5: xor ecx, ecx",
+    "cpuid",
+    "mov [rdi], eax",
+    "mov [rdi + 4], ebx",
+    "mov [rdi + 8], ecx",
+    "mov [rdi + 12], edx",
+    "add rdi, 16",
+    "ret",
+);
+
 guest_code!(touching_nothing, "mov rdi, 0xc8000000", "mov al, [rdi]", "mov [rdi], al", "4: jmp 4b");
 guest_code!(unknown_instruction, "mov ebx, 0x200000", "ud2", "4: jmp 4b");
+
+// Counts its lives in memory: restarts twice, then turns itself off.
+guest_code!(
+    restarting,
+    "mov ebx, 0x200000",
+    "mov rcx, [rbx]",
+    "inc rcx",
+    "mov [rbx], rcx",
+    "cmp rcx, 3",
+    "jae 3f",
+    "mov dx, 0xcf9",
+    "mov al, 6",
+    "out dx, al",
+    "2: jmp 2b",
+    "3: mov dx, 0x600",
+    "mov al, 0x34",
+    "out dx, al",
+    "4: jmp 4b",
+);
+
+guest_code!(
+    panicking_and_turning_off,
+    "mov dx, 0x505",
+    "mov al, 1",
+    "out dx, al",
+    "mov dx, 0x600",
+    "mov al, 0x34",
+    "out dx, al",
+    "4: jmp 4b",
+);
+
+// Counts until there is an event of the power button, and ends with it.
+guest_code!(
+    awaiting_the_button,
+    "mov ebx, 0x200000",
+    "xor ecx, ecx",
+    "2: inc rcx",
+    "mov [rbx], rcx",
+    "mov dx, 0x602",
+    "in al, dx",
+    "test al, al",
+    "jz 2b",
+    "movzx eax, al",
+    "mov dx, 0xf4",
+    "out dx, eax",
+);
 
 /// Whether KVM is here; if not, says so, or fails if `ROMULUS_REQUIRE` has
 /// `kvm` in it.
@@ -151,6 +273,24 @@ pub(crate) fn require_kvm() -> bool {
     assert!(!required.split(',').any(|word| word == "kvm"), "kvm is required: {error}");
     eprintln!("skipped: {error}");
     false
+}
+
+/// Whether this KVM has the capability `name` of `Capabilities::list`; if not,
+/// says so, or fails if `ROMULUS_REQUIRE` names it.
+pub(crate) fn require_capability(name: &str) -> bool {
+    if !require_kvm() {
+        return false;
+    }
+    let host = romulus_vmm::host::Host::open().unwrap();
+    let list = host.capabilities().list();
+    let capability = list.iter().find(|capability| capability.name == name).expect(name);
+    let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
+    let required = required.split(',').any(|word| word == name);
+    assert!(capability.available || !required, "{name} is required: {}", capability.reason);
+    if !capability.available {
+        eprintln!("skipped: this KVM lacks {name}: {}", capability.reason);
+    }
+    capability.available
 }
 
 /// A 64-bit ELF file with `code` at 1 MiB, as its entry, and perhaps a Xen
@@ -198,6 +338,7 @@ pub(crate) fn config(vcpus: u8, dirty_tracking: DirtyTracking) -> VmConfig {
         vcpus,
         hugepages: false,
         dirty_tracking,
+        cpu: CpuConfig::default(),
         devices: DeviceConfig::default(),
     }
 }
@@ -237,7 +378,28 @@ impl Rig {
     pub(crate) fn boot_config(&self, image: &[u8], protocol: BootProtocol) -> BootConfig {
         let kernel: PathBuf = self.directory.path().join("guest.elf");
         std::fs::write(&kernel, image).unwrap();
-        BootConfig { kernel, cmdline: "probe.words=1".into(), protocol }
+        BootConfig { kernel, initrd: None, cmdline: "probe.words=1".into(), protocol }
+    }
+
+    /// Does for the guest `reading_disk` what a driver does to start a disk, and
+    /// describes its one request.
+    pub(crate) fn drive_disk(&self) {
+        const SLOT: u64 = 0xd000_0000;
+        // Reset to FEATURES_OK with VERSION_1 alone, a queue of 8, DRIVER_OK.
+        let features = [(0x70, 0), (0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)];
+        let addresses = [(0x80, 0x31_0000), (0x90, 0x31_1000), (0xa0, 0x31_2000)];
+        let queue = [&[(0x30, 0), (0x38, 8)], &addresses[..], &[(0x44, 1), (0x70, 15)]].concat();
+        for (register, value) in features.into_iter().chain(queue) {
+            self.vm.devices().mmio_write(SLOT + register, &u32::to_le_bytes(value));
+        }
+        let memory = self.vm.memory().memory();
+        let parts = [(0x30_0000_u64, 16_u32, 1_u16), (0x30_1000, 4096, 3), (0x30_0100, 1, 2)];
+        for (index, (address, len, flags)) in (0_u16..).zip(parts) {
+            let place = GuestAddress(0x31_0000 + 16 * u64::from(index));
+            let next = [flags, index + 1].map(u16::to_le_bytes).concat();
+            let descriptor = [&address.to_le_bytes()[..], &len.to_le_bytes(), &next].concat();
+            memory.write_slice(&descriptor, place).unwrap();
+        }
     }
 
     pub(crate) fn event(&self) -> VmEvent {

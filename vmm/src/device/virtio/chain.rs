@@ -7,7 +7,7 @@
 
 use thiserror::Error;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT};
-use vm_memory::{GuestAddress, GuestMemory as _, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _, Permissions};
 
 use crate::device::GuestMemory;
 
@@ -27,6 +27,8 @@ pub(crate) enum QueueFault {
     Direction,
     #[error("a receive buffer is smaller than a frame")]
     Small,
+    #[error("a request has no header, or no room for its status")]
+    Headless,
 }
 
 impl From<virtio_queue::Error> for QueueFault {
@@ -40,6 +42,8 @@ impl From<virtio_queue::Error> for QueueFault {
 pub(crate) enum Direction {
     FromGuest,
     ToGuest,
+    /// First those from the guest, then those to it (VIRTIO 1.2, section 2.7.4.2).
+    Both,
 }
 
 /// The buffers of one chain.
@@ -49,6 +53,8 @@ pub(crate) struct Buffers {
     pub(crate) head: u16,
     /// Address and length of each buffer, all of them RAM.
     pub(crate) parts: Vec<(GuestAddress, usize)>,
+    /// Bytes from the guest: the first ones.
+    pub(crate) readable: usize,
     /// Bytes in all: below 2^32.
     pub(crate) len: usize,
 }
@@ -78,33 +84,63 @@ impl Buffers {
     ) -> Result<(), QueueFault> {
         self.head = chain.head_index();
         self.parts.clear();
+        self.readable = 0;
         self.len = 0;
         let mut ended = false;
         for descriptor in chain {
             if ended || self.parts.len() == PARTS_MAX {
                 return Err(QueueFault::Chain);
             }
-            if descriptor.is_write_only() != (direction == Direction::ToGuest) {
+            let (access, allowed) = if descriptor.is_write_only() {
+                (Permissions::Write, direction != Direction::FromGuest)
+            } else {
+                let first = self.readable == self.len;
+                (Permissions::Read, direction != Direction::ToGuest && first)
+            };
+            if !allowed {
                 return Err(QueueFault::Direction);
             }
             let len = descriptor.len() as usize;
-            let access = match direction {
-                Direction::FromGuest => Permissions::Read,
-                Direction::ToGuest => Permissions::Write,
-            };
             if len > 0 && !memory.check_range(descriptor.addr(), len, access) {
                 return Err(QueueFault::Address);
             }
             self.parts.push((descriptor.addr(), len));
             self.len += len;
+            if access == Permissions::Read {
+                self.readable += len;
+            }
             ended = !descriptor.has_next();
         }
         if ended { Ok(()) } else { Err(QueueFault::Chain) }
     }
 
+    /// Copies the chain's bytes from `from` on.
+    pub(crate) fn read(
+        &self,
+        memory: &GuestMemory,
+        from: usize,
+        to: &mut [u8],
+    ) -> Result<(), QueueFault> {
+        self.pieces(from, to.len()).try_for_each(|(address, at, count)| {
+            memory.read_slice(&mut to[at..at + count], address).map_err(|_| QueueFault::Address)
+        })
+    }
+
+    /// Makes `from` the chain's bytes from `to` on.
+    pub(crate) fn write(
+        &self,
+        memory: &GuestMemory,
+        to: usize,
+        from: &[u8],
+    ) -> Result<(), QueueFault> {
+        self.pieces(to, from.len()).try_for_each(|(address, at, count)| {
+            memory.write_slice(&from[at..at + count], address).map_err(|_| QueueFault::Address)
+        })
+    }
+
     /// Each buffer's address, its bytes' place in a copy of all, and their
     /// number, for the bytes of the chain in `from..from + count`.
-    pub(crate) fn pieces(
+    fn pieces(
         &self,
         from: usize,
         count: usize,
@@ -137,6 +173,7 @@ mod tests {
         let buffers = Buffers {
             head: 0,
             parts: vec![(GuestAddress(100), 12), (GuestAddress(500), 0), (GuestAddress(200), 10)],
+            readable: 22,
             len: 22,
         };
         let pieces = |from, count| {

@@ -7,7 +7,8 @@
 //!
 //! Offered: VERSION_1, MAC, EVENT_IDX; no offloads, so that the twelve bytes of
 //! header before each frame are zero (with one buffer counted) and a frame
-//! lies within one receive buffer.
+//! lies within one receive buffer. No MTU and no STATUS either: Linux then
+//! takes 1500 bytes and a link that is always up, and needs no control queue.
 //!
 //! A sent frame is copied out and its chain completed at once: it has left the
 //! guest, and waits in the outlet. Received frames pass through a buffer of
@@ -16,45 +17,36 @@
 //! (0.2 us for 1,500 bytes). When the guest has no receive buffer the worker
 //! does not look at the tap, and drops are the tap's business.
 //!
-//! **Parking.** The worker touches queues, guest memory and the interrupt only
-//! under the device's lock and after seeing that it is not parked; it looks at
-//! the flag between frames. So `park` is: set the flag, take the lock. What
-//! the worker notices while parked it notes in `missed`, and `unpark` wakes it
-//! then; after a restore always, for the notifications that the old process
-//! consumed.
-//!
 //! **Stale frames.** A tap that stands by collects broadcasts. They are read
 //! and dropped, [`STALE_FRAMES_MAX`] at most, before the first announcement or
 //! the first unpark; frames that answer the announcement are kept.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    sync::Arc,
 };
 
 use checkpoint::output::{Channel, Output};
 use virtio_bindings::bindings::{virtio_config, virtio_net, virtio_ring};
-use virtio_queue::{Queue, QueueT};
-use vm_memory::Bytes;
-use vmm_sys_util::eventfd::EventFd;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::{
     chain::{Buffers, Direction, QueueFault, has_next},
+    device::{Backend, Device, Served, arm, finish, is_idle},
     tap::Tap,
-    transport::{Effect, Identity, Transport, state::Restored},
+    transport::{Identity, Transport},
 };
-use crate::{device::GuestMemory, outlet::Outlet};
-
-mod worker;
-
-pub(crate) use worker::Worker;
+use crate::{
+    device::GuestMemory,
+    outlet::{Outlet, SpeakError},
+};
 
 /// The queue that receives.
 const RX: usize = 0;
 /// The queue that sends.
 const TX: usize = 1;
 /// How many queues.
-pub(crate) const QUEUES: usize = 2;
+const QUEUES: usize = 2;
 /// `struct virtio_net_hdr_v1`: the header before each frame.
 pub(crate) const HEADER_BYTES: usize = 12;
 /// Largest frame either way.
@@ -87,17 +79,16 @@ pub struct NetStats {
     pub violations: u64,
 }
 
-/// What the lock protects.
+/// A network device between its queues and its tap.
 #[derive(Debug)]
-struct State {
-    transport: Transport,
+pub(crate) struct Net {
+    index: u8,
+    mac: [u8; 6],
+    tap: Arc<Tap>,
+    outlet: Arc<Outlet>,
     stats: NetStats,
-    /// Work was noticed while parked.
-    missed: bool,
     /// Nothing has been taken from the tap yet.
     fresh: bool,
-    /// Registers came from saved state and have not been acted upon.
-    restored: bool,
     /// By queue: the guest will notify of the next chain, as none was there.
     armed: [bool; QUEUES],
     tx: Buffers,
@@ -106,335 +97,149 @@ struct State {
     frame: Vec<u8>,
 }
 
-/// A network device.
-#[derive(Debug)]
-pub(crate) struct Net {
-    index: u8,
-    mac: [u8; 6],
-    state: Mutex<State>,
-    parked: AtomicBool,
-    stopping: AtomicBool,
-    wake: EventFd,
-    /// Notifications by queue; KVM writes them too.
-    kicks: [EventFd; QUEUES],
-    tap: Arc<Tap>,
-    outlet: Arc<Outlet>,
-    memory: GuestMemory,
-}
-
-/// What the worker should do after a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Served {
-    /// There is more to do at once.
-    more: bool,
-    /// A frame from the tap could be taken.
-    wants_frames: bool,
-    /// The outlet is full: look at the TX queue again soon.
-    stalled: bool,
-    /// The tap is gone.
-    tap_lost: bool,
-}
-
 impl Net {
-    /// Device `index` as after power-on, parked; `irq` raises its interrupt.
-    pub(crate) fn new(
-        index: u8,
-        mac: [u8; 6],
-        irq: Arc<EventFd>,
-        tap: Arc<Tap>,
-        memory: GuestMemory,
-        outlet: Arc<Outlet>,
-    ) -> std::io::Result<Self> {
-        let features = 1 << virtio_config::VIRTIO_F_VERSION_1
-            | 1 << virtio_net::VIRTIO_NET_F_MAC
-            | 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-        let identity =
-            Identity { device_id: DEVICE_ID, features, config: mac.to_vec(), queues: QUEUES };
-        let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
-        let mut state = State {
-            transport: Transport::new(identity, irq),
+    /// Network device `index`, behind which `tap` is for frames that arrive,
+    /// and `outlet` for those that leave.
+    pub(crate) fn new(index: u8, mac: [u8; 6], tap: Arc<Tap>, outlet: Arc<Outlet>) -> Self {
+        let mut frame = vec![0; HEADER_BYTES + FRAME_BYTES_MAX];
+        // num_buffers: one, for want of VIRTIO_NET_F_MRG_RXBUF.
+        frame[10] = 1;
+        Self {
+            index,
+            mac,
+            tap,
+            outlet,
             stats: NetStats::default(),
-            missed: true,
             fresh: true,
-            restored: false,
             armed: [false; QUEUES],
             tx: Buffers::default(),
             rx: Buffers::default(),
-            frame: vec![0; HEADER_BYTES + FRAME_BYTES_MAX],
-        };
-        // num_buffers: one, for want of VIRTIO_NET_F_MRG_RXBUF.
-        state.frame[10] = 1;
-        Ok(Self {
-            index,
-            mac,
-            state: Mutex::new(state),
-            parked: AtomicBool::new(true),
-            stopping: AtomicBool::new(false),
-            wake: event()?,
-            kicks: [event()?, event()?],
-            tap,
-            outlet,
-            memory,
-        })
-    }
-
-    /// The saved state's name.
-    pub(crate) fn section(&self) -> String {
-        format!("virtio-net.{}", self.index)
-    }
-
-    /// What a notification of queue `queue` is written to.
-    pub(crate) fn kick(&self, queue: usize) -> &EventFd {
-        &self.kicks[queue]
-    }
-
-    /// A vCPU reads a register.
-    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
-        self.lock().transport.read(offset, data);
-    }
-
-    /// A vCPU writes a register.
-    pub(crate) fn write(&self, offset: u64, data: &[u8]) {
-        let effect = self.lock().transport.write(offset, data, &self.memory);
-        match effect {
-            Effect::None => {}
-            Effect::Notify(queue) => signal(&self.kicks[queue]),
-            Effect::Start => signal(&self.wake),
+            frame,
         }
-    }
-
-    /// Stops the worker between two frames.
-    pub(crate) fn park(&self) {
-        self.parked.store(true, Ordering::SeqCst);
-        drop(self.lock());
-    }
-
-    /// Lets the worker go on.
-    pub(crate) fn unpark(&self) {
-        let mut state = self.lock();
-        if state.fresh {
-            state.drop_stale(&self.tap);
-        }
-        if std::mem::take(&mut state.restored) {
-            state.transport.interrupt_again();
-            state.missed = true;
-        }
-        self.parked.store(false, Ordering::SeqCst);
-        if std::mem::take(&mut state.missed) {
-            signal(&self.wake);
-        }
-    }
-
-    pub(crate) fn save(&self) -> Vec<u8> {
-        self.lock().transport.encode()
-    }
-
-    pub(crate) fn decode(&self, bytes: &[u8]) -> Result<Restored, checkpoint::SectionError> {
-        self.lock().transport.decode(bytes, &self.memory)
-    }
-
-    /// Takes over decoded state; parked only.
-    pub(crate) fn adopt(&self, restored: Restored) {
-        let mut state = self.lock();
-        state.transport.adopt(restored);
-        state.armed = [false; QUEUES];
-        state.restored = true;
-    }
-
-    /// Tells the network where the guest's MAC is now: a reverse ARP request,
-    /// which needs no address (RFC 903), as from the guest itself.
-    pub(crate) fn announce(&self) -> Result<(), crate::outlet::SpeakError> {
-        let mut state = self.lock();
-        if state.fresh {
-            state.drop_stale(&self.tap);
-        }
-        drop(state);
-        self.outlet.speak(self.index, &announcement(self.mac))
-    }
-
-    pub(crate) fn stats(&self) -> NetStats {
-        let state = self.lock();
-        NetStats { violations: state.transport.violations(), ..state.stats }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Serves one batch of each queue.
-    fn serve(&self) -> Served {
-        if self.parked.load(Ordering::SeqCst) {
-            return self.note_missed();
-        }
-        let mut state = self.lock();
-        let mut served = Served::default();
-        if self.parked.load(Ordering::SeqCst) {
-            state.missed = true;
-            return served;
-        }
-        if !state.transport.is_live() {
-            return served;
-        }
-        let done = self
-            .transmit(&mut state, &mut served)
-            .and_then(|()| self.receive(&mut state, &mut served));
-        if let Err(fault) = done {
-            state.transport.fail(fault);
-            return Served::default();
-        }
-        if self.parked.load(Ordering::SeqCst) {
-            state.missed = true;
-        }
-        served
-    }
-
-    /// The worker was woken while parked. It may have been unparked meanwhile,
-    /// then it looks again.
-    fn note_missed(&self) -> Served {
-        let mut state = self.lock();
-        if self.parked.load(Ordering::SeqCst) {
-            state.missed = true;
-            return Served::default();
-        }
-        Served { more: true, ..Served::default() }
     }
 
     /// Takes frames from the guest.
-    fn transmit(&self, state: &mut State, served: &mut Served) -> Result<(), QueueFault> {
-        let State { transport, tx, frame, stats, armed: [_, armed], .. } = state;
-        let frame = &mut frame[HEADER_BYTES..];
+    fn transmit(
+        &mut self,
+        device: &Device<Self>,
+        transport: &mut Transport,
+        served: &mut Served,
+    ) -> Result<(), QueueFault> {
+        let memory = &device.memory;
         let queue = &mut transport.queues[TX];
-        if !queue.ready() || (*armed && !has_next(queue, &self.memory)?) {
+        if is_idle(queue, memory, self.armed[TX])? {
             return Ok(());
         }
-        *armed = false;
-        queue.disable_notification(&self.memory)?;
+        self.armed[TX] = false;
+        queue.disable_notification(memory)?;
         let mut taken = 0;
         loop {
             served.stalled = self.outlet.is_full();
-            if taken == BATCH_FRAMES_MAX || served.stalled || self.parked.load(Ordering::SeqCst) {
-                served.more = !served.stalled && has_next(queue, &self.memory)?;
+            if taken == BATCH_FRAMES_MAX || served.stalled || device.is_parked() {
+                served.more = !served.stalled && has_next(queue, memory)?;
                 break;
             }
-            if tx.pop(queue, &self.memory, Direction::FromGuest)? {
-                match self.gather(tx, frame)? {
+            if self.tx.pop(queue, memory, Direction::FromGuest)? {
+                match self.gather(memory)? {
                     Some(len) => {
                         let channel = Channel::Network(self.index);
-                        self.outlet.emit(Output { channel, payload: frame[..len].into() });
-                        stats.tx_frames += 1;
+                        let payload = self.frame[HEADER_BYTES..][..len].into();
+                        self.outlet.emit(Output { channel, payload });
+                        self.stats.tx_frames += 1;
                     }
-                    None => stats.tx_dropped += 1,
+                    None => self.stats.tx_dropped += 1,
                 }
-                queue.add_used(&self.memory, tx.head, 0)?;
+                queue.add_used(memory, self.tx.head, 0)?;
                 taken += 1;
-            } else if !queue.enable_notification(&self.memory)? {
-                *armed = true;
+            } else if arm(queue, memory, &mut self.armed[TX])? {
                 break;
             }
         }
-        self.finish(transport, TX, taken)
+        finish(transport, memory, TX, taken)
     }
 
-    /// Copies a chain's frame, without its header, to `frame`; `None` if it is
-    /// no frame.
-    fn gather(&self, tx: &Buffers, frame: &mut [u8]) -> Result<Option<usize>, QueueFault> {
-        let Some(len) = tx.len.checked_sub(HEADER_BYTES) else { return Ok(None) };
+    /// Copies the frame of the chain that was taken, without its header;
+    /// `None` if it is no frame.
+    fn gather(&mut self, memory: &GuestMemory) -> Result<Option<usize>, QueueFault> {
+        let Some(len) = self.tx.len.checked_sub(HEADER_BYTES) else { return Ok(None) };
         if !(FRAME_BYTES_MIN..=FRAME_BYTES_MAX).contains(&len) {
             return Ok(None);
         }
-        for (address, at, count) in tx.pieces(HEADER_BYTES, len) {
-            self.memory
-                .read_slice(&mut frame[at..at + count], address)
-                .map_err(|_| QueueFault::Address)?;
-        }
+        self.tx.read(memory, HEADER_BYTES, &mut self.frame[HEADER_BYTES..][..len])?;
         Ok(Some(len))
     }
 
     /// Gives frames to the guest.
-    fn receive(&self, state: &mut State, served: &mut Served) -> Result<(), QueueFault> {
-        let State { transport, rx, frame, stats, armed: [armed, _], .. } = state;
+    fn receive(
+        &mut self,
+        device: &Device<Self>,
+        transport: &mut Transport,
+        served: &mut Served,
+    ) -> Result<(), QueueFault> {
+        let memory = &device.memory;
         let queue = &mut transport.queues[RX];
         if !queue.ready() {
             return Ok(());
         }
         let mut given = 0;
-        served.wants_frames = loop {
-            if given == BATCH_FRAMES_MAX || self.parked.load(Ordering::SeqCst) {
+        served.watch = loop {
+            if given == BATCH_FRAMES_MAX || device.is_parked() {
                 served.more = true;
                 break true;
             }
-            if !has_next(queue, &self.memory)? {
-                *armed = *armed || !queue.enable_notification(&self.memory)?;
-                if *armed {
-                    break false;
-                }
+            if !has_next(queue, memory)? && arm(queue, memory, &mut self.armed[RX])? {
+                break false;
             }
-            *armed = false;
-            let len = match self.tap.receive(&mut frame[HEADER_BYTES..]) {
+            self.armed[RX] = false;
+            let len = match self.tap.receive(&mut self.frame[HEADER_BYTES..]) {
                 Ok(Some(len)) => len,
                 Ok(None) => break true,
                 Err(error) => {
                     tracing::error!(tap = self.tap.name(), %error, "the tap is gone");
-                    served.tap_lost = true;
+                    served.source_lost = true;
                     break false;
                 }
             };
             given += 1;
-            if self.scatter(queue, rx, &frame[..HEADER_BYTES + len])? {
-                stats.rx_frames += 1;
+            if self.scatter(queue, memory, HEADER_BYTES + len)? {
+                self.stats.rx_frames += 1;
             } else {
-                stats.rx_dropped += 1;
+                self.stats.rx_dropped += 1;
             }
         };
-        self.finish(transport, RX, given)
+        finish(transport, memory, RX, given)
     }
 
-    /// Copies a frame behind its header to the next receive buffer; `false` if
-    /// it does not fit.
+    /// Copies the frame of `len` bytes, header and all, to the next receive
+    /// buffer; `false` if it does not fit.
     fn scatter(
-        &self,
+        &mut self,
         queue: &mut Queue,
-        rx: &mut Buffers,
-        frame: &[u8],
+        memory: &GuestMemory,
+        len: usize,
     ) -> Result<bool, QueueFault> {
-        if !rx.pop(queue, &self.memory, Direction::ToGuest)? {
+        let rx = &mut self.rx;
+        if !rx.pop(queue, memory, Direction::ToGuest)? {
             return Ok(false);
         }
         if rx.len < RX_BUFFER_BYTES_MIN {
             return Err(QueueFault::Small);
         }
-        if rx.len < frame.len() {
-            queue.set_next_avail(queue.next_avail().wrapping_sub(1));
+        if rx.len < len {
+            queue.go_to_previous_position();
             return Ok(false);
         }
-        for (address, at, count) in rx.pieces(0, frame.len()) {
-            self.memory
-                .write_slice(&frame[at..at + count], address)
-                .map_err(|_| QueueFault::Address)?;
-        }
-        queue.add_used(&self.memory, rx.head, frame.len() as u32)?;
+        rx.write(memory, 0, &self.frame[..len])?;
+        queue.add_used(memory, rx.head, len as u32)?;
         Ok(true)
     }
 
-    /// Interrupts the guest for a batch, if it wants to know.
-    fn finish(
-        &self,
-        transport: &mut Transport,
-        queue: usize,
-        count: usize,
-    ) -> Result<(), QueueFault> {
-        if count > 0 && transport.queues[queue].needs_notification(&self.memory)? {
-            transport.interrupt_used();
+    fn drop_stale(&mut self) {
+        if !std::mem::take(&mut self.fresh) {
+            return;
         }
-        Ok(())
-    }
-}
-
-impl State {
-    fn drop_stale(&mut self, tap: &Tap) {
-        self.fresh = false;
         for _ in 0..STALE_FRAMES_MAX {
-            match tap.receive(&mut self.frame[HEADER_BYTES..]) {
+            match self.tap.receive(&mut self.frame[HEADER_BYTES..]) {
                 Ok(Some(_)) => self.stats.stale_dropped += 1,
                 Ok(None) | Err(_) => break,
             }
@@ -442,9 +247,60 @@ impl State {
     }
 }
 
-fn signal(event: &EventFd) {
-    // It fails only at 2^64 - 1 uncollected events.
-    let _ = event.write(1);
+impl Backend for Net {
+    const KIND: &'static str = "virtio-net";
+    const WORKER: &'static str = "net";
+    type Hand = ();
+
+    fn identity(&self) -> Identity {
+        let features = 1 << virtio_config::VIRTIO_F_VERSION_1
+            | 1 << virtio_net::VIRTIO_NET_F_MAC
+            | 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+        Identity { device_id: DEVICE_ID, features, config: self.mac.to_vec(), queues: QUEUES }
+    }
+
+    fn serve(device: &Device<Self>, (): &mut ()) -> Served {
+        device.enter(|state| {
+            let mut served = Served::default();
+            state.backend.transmit(device, &mut state.transport, &mut served)?;
+            state.backend.receive(device, &mut state.transport, &mut served)?;
+            Ok(served)
+        })
+    }
+
+    fn source(&self) -> Option<RawFd> {
+        Some(self.tap.as_raw_fd())
+    }
+
+    /// Frames that left the guest are the outlet's business.
+    fn is_quiet(&self) -> bool {
+        true
+    }
+
+    fn wake(&mut self) {
+        self.drop_stale();
+    }
+
+    fn forget(&mut self) {
+        self.armed = [false; QUEUES];
+    }
+}
+
+impl Device<Net> {
+    /// Tells the network where the guest's MAC is now: a reverse ARP request,
+    /// which needs no address (RFC 903), as from the guest itself.
+    pub(crate) fn announce(&self) -> Result<(), SpeakError> {
+        let mut state = self.lock();
+        state.backend.drop_stale();
+        let Net { index, mac, outlet, .. } = &state.backend;
+        outlet.speak(*index, &announcement(*mac))
+    }
+
+    /// Figures.
+    pub(crate) fn stats(&self) -> NetStats {
+        let state = self.lock();
+        NetStats { violations: state.transport.violations(), ..state.backend.stats }
+    }
 }
 
 /// A broadcast RARP request of `mac` for itself, padded to 60 bytes.

@@ -73,6 +73,8 @@ pub(crate) enum Effect {
     Notify(usize),
     /// Look at all queues: the driver is ready.
     Start,
+    /// Forget all requests: the driver begins anew.
+    Reset,
 }
 
 /// The registers, queues and interrupt of one device.
@@ -111,6 +113,11 @@ impl Transport {
     /// Whether requests are served.
     pub(crate) fn is_live(&self) -> bool {
         self.status & (DRIVER_OK | NEEDS_RESET | FAILED) == DRIVER_OK
+    }
+
+    /// Whether the driver took the feature with this number.
+    pub(crate) fn has_accepted(&self, feature: u32) -> bool {
+        self.accepted >> feature & 1 == 1
     }
 
     /// How often the guest did what it may not.
@@ -233,7 +240,7 @@ impl Transport {
     fn write_status(&mut self, value: u32) -> Effect {
         if value == 0 {
             self.reset();
-            return Effect::None;
+            return Effect::Reset;
         }
         let set = value as u8 & !NEEDS_RESET;
         let lost = self.status & !NEEDS_RESET & !set;
@@ -250,7 +257,7 @@ impl Transport {
                 self.status |= set & !(FEATURES_OK | DRIVER_OK);
                 return Effect::None;
             }
-            let event_idx = self.accepted >> virtio_ring::VIRTIO_RING_F_EVENT_IDX & 1 == 1;
+            let event_idx = self.has_accepted(virtio_ring::VIRTIO_RING_F_EVENT_IDX);
             self.queues.iter_mut().for_each(|queue| queue.set_event_idx(event_idx));
         }
         self.status |= set;
@@ -258,7 +265,7 @@ impl Transport {
     }
 
     fn features_are_fine(&self) -> bool {
-        let version_1 = self.accepted >> config::VIRTIO_F_VERSION_1 & 1 == 1;
+        let version_1 = self.has_accepted(config::VIRTIO_F_VERSION_1);
         version_1 && self.accepted & !self.identity.features == 0
     }
 

@@ -1,44 +1,38 @@
 //! The network device against a driver of our own, which can also misbehave.
 
-use std::{os::unix::net::UnixDatagram, time::Instant};
+use std::{ops::Deref, os::unix::net::UnixDatagram, time::Instant};
 
-use checkpoint::{Epoch, output::Mode};
-use vm_memory::{GuestAddress, GuestMemoryBackend, bitmap::Bitmap};
+use checkpoint::{Epoch, Section, SectionError, Sections, output::Mode};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::device::{
     fixture::{eventually, in_new_network, ip, memory, outlet, require_tun},
-    virtio::transport::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET},
+    virtio::{
+        device::MmioDevice,
+        driver::{BUFFERS, Driver, EVENT_IDX, NEXT, SIZE, WRITE, avail, used},
+        worker::Worker,
+    },
 };
-use crate::memory::written::WrittenPages;
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
-const SIZE: u16 = 8;
-const BUFFERS: u64 = 0x40000;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
 
 /// A device, its worker, the host's end of its cable, and its driver.
 struct Rig {
-    net: Arc<Net>,
+    net: Arc<Device<Net>>,
     outlet: Arc<Outlet>,
-    memory: GuestMemory,
     host: UnixDatagram,
-    irq: Arc<EventFd>,
+    driver: Driver,
     _worker: Worker,
 }
 
-fn ring(queue: usize) -> u64 {
-    0x10000 * (queue as u64 + 1)
-}
+impl Deref for Rig {
+    type Target = Driver;
 
-fn avail(queue: usize) -> u64 {
-    ring(queue) + 0x2000
-}
-
-fn used(queue: usize) -> u64 {
-    ring(queue) + 0x4000
+    fn deref(&self) -> &Driver {
+        &self.driver
+    }
 }
 
 fn rig(mode: Mode) -> Rig {
@@ -56,81 +50,18 @@ fn rig_on(tap: Tap, host: UnixDatagram, memory: GuestMemory, mode: Mode) -> Rig 
     let tap = Arc::new(tap);
     outlet.attach(0, Arc::clone(&tap));
     let irq = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-    let (m, o) = (memory.clone(), Arc::clone(&outlet));
-    let net = Arc::new(Net::new(0, MAC, Arc::clone(&irq), tap, m, o).unwrap());
-    let worker = Worker::start(Arc::clone(&net)).unwrap();
-    Rig { net, outlet, memory, host, irq, _worker: worker }
+    let backend = Net::new(0, MAC, tap, Arc::clone(&outlet));
+    let net = Device::new(0, backend, Arc::clone(&irq), memory.clone()).unwrap();
+    let net = Arc::new(net);
+    let worker = Worker::start(&net).unwrap();
+    let device = Arc::clone(&net) as Arc<dyn MmioDevice>;
+    let driver = Driver { device, memory, irq, queues: QUEUES };
+    Rig { net, outlet, host, driver, _worker: worker }
 }
 
 impl Rig {
-    fn set(&self, register: u64, value: u32) {
-        self.net.write(register, &value.to_le_bytes());
-    }
-
-    fn get(&self, register: u64) -> u32 {
-        let mut data = [0; 4];
-        self.net.read(register, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    /// What a driver does from reset to DRIVER_OK, on zeroed rings.
     fn start(&self, event_idx: bool) {
-        self.set(0x70, 0);
-        self.set(0x70, u32::from(ACKNOWLEDGE));
-        self.set(0x70, u32::from(ACKNOWLEDGE | DRIVER));
-        let low = 1 << 5 | u32::from(event_idx) << 29;
-        for (select, features) in [(0, low), (1, 1)] {
-            self.set(0x24, select);
-            self.set(0x20, features);
-        }
-        self.set(0x70, u32::from(ACKNOWLEDGE | DRIVER | FEATURES_OK));
-        for queue in [RX, TX] {
-            self.memory.write_slice(&[0; 0x6000], GuestAddress(ring(queue))).unwrap();
-            self.set(0x30, queue as u32);
-            self.set(0x38, u32::from(SIZE));
-            for (register, address) in
-                [(0x80, ring(queue)), (0x90, avail(queue)), (0xa0, used(queue))]
-            {
-                self.set(register, address as u32);
-                self.set(register + 4, (address >> 32) as u32);
-            }
-            self.set(0x44, 1);
-            assert_eq!(self.get(0x44), 1);
-        }
-        self.set(0x70, u32::from(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK));
-        assert_eq!(self.get(0x70), 15);
-    }
-
-    fn describe(&self, queue: usize, index: u16, address: u64, len: u32, flags: u16, next: u16) {
-        let mut bytes = address.to_le_bytes().to_vec();
-        bytes.extend(len.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(next.to_le_bytes());
-        let place = GuestAddress(ring(queue) + 16 * u64::from(index));
-        self.memory.write_slice(&bytes, place).unwrap();
-    }
-
-    fn u16_at(&self, address: u64) -> u16 {
-        self.memory.read_obj(GuestAddress(address)).unwrap()
-    }
-
-    fn publish(&self, queue: usize, head: u16) {
-        let index = self.u16_at(avail(queue) + 2);
-        let entry = avail(queue) + 4 + 2 * u64::from(index % SIZE);
-        self.memory.write_obj(head, GuestAddress(entry)).unwrap();
-        self.memory.write_obj(index.wrapping_add(1), GuestAddress(avail(queue) + 2)).unwrap();
-    }
-
-    fn notify(&self, queue: usize) {
-        self.set(0x50, queue as u32);
-    }
-
-    fn used_count(&self, queue: usize) -> u16 {
-        self.u16_at(used(queue) + 2)
-    }
-
-    fn used_len(&self, queue: usize, index: u64) -> u32 {
-        self.memory.read_obj(GuestAddress(used(queue) + 4 + 8 * index + 4)).unwrap()
+        self.driver.start(if event_idx { &[5, EVENT_IDX] } else { &[5] });
     }
 
     /// Publishes `frame` as header and body in two descriptors from `index`.
@@ -159,8 +90,14 @@ impl Rig {
         heard
     }
 
-    fn needs_reset(&self) -> bool {
-        self.get(0x70) as u8 & NEEDS_RESET != 0
+    fn is_armed(&self) -> bool {
+        self.net.lock().backend.armed[TX]
+    }
+
+    /// Takes over a saved state.
+    fn restore(&self, section: Section) {
+        let sections = Sections::new(vec![section]).unwrap();
+        self.net.adopt(self.net.decode(&sections).unwrap());
     }
 }
 
@@ -226,7 +163,7 @@ fn a_parked_device_touches_nothing_and_forgets_nothing() {
     rig.net.unpark();
     rig.start(true);
     rig.give(0, BUFFERS, 2048);
-    eventually("the worker to be idle", || rig.net.lock().armed[TX]);
+    eventually("the worker to be idle", || rig.is_armed());
     rig.net.park();
     let _ = rig.irq.read();
     rig.net.lock().missed = false;
@@ -251,16 +188,12 @@ fn what_was_in_flight_is_served_after_a_restore() {
     old.net.park();
     old.send(2, &frame(2, 60));
     old.host.send(&frame(3, 60)).unwrap();
-    let bytes = old.net.save();
+    let saved = old.net.save();
 
-    let mut ram = vec![0; 1 << 20];
-    old.memory.read_slice(&mut ram, GuestAddress(0)).unwrap();
-    let copy = memory();
-    copy.write_slice(&ram, GuestAddress(0)).unwrap();
-    let new = rig_in(copy, Mode::Passing);
+    let new = rig_in(old.memory_elsewhere(), Mode::Passing);
     new.host.send(&frame(9, 60)).unwrap();
-    new.net.adopt(new.net.decode(&bytes).unwrap());
-    assert_eq!(new.net.save(), bytes);
+    new.restore(saved.clone());
+    assert_eq!(new.net.save(), saved);
     assert!(new.irq.read().is_err(), "an interrupt while parked");
     new.net.announce().unwrap();
     // As if in answer to the announcement, before the guest runs.
@@ -281,12 +214,12 @@ fn a_notification_that_was_consumed_elsewhere_is_made_up_for() {
     let rig = rig(Mode::Passing);
     rig.net.unpark();
     rig.start(true);
-    eventually("the worker to be idle", || rig.net.lock().armed[TX]);
+    eventually("the worker to be idle", || rig.is_armed());
     rig.net.park();
     rig.describe(TX, 0, BUFFERS, 72, 0, 0);
     rig.publish(TX, 0);
     rig.net.lock().missed = false;
-    rig.net.adopt(rig.net.decode(&rig.net.save()).unwrap());
+    rig.restore(rig.net.save());
     rig.net.unpark();
     eventually("the frame", || rig.used_count(TX) == 1);
 }
@@ -310,41 +243,21 @@ fn a_reset_falls_between_requests() {
     eventually("service after many resets", || rig.used_count(TX) == 1);
 }
 
-/// Descriptors of queue 1, and the head that is published.
-type Hostile = (&'static str, &'static [(u16, u64, u32, u16, u16)], u16);
-
 #[test]
 fn hostile_chains_cost_the_guest_a_reset_and_nothing_else() {
-    let cases: &[Hostile] = &[
-        ("a loop of one", &[(0, BUFFERS, 64, NEXT, 0)], 0),
-        ("a loop of two", &[(0, BUFFERS, 64, NEXT, 1), (1, BUFFERS, 64, NEXT, 0)], 0),
-        ("a next beyond the table", &[(0, BUFFERS, 64, NEXT, SIZE)], 0),
-        ("a head beyond the table", &[], SIZE),
-        ("a head far beyond the table", &[], u16::MAX),
-        ("an address beyond ram", &[(0, 1 << 20, 64, 0, 0)], 0),
-        ("an address that overflows", &[(0, u64::MAX - 8, 64, 0, 0)], 0),
-        ("a buffer across the end of ram", &[(0, (1 << 20) - 8, 64, 0, 0)], 0),
-        ("an absurd length", &[(0, BUFFERS, u32::MAX, 0, 0)], 0),
-        ("lengths beyond 2^32", &[(0, 0, 1 << 20, NEXT, 1), (1, 0, u32::MAX, 0, 0)], 0),
-        ("a buffer for writing", &[(0, BUFFERS, 64, WRITE, 0)], 0),
-        ("an indirect table beyond ram", &[(0, u64::MAX - 15, 64, INDIRECT, 0)], 0),
-        ("an indirect table of odd size", &[(0, BUFFERS, 17, INDIRECT, 0)], 0),
-        ("an empty indirect table", &[(0, BUFFERS, 0, INDIRECT, 0)], 0),
-        ("an indirect table in itself", &[(0, 0x20000, 64, INDIRECT, 0)], 0),
-    ];
     let rig = rig(Mode::Passing);
     rig.net.unpark();
-    for (name, descriptors, head) in cases {
-        rig.start(true);
-        for (index, address, len, flags, next) in *descriptors {
-            rig.describe(TX, *index, *address, *len, *flags, *next);
-        }
-        rig.publish(TX, *head);
-        rig.notify(TX);
+    let survived = |name: &str| {
         eventually(name, || rig.needs_reset());
         assert_eq!(rig.get(0x60) & 2, 2, "{name}: no configuration interrupt");
         assert!(rig.heard().is_empty(), "{name}");
-    }
+    };
+    rig.misbehave(TX, (None, 0), || rig.start(true), survived);
+    rig.start(true);
+    rig.describe(TX, 0, BUFFERS, 64, WRITE, 0);
+    rig.publish(TX, 0);
+    rig.notify(TX);
+    survived("a buffer for writing");
     rig.start(true);
     rig.send(0, &frame(1, 60));
     eventually("service after it all", || rig.heard() == [frame(1, 60)]);
@@ -375,43 +288,29 @@ fn other_hostility_is_survived_too() {
     assert!(!rig.needs_reset() && rig.heard().is_empty());
 }
 
-fn bitmap(memory: &GuestMemory) -> &WrittenPages {
-    let region: &vm_memory::MmapRegion<WrittenPages> = memory.iter().next().unwrap();
-    region.bitmap()
-}
-
-fn dirty_pages(memory: &GuestMemory) -> Vec<usize> {
-    let bitmap = bitmap(memory);
-    (0..256).filter(|n| bitmap.dirty_at(n * 4096)).collect()
-}
-
-fn forget_dirty(memory: &GuestMemory) {
-    bitmap(memory).take_words(|_, _| {});
-}
-
 #[test]
 fn what_the_device_writes_is_marked_dirty() {
     let rig = rig(Mode::Passing);
     rig.net.unpark();
     rig.start(true);
     rig.give(0, BUFFERS + 0x1000 - 20, 2048);
-    eventually("the worker to be idle", || rig.net.lock().armed[TX]);
+    eventually("the worker to be idle", || rig.is_armed());
     rig.net.park();
-    forget_dirty(&rig.memory);
+    rig.forget_dirty();
     rig.net.unpark();
     rig.host.send(&frame(1, 60)).unwrap();
     eventually("a frame", || rig.used_count(RX) == 1);
     rig.net.park();
     let (rx_used, tx_used) = (used(RX) as usize >> 12, used(TX) as usize >> 12);
     let buffer = BUFFERS as usize >> 12;
-    assert_eq!(dirty_pages(&rig.memory), [rx_used, buffer, buffer + 1]);
+    assert_eq!(rig.dirty_pages(), [rx_used, buffer, buffer + 1]);
 
     rig.send(0, &frame(1, 60));
-    forget_dirty(&rig.memory);
+    rig.forget_dirty();
     rig.net.unpark();
     eventually("completion", || rig.used_count(TX) == 1);
     rig.net.park();
-    assert_eq!(dirty_pages(&rig.memory), [tx_used]);
+    assert_eq!(rig.dirty_pages(), [tx_used]);
 }
 
 #[test]
@@ -420,16 +319,24 @@ fn malformed_state_is_refused() {
     rig.net.unpark();
     rig.start(true);
     rig.net.park();
-    let whole = rig.net.save();
+    let saved = rig.net.save();
+    let whole = &saved.bytes;
+    let decode = |bytes: &[u8]| {
+        let section = Section { bytes: bytes.to_vec(), ..saved.clone() };
+        rig.net.decode(&Sections::new(vec![section]).unwrap()).map(|_| ())
+    };
     assert_eq!(whole.len(), 2 + 12 + 8 + 8 + 1 + 2 * 33);
     for cut in 0..whole.len() {
-        assert!(rig.net.decode(&whole[..cut]).is_err(), "cut at {cut}");
+        assert!(decode(&whole[..cut]).is_err(), "cut at {cut}");
     }
-    assert!(rig.net.decode(&[&whole[..], &[0]].concat()).is_err());
+    assert!(decode(&[&whole[..], &[0]].concat()).is_err());
+    let newer = Section { version: 2, ..saved.clone() };
+    let refused = rig.net.decode(&Sections::new(vec![newer]).unwrap()).map(|_| ());
+    assert!(matches!(refused, Err(SectionError::Version { found: 2, .. })), "{refused:?}");
     let changed = |at: usize, value: u8| {
         let mut bytes = whole.clone();
         bytes[at] = value;
-        rig.net.decode(&bytes).map(|_| ())
+        decode(&bytes)
     };
     assert_eq!(changed(0, whole[0]), Ok(()));
     let wrong = [
@@ -474,8 +381,7 @@ fn a_real_tap_serves_as_cable() {
         host.send_to(b"hello guest", "10.9.9.255:9").unwrap();
         let heard = |text: &[u8]| {
             (0..u64::from(rig.used_count(RX).min(SIZE))).any(|n| {
-                let mut bytes = vec![0; 2048];
-                rig.memory.read_slice(&mut bytes, GuestAddress(BUFFERS + 0x1000 * n)).unwrap();
+                let bytes = rig.bytes_at(BUFFERS + 0x1000 * n, 2048);
                 bytes[..rig.used_len(RX, n) as usize].ends_with(text)
             })
         };

@@ -69,7 +69,7 @@ impl Transport {
         let accepted = body.u64()?;
         if body.counted()? != self.identity.config {
             return Err(SectionError::Malformed(
-                "a device is configured differently, e.g. its mac",
+                "a device is configured differently, e.g. its mac or the size of its disk",
             ));
         }
         if usize::from(body.u8()?) != self.queues.len() {
