@@ -372,7 +372,7 @@ key = "node.key"
 fn arbiter(text: &str) -> (TempDir, ArbiterConfig) {
     let (folder, path) = written(text);
     let AnyConfig::Arbiter(config) = read_any(&path).unwrap() else { panic!("took it for a VM's") };
-    (folder, config)
+    (folder, *config)
 }
 
 #[test]
