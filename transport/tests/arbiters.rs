@@ -38,6 +38,8 @@ enum Behaviour {
     Forgetful,
     /// It waits for a word on this channel first.
     Stuck(Arc<Mutex<mpsc::Receiver<()>>>),
+    /// It waits for one before it reads, too, and nobody may come any further.
+    Still(Arc<Mutex<mpsc::Receiver<()>>>),
     /// Nobody may come so far.
     Guarded,
 }
@@ -77,6 +79,10 @@ impl Store for Handle {
     }
 
     fn load(&self, vm: &VmId) -> Result<Option<Record>, StoreError> {
+        let behaviour = self.behaviour.lock().unwrap().clone();
+        if let Behaviour::Still(word) = behaviour {
+            let _ = word.lock().unwrap().recv();
+        }
         self.registers.lock().unwrap().load(vm)
     }
 
@@ -91,7 +97,7 @@ impl Store for Handle {
                 let _ = word.lock().unwrap().recv();
                 execute()
             }
-            Behaviour::Guarded => panic!("{request:?} came to the store"),
+            Behaviour::Guarded | Behaviour::Still(_) => panic!("{request:?} came to the store"),
         }
     }
 
@@ -169,6 +175,21 @@ async fn when_none_can_decide_nothing_happened() {
     assert!(told.to_string().contains("restart the arbiter"), "{told}");
     assert_eq!(pair.record(), None);
     pair.second.behave(Behaviour::Sound);
+    assert_eq!(pair.ask(1).await.unwrap(), set());
+}
+
+#[tokio::test]
+async fn arbiters_that_stand_still_leave_no_doubt() {
+    let (word, waits) = mpsc::channel();
+    let still = Behaviour::Still(Arc::new(Mutex::new(waits)));
+    let pair = Pair::new(still.clone(), still);
+    let told = pair.ask(1).await.unwrap_err();
+    assert!(matches!(told, AskError::Unavailable { .. }), "{told:?}");
+    assert!(told.to_string().contains("no answer in time"), "{told}");
+    // When they wake, nothing of it happens late.
+    drop(word);
+    assert_eq!(within(pair.client.load(&vm())).await.unwrap(), None);
+    pair.first.behave(Behaviour::Sound);
     assert_eq!(pair.ask(1).await.unwrap(), set());
 }
 

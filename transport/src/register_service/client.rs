@@ -2,7 +2,8 @@
 //!
 //! What matters about a failure is whether the request may have happened. A
 //! node that does not know keeps holding its output and asks again, with the
-//! same stamp.
+//! same stamp. So a read goes ahead of every change: an arbiter that does not
+//! answer it is not asked to change anything.
 //!
 //! Several arbiters are asked one after the other, beginning with the one that
 //! answered last; who takes its time is listened to all the while, for a late
@@ -104,6 +105,16 @@ impl AskError {
             | Self::Unavailable { .. } => false,
         }
     }
+
+    /// A read changes nothing, answered or not.
+    fn of_a_read(self) -> Self {
+        match self {
+            Self::Unknown { arbiter, address, words } => {
+                Self::Unavailable { arbiter, address, words }
+            }
+            other => other,
+        }
+    }
 }
 
 /// A node's way to its arbiters. Keeps one connection to each warm.
@@ -170,10 +181,15 @@ impl ArbiterClient {
 
     /// Asks for a compare-and-set, again and again within the request's time.
     ///
+    /// A read goes ahead. Where nobody answers that in time, nothing is asked
+    /// for, so a store that is away or an arbiter that stands still leaves no
+    /// doubt.
+    ///
     /// # Errors
     ///
     /// [`AskError`]; see there what each means for the register.
     pub async fn execute(&self, vm: &VmId, request: &Request) -> Result<Outcome, AskError> {
+        self.load(vm).await.map_err(AskError::of_a_read)?;
         let term = request.expected.as_ref().map_or(Term::ZERO, |register| register.term);
         match self.ask(term, Ask::Execute(vm.clone(), request.clone())).await? {
             (_, Answer::Outcome(outcome)) => Ok(outcome),
