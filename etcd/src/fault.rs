@@ -159,6 +159,20 @@ impl MemberFault {
             Self::Refused { endpoint, said }
         }
     }
+
+    /// An alarm in a member's words, such as `memberID:7 alarm:NOSPACE`.
+    pub(crate) fn alarm(endpoint: &str, said: &str) -> Self {
+        let (endpoint, said) = (endpoint.to_owned(), said.trim().to_owned());
+        if said.contains("NOSPACE") {
+            Self::Full { endpoint, said }
+        } else if said.contains("CORRUPT") {
+            Self::Corrupt { endpoint, said }
+        } else if said.contains("no leader") {
+            Self::NoMajority { endpoint, said }
+        } else {
+            Self::Refused { endpoint, said }
+        }
+    }
 }
 
 /// The words of an error and of what caused it, each once.

@@ -28,11 +28,13 @@
 #![forbid(unsafe_code)]
 
 mod fault;
+mod health;
 mod member;
 mod settings;
 mod spelling;
 mod store;
 
 pub use fault::{EtcdError, MemberFault};
+pub use health::{Health, MemberHealth};
 pub use settings::{Credentials, Settings, SettingsError, TlsFiles};
 pub use store::EtcdStore;

@@ -10,7 +10,11 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use crate::{Settings, fault::MemberFault};
+use crate::{
+    Settings,
+    fault::MemberFault,
+    health::{Health, MemberHealth},
+};
 
 /// A value, or that there is none.
 pub(crate) type Value = Option<Vec<u8>>;
@@ -38,7 +42,7 @@ impl Member {
     /// What is in force under `key`, by consent of a majority.
     pub(crate) async fn read(self: Arc<Self>, key: String) -> Result<Value, MemberFault> {
         let asking = async |mut client: Client| client.get(key, None).await;
-        let got = self.within(asking).await?;
+        let got = self.within(self.timeout, asking).await?;
         Ok(got.kvs().first().map(|found| found.value().to_vec()))
     }
 
@@ -51,7 +55,7 @@ impl Member {
     ) -> Result<Vec<KeyValue>, MemberFault> {
         let options = GetOptions::new().with_range(end).with_limit(limit);
         let asking = async |mut client: Client| client.get(start, Some(options)).await;
-        let mut got = self.within(asking).await?;
+        let mut got = self.within(self.timeout, asking).await?;
         Ok(got.take_kvs())
     }
 
@@ -71,7 +75,8 @@ impl Member {
             .when([unchanged])
             .and_then([TxnOp::put(key, value, None)])
             .or_else([TxnOp::get(key, None)]);
-        let done = self.within(async |mut client: Client| client.txn(transaction).await).await?;
+        let asking = async |mut client: Client| client.txn(transaction).await;
+        let done = self.within(self.timeout, asking).await?;
         if done.succeeded() {
             return Ok(Ok(()));
         }
@@ -87,13 +92,22 @@ impl Member {
         }
     }
 
+    /// How it is, if it tells within `time`.
+    pub(crate) async fn health(self: Arc<Self>, time: Duration) -> MemberHealth {
+        let asking = async |mut client: Client| client.status().await;
+        let status = self.within(time.min(self.timeout), asking).await;
+        let health = status.map(|status| Health::new(&self.endpoint, &status));
+        MemberHealth { endpoint: self.endpoint.clone(), health }
+    }
+
     async fn within<T>(
         self: &Arc<Self>,
+        time: Duration,
         asking: impl AsyncFnOnce(Client) -> Result<T, etcd_client::Error>,
     ) -> Result<T, MemberFault> {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = Instant::now() + time;
         let client = timeout_at(deadline, self.clone().client());
-        let client = client.await.unwrap_or_else(|_| Err(self.silent(self.timeout)))?;
+        let client = client.await.unwrap_or_else(|_| Err(self.silent(time)))?;
         match timeout_at(deadline, asking(client)).await {
             Ok(answered) => answered.map_err(|error| MemberFault::new(&self.endpoint, &error)),
             Err(_) => {
@@ -102,7 +116,7 @@ impl Member {
                 if let Ok(mut kept) = self.client.try_lock() {
                     *kept = None;
                 }
-                Err(self.silent(self.timeout))
+                Err(self.silent(time))
             }
         }
     }

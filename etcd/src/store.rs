@@ -25,6 +25,7 @@ use tokio::{
 use crate::{
     Settings, SettingsError,
     fault::{EtcdError, MemberFault},
+    health::MemberHealth,
     member::{Member, Value},
     spelling::{self, Keys},
 };
@@ -92,6 +93,29 @@ impl EtcdStore {
             id: OnceLock::new(),
         };
         Ok(Self { runtime, cluster: Arc::new(cluster) })
+    }
+
+    /// Which registers these are, and all of them: as [`Store::id`] and
+    /// [`Store::list`], for one who may not block.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]
+    pub async fn survey(&self) -> Result<(StoreId, Vec<(VmId, Record)>), StoreError> {
+        let id = StoreId::Shared(self.cluster.id().await?);
+        Ok((id, self.cluster.list().await?))
+    }
+
+    /// How each member is, in the order of the settings. One that says nothing
+    /// within `time` is silent.
+    pub async fn members(&self, time: Duration) -> Vec<MemberHealth> {
+        let asking = |member: &Arc<Member>| tokio::spawn(member.clone().health(time));
+        let asking: Vec<_> = self.cluster.members.iter().map(asking).collect();
+        let mut members = Vec::with_capacity(asking.len());
+        for asked in asking {
+            members.push(asked.await.expect("asking does not panic"));
+        }
+        members
     }
 }
 

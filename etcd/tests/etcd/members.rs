@@ -3,11 +3,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::cluster::{Cluster, etcd_for, wait_until};
+use crate::cluster::{Cluster, PATIENCE, etcd_for, wait_until};
 use arbiter::{
     NodeId, Operation, Outcome, Record, Register, Request, Stamp, Store, StoreError, StoreId, Term,
     VmId, conformance,
 };
+use romulus_etcd::{MemberFault, Settings};
 
 fn vm(name: &str) -> VmId {
     name.parse().unwrap()
@@ -170,6 +171,41 @@ fn a_member_that_missed_something_is_believed_only_with_a_majority() {
 }
 
 #[test]
+fn members_tell_how_they_are() {
+    if !etcd_for("members_tell_how_they_are") {
+        return;
+    }
+    let mut cluster = Cluster::start(3);
+    let store = cluster.store(&cluster.settings(&[0, 1, 2]));
+    let tell = || cluster.runtime.block_on(store.members(PATIENCE));
+    let leads = || -> Vec<bool> {
+        let members = tell();
+        assert_eq!(members[2].endpoint, cluster.endpoint(2));
+        let health = members.into_iter().map(|member| member.health.unwrap());
+        health
+            .map(|health| {
+                assert!(health.version.starts_with("3.") && health.database_bytes > 0);
+                assert_eq!(health.alarms, []);
+                health.leads
+            })
+            .collect()
+    };
+    let mut leading = vec![false; 3];
+    leading[cluster.leader(0)] = true;
+    assert_eq!(leads(), leading);
+    // One that is gone, one that stands still, and one that misses both.
+    cluster.kill(1);
+    cluster.signal(2, "STOP");
+    let tell = || cluster.runtime.block_on(store.members(PATIENCE));
+    wait_until("the last member misses the others", || {
+        matches!(tell()[0].health, Err(MemberFault::NoMajority { .. }))
+    });
+    let members = tell();
+    assert!(matches!(members[1].health, Err(MemberFault::Unreachable { .. })), "{members:?}");
+    assert!(matches!(members[2].health, Err(MemberFault::Silent { .. })), "{members:?}");
+}
+
+#[test]
 fn registers_have_one_number_whoever_asks_first() {
     if !etcd_for("registers_have_one_number_whoever_asks_first") {
         return;
@@ -184,8 +220,7 @@ fn registers_have_one_number_whoever_asks_first() {
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     assert!(matches!(ids[0], StoreId::Shared(_)));
     let elsewhere = cluster.settings(&[0]);
-    let elsewhere =
-        cluster.store(&romulus_etcd::Settings { prefix: "/other/".into(), ..elsewhere });
+    let elsewhere = cluster.store(&Settings { prefix: "/other/".into(), ..elsewhere });
     assert_ne!(elsewhere.id().unwrap(), ids[0]);
     // Nor are their registers the same.
     let mut store = cluster.store(&settings);

@@ -10,9 +10,9 @@ use etcd_client::{
     AlarmAction, AlarmOptions, AlarmType, CompactionOptions, Permission, PermissionType, PutOptions,
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use romulus_etcd::{Credentials, EtcdStore, Settings, SettingsError, TlsFiles};
+use romulus_etcd::{Credentials, EtcdStore, MemberFault, Settings, SettingsError, TlsFiles};
 
-use crate::cluster::{Cluster, Shape, etcd_for, secret, wait_until};
+use crate::cluster::{Cluster, PATIENCE, Shape, etcd_for, secret, wait_until};
 
 fn vm() -> VmId {
     "web".parse().unwrap()
@@ -61,6 +61,11 @@ fn a_full_etcd_says_what_to_do_and_leaves_it_open_what_happened() {
     assert!(matches!(told, StoreError::Unknown { .. }), "{told:?}");
     let expected = ["is full", "database space exceeded", "defragment", "etcdctl alarm disarm"];
     require_words(&told.to_string(), &expected);
+    let alarms = || -> Vec<MemberFault> {
+        let members = cluster.runtime.block_on(store.members(PATIENCE));
+        members.into_iter().flat_map(|member| member.health.unwrap().alarms).collect()
+    };
+    assert!(matches!(alarms()[..], [MemberFault::Full { .. }]), "{:?}", alarms());
     // What is in force can be read all the time.
     let record = Record { register: register(1), stamp: Stamp::new(1) };
     assert_eq!(store.load(&vm()).unwrap(), Some(record));
@@ -79,6 +84,7 @@ fn a_full_etcd_says_what_to_do_and_leaves_it_open_what_happened() {
             disarm.await.unwrap();
         }
     });
+    assert_eq!(alarms(), []);
     let mut outcome = None;
     wait_until("the request is granted", || {
         outcome = store.execute(&vm(), &claim(2)).ok();
