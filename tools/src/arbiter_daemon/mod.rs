@@ -6,23 +6,29 @@
 //! at SIGTERM or SIGINT; every answer it gave is on disk, its own or that of
 //! etcd's majority, by then.
 
-use arbiter::{FileError, FileStore, Store, StoreError};
-use etcd::{EtcdStore, SettingsError};
+mod control;
+mod figures;
+mod registers;
+
+use std::sync::Arc;
+
+use arbiter::{FileError, Store, StoreError};
+use etcd::SettingsError;
 use thiserror::Error;
-use tokio::{
-    runtime::Handle,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::signal::unix::{SignalKind, signal};
 use transport::{ArbiterServer, BindError, Identity, Options, identity::IdentityError};
 
+use self::{
+    control::Surface,
+    figures::{Counted, Figures},
+    registers::Registers,
+};
 use crate::{
-    config::{ArbiterConfig, StoreConfig},
-    daemon::{ShellError, runtime},
+    config::ArbiterConfig,
+    control::{ControlSocket, SocketError},
+    daemon::{Serving, ShellError, runtime},
     exit::Exit,
 };
-
-/// Requests that wait for etcd at once.
-const ETCD_HANDLES: usize = 8;
 
 /// Why the arbiter could not do its work.
 #[derive(Debug, Error)]
@@ -52,6 +58,9 @@ pub enum ArbiterError {
     /// No threads or no signals.
     #[error(transparent)]
     Shell(#[from] ShellError),
+    /// There is no control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The address cannot be served.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -70,48 +79,34 @@ pub fn run(config: ArbiterConfig) -> Result<Exit, ArbiterError> {
         return Err(ArbiterError::Name { certified, configured: config.name });
     }
     let runtime = runtime()?;
-    let stores = open(&config.store, runtime.handle())?;
+    let registers = Registers::open(&config.store, runtime.handle())?;
+    let figures = Arc::new(Figures::default());
     runtime.block_on(async {
         let caught = |source| ShellError::System { action: "catch signals", source };
         let mut terminate = signal(SignalKind::terminate()).map_err(caught)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(caught)?;
+        let counted = |store| Box::new(Counted { store, figures: figures.clone() });
+        let stores =
+            registers.handles().into_iter().map(|store| counted(store) as Box<dyn Store + Send>);
         let options = Options::default();
-        let server = ArbiterServer::serve(config.listen, &identity, &options, stores)?;
+        let server = ArbiterServer::serve(config.listen, &identity, &options, stores.collect())?;
         let address = server.local_address();
+        let surface = Surface { name: config.name.clone(), address, registers, figures };
+        let control = config.control.as_deref().map(ControlSocket::bind).transpose()?;
+        let serving =
+            control.map(|socket| Serving::start(socket, control::routes(surface.clone())));
+        let watch = tokio::spawn(surface.watch());
         tracing::info!(name = %config.name, %address, "the register is open");
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("the arbiter ends");
+        watch.abort();
         server.shutdown().await;
+        if let Some(serving) = serving {
+            serving.finish().await;
+        }
         Ok(Exit::Done)
     })
-}
-
-/// Handles of the registers, as many as may be asked at once.
-fn open(
-    config: &StoreConfig,
-    runtime: &Handle,
-) -> Result<Vec<Box<dyn Store + Send>>, ArbiterError> {
-    match config {
-        StoreConfig::File(path) => {
-            let store = FileStore::open(path)?;
-            let vms = store.list()?.len();
-            tracing::info!(path = %path.display(), vms, "the register file is read");
-            Ok(vec![Box::new(store)])
-        }
-        StoreConfig::Etcd(settings) => {
-            let store = EtcdStore::new(settings, runtime.clone())?;
-            let endpoints = settings.endpoints.join(", ");
-            match store.id().and_then(|id| Ok((id, store.list()?.len()))) {
-                Ok((registers, vms)) => {
-                    tracing::info!(endpoints, %registers, vms, "etcd answers");
-                }
-                // It may come later, and nodes are told until then.
-                Err(error) => tracing::warn!(endpoints, %error, "etcd gives no answer yet"),
-            }
-            Ok((0..ETCD_HANDLES).map(|_| Box::new(store.clone()) as Box<_>).collect())
-        }
-    }
 }

@@ -25,7 +25,7 @@ use super::{
     netns::{GUEST_ADDRESS, Lab, LabError, Place, TAP},
     probe_report::ProbeReport,
 };
-use crate::control::{Client, ClientError, PeerState, Protection, Role, Status};
+use crate::control::{ArbiterStatus, Client, ClientError, PeerState, Protection, Role, Status};
 
 const NODE_PORT: u16 = 7700;
 const ARBITER_PORT: u16 = 7800;
@@ -197,7 +197,8 @@ impl Cluster {
             ("", format!("\n[arbiter.etcd]\nendpoints = {endpoints:?}\n"))
         };
         format!(
-            "[arbiter]\nname = \"{place}\"\nlisten = \"{}\"\n{file}{}{section}",
+            "[arbiter]\nname = \"{place}\"\nlisten = \"{}\"\n\
+             control = \"{place}.sock\"\n{file}{}{section}",
             Self::arbiter_address(place),
             Self::identity(place)
         )
@@ -380,6 +381,22 @@ impl Cluster {
         self.ask(place, async |control| control.status().await)
     }
 
+    /// Waits until the arbiter at `place` has a status that `holds`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Waited`] with the end of its log.
+    pub fn wait_arbiter(
+        &self,
+        place: Place,
+        what: &str,
+        patience: Duration,
+        holds: impl Fn(&ArbiterStatus) -> bool,
+    ) -> Result<ArbiterStatus, ClusterError> {
+        let ask = async |control: Client| control.arbiter_status().await;
+        self.wait_told(place, what, patience, || self.ask(place, ask), holds)
+    }
+
     /// Waits until the daemon at `place` has a status that `holds`.
     ///
     /// # Errors
@@ -392,9 +409,20 @@ impl Cluster {
         patience: Duration,
         holds: impl Fn(&Status) -> bool,
     ) -> Result<Status, ClusterError> {
+        self.wait_told(place, what, patience, || self.status(place), holds)
+    }
+
+    fn wait_told<T>(
+        &self,
+        place: Place,
+        what: &str,
+        patience: Duration,
+        ask: impl Fn() -> Result<T, ClusterError>,
+        holds: impl Fn(&T) -> bool,
+    ) -> Result<T, ClusterError> {
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
-            if let Ok(status) = self.status(place)
+            if let Ok(status) = ask()
                 && holds(&status)
             {
                 return Ok(status);
