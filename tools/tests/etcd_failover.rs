@@ -12,7 +12,7 @@ use std::{
 };
 
 use romulus::{
-    control::{Client, Protection, Role},
+    control::{ArbiterStatus, Client, Protection, Readiness, Role},
     rehearsal::{
         ProbeReport,
         cluster::{Cluster, LoadClient, Registers, Shape},
@@ -188,12 +188,21 @@ fn without_a_majority_nobody_takes_over() {
     let status = drill.cluster.status(B).unwrap();
     assert_ne!(status.role, Role::Primary);
     assert!(matches!(status.protection, Protection::Unprotected { .. }), "{status:?}");
-    let told = drill.cluster.log_end(Place::Arbiter);
-    assert!(told.contains("has no majority of members behind it"), "{told}");
+    let unready = |status: &ArbiterStatus| match &status.readiness {
+        Readiness::NotReady { reason } => reason.contains("has no majority of members behind it"),
+        Readiness::Ready => false,
+    };
+    for arbiter in ARBITERS {
+        drill.cluster.wait_arbiter(arbiter, "misses the majority", PATIENCE, unready).unwrap();
+    }
     let told = drill.cluster.log_end(B);
     assert!(told.contains("cannot decide now, nothing happened"), "{told}");
     // And goes on by itself.
     drill.cluster.signal(MEMBERS[1], "CONT").unwrap();
+    let ready = |status: &ArbiterStatus| status.readiness == Readiness::Ready;
+    for arbiter in ARBITERS {
+        drill.cluster.wait_arbiter(arbiter, "has a majority", PATIENCE, ready).unwrap();
+    }
     drill.taken_over(A, &mut client);
     drill.verify(B);
     assert_sound(&client.finish().unwrap());
