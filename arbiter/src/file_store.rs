@@ -25,7 +25,7 @@ use thiserror::Error;
 use disk::beside;
 pub use disk::{Disk, OsDisk};
 
-use crate::{Illegal, Outcome, Record, Request, Store, VmId};
+use crate::{Outcome, Record, Request, Store, StoreError, StoreId, VmId};
 
 const MAGIC: &str = "romulus-register";
 const VERSION: &str = "1";
@@ -33,10 +33,9 @@ const VERSION: &str = "1";
 /// Largest register file that is read, in bytes: some 100,000 VMs.
 const FILE_BYTES_MAX: u64 = 32 << 20;
 
-/// Why a store could not answer. Unless it is [`StoreError::Illegal`], the
-/// request may or may not have happened.
+/// Why a register file cannot be used.
 #[derive(Debug, Error)]
-pub enum StoreError {
+pub enum FileError {
     /// The disk failed.
     #[error("cannot {action} {path}: check the disk and its permissions", path = path.display())]
     Io {
@@ -70,9 +69,6 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
-    /// The request makes no sense.
-    #[error(transparent)]
-    Illegal(#[from] Illegal),
 }
 
 /// A [`Store`] in one file. See the module's head for its format.
@@ -88,10 +84,10 @@ impl FileStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Damaged`] for a torn or corrupted file,
-    /// [`StoreError::InUse`] if another process holds it, [`StoreError::Io`] if
+    /// [`FileError::Damaged`] for a torn or corrupted file,
+    /// [`FileError::InUse`] if another process holds it, [`FileError::Io`] if
     /// the disk fails.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    pub fn open(path: &Path) -> Result<Self, FileError> {
         Self::on(OsDisk::lock(path)?)
     }
 }
@@ -101,12 +97,12 @@ impl<D: Disk> FileStore<D> {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Damaged`] for a torn or corrupted file, [`StoreError::Io`]
+    /// [`FileError::Damaged`] for a torn or corrupted file, [`FileError::Io`]
     /// if the disk fails.
-    pub fn on(mut disk: D) -> Result<Self, StoreError> {
+    pub fn on(mut disk: D) -> Result<Self, FileError> {
         // The arbiter before may have died between its rename and the flush:
         // what is served must not go back when power is lost.
-        disk.flush_folder().map_err(|source| StoreError::Io {
+        disk.flush_folder().map_err(|source| FileError::Io {
             action: "flush the folder of",
             path: disk.path().to_owned(),
             source,
@@ -118,18 +114,20 @@ impl<D: Disk> FileStore<D> {
         Ok(Self { disk, records, poisoned: false })
     }
 
+    /// Whatever is asked of a store in doubt does not happen.
     fn require_sound(&self) -> Result<(), StoreError> {
         if self.poisoned {
-            return Err(StoreError::Poisoned { path: self.disk.path().to_owned() });
+            let path = self.disk.path().to_owned();
+            return Err(StoreError::untouched(FileError::Poisoned { path }));
         }
         Ok(())
     }
 
-    fn persist(&mut self) -> Result<(), StoreError> {
+    fn persist(&mut self) -> Result<(), FileError> {
         let staged = beside(self.disk.path(), "new");
         let fail = |action| {
             let path = staged.clone();
-            move |source| StoreError::Io { action, path, source }
+            move |source| FileError::Io { action, path, source }
         };
         self.disk.begin_beside().map_err(fail("create"))?;
         self.disk.write_beside(&render(&self.records)).map_err(fail("write"))?;
@@ -140,6 +138,10 @@ impl<D: Disk> FileStore<D> {
 }
 
 impl<D: Disk> Store for FileStore<D> {
+    fn id(&self) -> Result<StoreId, StoreError> {
+        Ok(StoreId::Own)
+    }
+
     fn load(&self, vm: &VmId) -> Result<Option<Record>, StoreError> {
         self.require_sound()?;
         Ok(self.records.get(vm).cloned())
@@ -156,7 +158,10 @@ impl<D: Disk> Store for FileStore<D> {
             self.records.insert(vm.clone(), record);
             // Whether a failed write reached the disk cannot be known; serve
             // nobody from a memory that may be ahead of it.
-            self.persist().inspect_err(|_| self.poisoned = true)?;
+            self.persist().map_err(|error| {
+                self.poisoned = true;
+                StoreError::unknown(error)
+            })?;
         }
         Ok(outcome)
     }
@@ -167,12 +172,12 @@ impl<D: Disk> Store for FileStore<D> {
     }
 }
 
-fn damaged(disk: &impl Disk, what: String) -> StoreError {
-    StoreError::Damaged { path: disk.path().to_owned(), what }
+fn damaged(disk: &impl Disk, what: String) -> FileError {
+    FileError::Damaged { path: disk.path().to_owned(), what }
 }
 
-fn read(disk: &impl Disk) -> Result<Option<Vec<u8>>, StoreError> {
-    let fail = |source| StoreError::Io { action: "read", path: disk.path().to_owned(), source };
+fn read(disk: &impl Disk) -> Result<Option<Vec<u8>>, FileError> {
+    let fail = |source| FileError::Io { action: "read", path: disk.path().to_owned(), source };
     let Some(bytes) = disk.bytes().map_err(fail)? else { return Ok(None) };
     if bytes > FILE_BYTES_MAX {
         let what = format!("{bytes} bytes, more than the {FILE_BYTES_MAX} that a store writes");
@@ -254,7 +259,7 @@ mod tests {
             }
         }
         fs::write(&path, &sound[..sound.len() - 1]).unwrap();
-        assert!(matches!(FileStore::open(&path), Err(StoreError::Damaged { .. })));
+        assert!(matches!(FileStore::open(&path), Err(FileError::Damaged { .. })));
     }
 
     #[test]
@@ -272,7 +277,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("register");
         let _first = FileStore::open(&path).unwrap();
-        assert!(matches!(FileStore::open(&path), Err(StoreError::InUse { .. })));
+        assert!(matches!(FileStore::open(&path), Err(FileError::InUse { .. })));
     }
 
     #[test]
@@ -289,7 +294,9 @@ mod tests {
             operation: Operation::Admit { backup: "node-b".parse().unwrap() },
             stamp: Stamp::new(2),
         };
-        assert!(matches!(store.execute(&vm, &request), Err(StoreError::Io { .. })));
-        assert!(matches!(store.load(&vm), Err(StoreError::Poisoned { .. })));
+        assert!(matches!(store.execute(&vm, &request), Err(StoreError::Unknown { .. })));
+        let told = store.load(&vm).unwrap_err();
+        assert!(matches!(told, StoreError::Untouched { .. }), "{told:?}");
+        assert!(told.to_string().contains("restart the arbiter"), "{told}");
     }
 }

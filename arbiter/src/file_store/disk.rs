@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::StoreError;
+use super::FileError;
 
 /// A file that is replaced as a whole, by one that is written beside it.
 pub trait Disk {
@@ -83,8 +83,8 @@ impl OsDisk {
     ///
     /// # Errors
     ///
-    /// [`StoreError::InUse`] if another process has it.
-    pub fn lock(path: &Path) -> Result<Self, StoreError> {
+    /// [`FileError::InUse`] if another process has it.
+    pub fn lock(path: &Path) -> Result<Self, FileError> {
         Ok(Self { path: path.to_owned(), beside: None, _lock: lock(path)? })
     }
 
@@ -146,19 +146,19 @@ pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-fn lock(path: &Path) -> Result<File, StoreError> {
+fn lock(path: &Path) -> Result<File, FileError> {
     let lock_path = beside(path, "lock");
     let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-    let file = opened.map_err(|source| StoreError::Io {
+    let file = opened.map_err(|source| FileError::Io {
         action: "open",
         path: lock_path.clone(),
         source,
     })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.to_owned() }),
+        Err(TryLockError::WouldBlock) => Err(FileError::InUse { path: path.to_owned() }),
         Err(TryLockError::Error(source)) => {
-            Err(StoreError::Io { action: "lock", path: lock_path, source })
+            Err(FileError::Io { action: "lock", path: lock_path, source })
         }
     }
 }

@@ -8,6 +8,8 @@
 
 use std::{ops::Range, time::Duration};
 
+use checkpoint::pacing::{Goal, Pace};
+
 use super::chance::Chance;
 
 /// A thing that goes wrong now and then.
@@ -101,7 +103,8 @@ pub(super) struct Rates {
 /// The machines' configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Timing {
-    pub(super) interval: Duration,
+    /// When epochs end.
+    pub(super) pace: Pace,
     pub(super) heartbeat: Duration,
     pub(super) detection: Duration,
     pub(super) drop_after: Duration,
@@ -157,7 +160,7 @@ pub(super) struct Shape {
     pub(super) held_output_bytes_max: u64,
     pub(super) seed_pages_left_max: u64,
     pub(super) staging_pages_max: u64,
-    /// Encoding and decoding take time of their own.
+    /// Encoding, decoding and applying take time of their own.
     pub(super) slow_codecs: bool,
 }
 
@@ -232,7 +235,7 @@ impl Plan {
 fn timing(chance: &mut Chance) -> Timing {
     let heartbeat = chance.micros(5_000..12_000);
     Timing {
-        interval: chance.micros(4_000..16_000),
+        pace: pace(chance),
         heartbeat,
         detection: heartbeat * 5 + chance.micros(0..80_000),
         drop_after: heartbeat * 5 + chance.micros(0..60_000),
@@ -241,6 +244,26 @@ fn timing(chance: &mut Chance) -> Timing {
         connect_timeout: chance.micros(20_000..60_000),
         idle_timeout: chance.micros_of_any_size(30_000..400_000),
         request_timeout: chance.micros(30_000..120_000),
+    }
+}
+
+fn pace(chance: &mut Chance) -> Pace {
+    let interval_min = chance.micros(1_000..4_000);
+    let interval_max = interval_min + chance.micros(0..30_000);
+    let goal = match chance.below(8) {
+        0 => Goal::Pause(chance.micros(50..1_500)),
+        1 => Goal::Latency(chance.micros(1_000..20_000)),
+        2 => Goal::BytesPerSecond(chance.within(&(10_000..20_000_000))),
+        _ => Goal::Interval(chance.micros(4_000..16_000)),
+    };
+    Pace {
+        goal,
+        interval_min,
+        interval_max,
+        early: chance.hits(500),
+        gap_min: chance.micros(500..4_000),
+        early_bytes_max: chance.within(&(0..100_000)),
+        stretch_max: 1 + chance.below(5) as u32,
     }
 }
 
@@ -279,7 +302,7 @@ fn rates(chance: &mut Chance) -> Rates {
         ask_doubled: rate(300),
         client_lost: rate(300),
         client_doubled: rate(200),
-        freeze_at_release: rate(15),
+        freeze_at_release: rate(60),
         twin: rate(500),
     }
 }

@@ -7,7 +7,7 @@ mod disk;
 
 use std::time::Duration;
 
-use arbiter::{FileStore, NodeId, Register, Request, Store, StoreError, Term, VmId};
+use arbiter::{FileError, FileStore, NodeId, Register, Request, Store, StoreError, Term, VmId};
 use transport::wire::{self, Answer, Ask, Frame};
 
 pub(super) use asker::Asker;
@@ -61,11 +61,11 @@ impl ArbiterHost {
                 world.journal.line("arbiter", "starts");
                 world.report.recoveries += 1;
             }
-            Err(StoreError::Damaged { .. }) if world.mutated(Mutation::WriteInPlace) => {
+            Err(FileError::Damaged { .. }) if world.mutated(Mutation::WriteInPlace) => {
                 self.disk.remove();
                 self.store = FileStore::on(self.disk.clone()).ok();
             }
-            Err(StoreError::Io { .. }) => {
+            Err(FileError::Io { .. }) => {
                 world.later(Duration::from_millis(20), WorldHappening::ArbiterStart);
             }
             Err(error) => world.witness.damaged(&error),
@@ -121,7 +121,7 @@ impl ArbiterHost {
         if self.disk.is_dead() {
             return self.die(world);
         }
-        if matches!(answer, Answer::Failed(_)) {
+        if matches!(answer, Answer::Failed(_) | Answer::Unavailable(_)) {
             // An operator reads the log and starts it again.
             let delay = world.chance.micros(1_000..80_000);
             world.later(delay, WorldHappening::ArbiterDies);
@@ -152,7 +152,8 @@ fn decide(store: &mut FileStore<SimulatedDisk>, world: &World, ask: &Ask) -> Ans
     };
     answered.unwrap_or_else(|error| match &error {
         StoreError::Illegal(_) => Answer::Denied(error.to_string()),
-        _ => Answer::Failed(error.to_string()),
+        StoreError::Untouched { .. } => Answer::Unavailable(error.to_string()),
+        StoreError::Unknown { .. } => Answer::Failed(error.to_string()),
     })
 }
 

@@ -94,7 +94,8 @@ impl Applier {
     fn plan(&mut self, world: &mut World) {
         if !self.planned && !self.orders.is_empty() {
             self.planned = true;
-            world.work_later(self.me, 20..1_500, Happening::Applied);
+            let micros = if world.plan.shape.slow_codecs { 200..9_000 } else { 20..1_500 };
+            world.work_later(self.me, micros, Happening::Applied);
         }
     }
 

@@ -124,7 +124,7 @@ impl BackupShell {
                 self.answered(world, answer);
             }
             Happening::Answered(number, octets) => {
-                let answer = self.asker.answered(number, &octets);
+                let answer = self.asker.answered(world, self.me, number, &octets);
                 self.answered(world, answer);
             }
             other => unreachable!("{other:?} does not happen to a backup"),

@@ -67,7 +67,9 @@ impl Claim {
     ) -> Option<ClaimEnd> {
         let answer = match happening {
             Happening::AskAttempt(number) => self.asker.attempt(world, self.me, number)?,
-            Happening::Answered(number, octets) => self.asker.answered(number, &octets)?,
+            Happening::Answered(number, octets) => {
+                self.asker.answered(world, self.me, number, &octets)?
+            }
             Happening::Claim => {
                 self.ask(world);
                 return None;

@@ -26,6 +26,10 @@ const EARLY_ROUNDS_MAX: u32 = 3;
 /// How long a harvest while the guest runs takes, with its copies.
 const TAKING: Duration = Duration::from_micros(100);
 
+/// What a pause is said to have taken, and for each of its pages.
+const PAUSE: Duration = Duration::from_micros(80);
+const PAUSE_PER_PAGE: Duration = Duration::from_micros(20);
+
 /// What the thread is told.
 #[derive(Debug)]
 enum Order {
@@ -49,6 +53,9 @@ pub(super) struct Cut {
     pub(super) epoch: Epoch,
     pages: u64,
     pub(super) digest: Option<Digest>,
+    /// How long the guest stood still, as the pacer is told: nothing else
+    /// happens meanwhile here.
+    pub(super) pause: Duration,
 }
 
 impl Cut {
@@ -213,7 +220,8 @@ impl Cutter {
         let worth = self.pages_last >= tools.world.plan.shape.ahead_pages_min;
         self.open = (!self.held && worth).then(|| epoch.next());
         self.plan_ahead(tools.world);
-        Done::Cut(Cut { epoch, pages: self.pages_last, digest }, group)
+        let pause = PAUSE + PAUSE_PER_PAGE * left as u32;
+        Done::Cut(Cut { epoch, pages: self.pages_last, digest, pause }, group)
     }
 
     /// Also tells how many pages were left to the pause.
@@ -264,7 +272,7 @@ impl Cutter {
 
     fn plan_ahead(&self, world: &mut World) {
         if let Some(epoch) = self.open {
-            let interval = world.plan.timing.interval / (AHEAD_ROUNDS + 1);
+            let interval = world.plan.timing.pace.interval_longest() / (AHEAD_ROUNDS + 1);
             world.process_later(self.me, interval, Happening::Ahead(epoch));
         }
     }

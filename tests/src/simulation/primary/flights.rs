@@ -52,6 +52,14 @@ pub(in crate::simulation) struct Place {
     flight: u64,
 }
 
+/// An epoch of which every chunk is encoded.
+#[derive(Debug)]
+pub(super) struct Complete {
+    pub(super) close: Close,
+    /// Bytes of all bodies.
+    pub(super) wire_bytes: u64,
+}
+
 impl Flights {
     pub(super) fn place(&mut self, epoch: Epoch) -> Place {
         if !self.epochs.contains_key(&epoch) {
@@ -71,7 +79,7 @@ impl Flights {
         self.open(epoch, true);
     }
 
-    pub(super) fn close(&mut self, epoch: Epoch) -> Option<Close> {
+    pub(super) fn close(&mut self, epoch: Epoch) -> Option<Complete> {
         let flight = self.epochs.get_mut(&epoch)?;
         flight.closed = true;
         flight.complete(epoch)
@@ -83,7 +91,7 @@ impl Flights {
         place: &Place,
         chunk: Chunk,
         pages: u64,
-    ) -> Option<Close> {
+    ) -> Option<Complete> {
         let chunk = Rc::new(chunk);
         let epoch = place.id.epoch;
         let flight = self.epochs.get_mut(&epoch).filter(|f| f.number == place.flight)?;
@@ -155,13 +163,20 @@ impl Flights {
 }
 
 impl Flight {
-    fn complete(&self, epoch: Epoch) -> Option<Close> {
-        (self.closed && self.missing == 0).then(|| Close {
-            epoch,
-            seed_chunks: None,
-            chunks: self.chunks.len() as u32,
-            pages: self.pages,
-            digest: epoch_digest(self.chunks.iter().flatten().map(|chunk| &chunk.digest)),
+    fn complete(&self, epoch: Epoch) -> Option<Complete> {
+        if !self.closed || self.missing > 0 {
+            return None;
+        }
+        let chunks = || self.chunks.iter().flatten();
+        Some(Complete {
+            close: Close {
+                epoch,
+                seed_chunks: None,
+                chunks: self.chunks.len() as u32,
+                pages: self.pages,
+                digest: epoch_digest(chunks().map(|chunk| &chunk.digest)),
+            },
+            wire_bytes: chunks().map(|chunk| chunk.body.len() as u64).sum(),
         })
     }
 }

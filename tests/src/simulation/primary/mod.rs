@@ -19,7 +19,7 @@ use std::time::Duration;
 use arbiter::{NodeId, Register, Term};
 use checkpoint::{
     Answer, Epoch,
-    message::{Close, Hello, Refusal, ToPrimary},
+    message::{Hello, Refusal, ToPrimary},
     output::Output,
     primary::{Action, Command, Config, Ending, Event, Primary},
 };
@@ -28,7 +28,7 @@ use transport::wire::Frame;
 use self::{
     cutter::{Cutter, Done, Tools},
     encoder::Encoders,
-    flights::Flights,
+    flights::{Complete, Flights},
     outlet::Outlet,
     peers::Peers,
     seeder::{Seed, Step},
@@ -59,7 +59,7 @@ const SEED_ROUNDS_MAX: u32 = 4;
 enum Input {
     CutDone(cutter::Cut),
     CutFailed(Epoch),
-    Encoded(Close),
+    Encoded(Complete),
     LinkUp { backup: NodeId, committed: Option<Epoch>, staging_bytes_max: u64 },
     LinkRefused { backup: NodeId, refusal: Refusal },
     LinkDown { backup: NodeId },
@@ -69,6 +69,7 @@ enum Input {
     Command(Command),
     Stop,
     StaleRelease,
+    OutputWaits,
 }
 
 /// See the module's head.
@@ -221,7 +222,7 @@ impl PrimaryShell {
                 self.answered(world, answer);
             }
             Happening::Answered(number, octets) => {
-                let answer = self.asker.answered(number, &octets);
+                let answer = self.asker.answered(world, self.me, number, &octets);
                 self.answered(world, answer);
             }
             // Of what this process was before.
@@ -266,6 +267,9 @@ impl PrimaryShell {
     fn emit(&mut self, world: &mut World, output: Output) {
         let stale = self.outlet.emit(world, output);
         self.stale_release(world, stale);
+        if self.outlet.take_first_held() {
+            self.take(world, Input::OutputWaits);
+        }
     }
 
     fn stale_release(&mut self, world: &mut World, stale: bool) {
@@ -310,8 +314,8 @@ impl PrimaryShell {
                 now.push(published);
             }
         }
-        if ends && let Some(close) = self.flights.close(epoch) {
-            self.take(world, Input::Encoded(close));
+        if ends && let Some(complete) = self.flights.close(epoch) {
+            self.take(world, Input::Encoded(complete));
         }
         for published in now {
             self.publish(world, published);
@@ -320,8 +324,8 @@ impl PrimaryShell {
 
     fn publish(&mut self, world: &mut World, published: Published) {
         let Published { place, chunk, pages } = published;
-        if let Some(close) = self.flights.publish(world, &place, chunk, pages) {
-            self.take(world, Input::Encoded(close));
+        if let Some(complete) = self.flights.publish(world, &place, chunk, pages) {
+            self.take(world, Input::Encoded(complete));
         }
     }
 
@@ -448,13 +452,16 @@ impl PrimaryShell {
                 if world.mutated(Mutation::ReleaseBeforeCommit) {
                     self.release(world, cut.epoch);
                 }
-                self.tell(world, Event::CutDone { epoch: cut.epoch, bytes: cut.bytes() });
+                self.tell(
+                    world,
+                    Event::CutDone { epoch: cut.epoch, bytes: cut.bytes(), pause: cut.pause },
+                );
             }
             Input::CutFailed(epoch) => {
                 let why = "simulated".to_owned();
                 self.tell(world, Event::CutFailed { epoch, why });
             }
-            Input::Encoded(close) => self.on_encoded(world, close),
+            Input::Encoded(complete) => self.on_encoded(world, complete),
             Input::LinkUp { backup, committed, staging_bytes_max } => {
                 self.tell(world, Event::LinkUp { backup, committed, staging_bytes_max });
             }
@@ -473,6 +480,7 @@ impl PrimaryShell {
             Input::Command(command) => self.tell(world, Event::Commanded(command)),
             Input::Stop => self.on_stop(world),
             Input::StaleRelease => self.tell(world, Event::Stalled),
+            Input::OutputWaits => self.tell(world, Event::OutputWaits),
         }
         self.act(world);
         self.look_at_outlet(world);
@@ -527,7 +535,7 @@ fn config(world: &World, node: NodeId) -> Config {
     let (timing, shape) = (&world.plan.timing, &world.plan.shape);
     Config {
         node,
-        interval: timing.interval,
+        pace: timing.pace,
         heartbeat: timing.heartbeat,
         drop_after: timing.drop_after,
         freeze_gap: if world.mutated(Mutation::SkipDoubt) {

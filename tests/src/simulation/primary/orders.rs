@@ -3,11 +3,11 @@
 use arbiter::{NodeId, Operation, Outcome, Request};
 use checkpoint::{
     Answer, Epoch, Note, Question,
-    message::{Close, ToPrimary},
+    message::ToPrimary,
     primary::{Action, Command, Event, Stage},
 };
 
-use super::{PrimaryShell, Seed};
+use super::{PrimaryShell, Seed, flights::Complete};
 use crate::simulation::{mutation::Mutation, world::World};
 
 impl PrimaryShell {
@@ -99,9 +99,10 @@ impl PrimaryShell {
         self.asker.ask(world, self.me, question);
     }
 
-    pub(super) fn on_encoded(&mut self, world: &mut World, close: Close) {
+    pub(super) fn on_encoded(&mut self, world: &mut World, complete: Complete) {
+        let Complete { close, wire_bytes } = complete;
         let epoch = close.epoch;
-        self.tell(world, Event::Encoded { close });
+        self.tell(world, Event::Encoded { close, wire_bytes });
         self.act(world);
         if world.mutated(Mutation::AdmitBeforeCommit) {
             let joining = |stage| matches!(stage, Stage::Joining { epoch: e, .. } if e == epoch);

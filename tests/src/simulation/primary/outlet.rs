@@ -6,7 +6,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use checkpoint::{
     Epoch,
-    output::{HeldOutput, Mode, Output},
+    output::{Channel, HeldOutput, Mode, Output},
 };
 
 use crate::simulation::{
@@ -26,6 +26,8 @@ pub(super) struct Outlet {
     ready: VecDeque<Output>,
     decided: Option<Duration>,
     stale: bool,
+    /// The first packet of an epoch is held, and nobody was told.
+    first_held: bool,
     /// A look at the queue is planned.
     planned: bool,
 }
@@ -39,6 +41,7 @@ impl Outlet {
             ready: VecDeque::new(),
             decided: None,
             stale: false,
+            first_held: false,
             planned: false,
         }
     }
@@ -50,9 +53,17 @@ impl Outlet {
     /// Takes what the guest says. Returns whether a decision was found too old,
     /// as do the others.
     pub(super) fn emit(&mut self, world: &mut World, output: Output) -> bool {
+        let packet = matches!(output.channel, Channel::Network(_));
+        let silent = self.held.is_silent();
         self.held.emit(output);
+        self.first_held |= packet && silent && !self.held.is_silent();
         self.take_ready();
         self.drain(world)
+    }
+
+    /// Whether the first packet of an epoch is held since this was asked last.
+    pub(super) fn take_first_held(&mut self) -> bool {
+        std::mem::take(&mut self.first_held)
     }
 
     /// Ends an epoch; returns what it said.

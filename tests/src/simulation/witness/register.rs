@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use arbiter::{NodeId, Record, Register, StoreError, Term, VmId};
+use arbiter::{FileError, NodeId, Record, Register, Term, VmId};
 
 use super::{Rule, Violation, Witness};
 
@@ -113,7 +113,7 @@ impl Witness {
     }
 
     /// A register file was found damaged after its arbiter had died.
-    pub(in crate::simulation) fn damaged(&mut self, error: &StoreError) {
+    pub(in crate::simulation) fn damaged(&mut self, error: &FileError) {
         self.object(Rule::Register, || format!("found after a death: {error}"));
     }
 
