@@ -373,9 +373,12 @@ impl Primary {
     }
 
     /// A backup stops answering before it asks for a promotion, so when every
-    /// follower answers a ping sent since, nobody has been promoted.
+    /// follower answers a ping sent since, nobody has been promoted. One that has
+    /// lost its image proves nothing: it may be a new process, and the one
+    /// before it may have been promoted and died.
     fn resolve_doubt_by_pongs(&mut self) {
-        let answered = |link: &Link| link.connected && link.pong >= link.doubt_ping;
+        let answered =
+            |link: &Link| link.follows() && link.connected && link.pong >= link.doubt_ping;
         if self.doubt.is_some_and(|doubt| doubt.by_pongs)
             && self.followers().all(|(_, link)| answered(link))
         {

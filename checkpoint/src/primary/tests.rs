@@ -293,6 +293,18 @@ fn a_register_that_went_back_is_not_believed() {
 }
 
 #[test]
+fn a_member_that_begins_anew_does_not_confirm_the_right_to_run() {
+    let mut bench = Bench::in_sync();
+    bench.now += Duration::from_secs(1);
+    bench.tell(Event::LinkDown { backup: node("b") });
+    // It was promoted meanwhile, and has died; this is the process after it.
+    bench.link_up(None);
+    bench.hear(2, ToPrimary::Heartbeat { pong: u64::MAX });
+    assert!(bench.machine.in_doubt());
+    assert!(!bench.take().contains(&Action::Confirm));
+}
+
+#[test]
 fn who_stood_still_releases_nothing_until_its_right_is_confirmed() {
     let mut bench = Bench::in_sync();
     bench.pass(Duration::from_millis(12));
