@@ -1,16 +1,24 @@
 # `make` or `make help` tells what can be made.
 
 CARGO ?= cargo
-# Of `make sim`.
+# Of `make sim`: the seed, and the deliberate bug to put in, if one is wanted.
 SEED ?= 0
+MUTATION ?=
+# Of `make soak-sim`: how long or how many, whichever ends first, and from which
+# seed on; where failing seeds are kept.
+MINUTES ?=
+SEEDS ?= $(if $(MINUTES),,100000)
+FROM ?=
+KEEP ?= target/failed-seeds
+SIMULATE = $(CARGO) run --locked --quiet --release --package romulus-tests --example simulate --
 # Of `make demo`, handed to `romulus demo`: see `romulus demo --help`.
 ARGS ?=
 
-.PHONY: help check test lab demo bench sim doctor deny packages lab-packages
+.PHONY: help check test lab demo bench sim soak-sim doctor deny packages lab-packages
 
 help: ## Show this
 	@echo 'make TARGET, where TARGET is one of:'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lab-packages ## Install what is missing from Debian, then run all tests
 	@scripts/preflight cargo
@@ -49,7 +57,11 @@ bench: packages ## Benchmarks of the hot loops
 
 sim: ## Run the cluster simulation of one seed, and print what happens: SEED=7
 	@scripts/preflight cargo
-	SEED=$(SEED) $(CARGO) test --locked --package romulus-tests --release --test protocol everything_at_once -- --nocapture
+	$(SIMULATE) seed $(SEED) $(MUTATION)
+
+soak-sim: ## Run many seeds on all cores, keep those that fail: SEEDS=100000 or MINUTES=10
+	@scripts/preflight cargo
+	$(SIMULATE) soak $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FROM),--from $(FROM)) --keep $(KEEP)
 
 doctor: packages ## Tell what this host can do, and why not
 	@scripts/preflight cargo
