@@ -97,11 +97,13 @@ impl Backend {
         }
     }
 
-    /// Which guests it runs, and why not others.
+    /// Which guests it runs, and why.
     #[must_use]
     pub fn guests(self) -> Guests {
         match self {
-            Self::Vmx | Self::Svm => Guests { stock_linux: true, reason: "" },
+            Self::Vmx | Self::Svm => {
+                Guests { stock_linux: true, reason: "the processor itself runs guest kernels" }
+            }
             Self::Pvm => Guests {
                 stock_linux: false,
                 reason: "pvm interprets code at CPL0 and does not know all instructions of stock kernels",
@@ -118,7 +120,7 @@ impl Backend {
 pub struct Guests {
     /// Kernels of distributions; bare-metal guests run everywhere.
     pub stock_linux: bool,
-    /// Why not; empty if they do.
+    /// Why, or why not.
     pub reason: &'static str,
 }
 
