@@ -73,6 +73,7 @@ impl Drill {
             memory_mib: 64,
             vcpus: 2,
             cmdline: "probe.dirty=pages:2000,rate:4000,write:sparse,content:random".into(),
+            linux: None,
             replication: replication.into(),
         };
         let program = Path::new(env!("CARGO_BIN_EXE_romulus"));

@@ -22,6 +22,7 @@ use thiserror::Error;
 pub(crate) use self::guest_cpu::GuestCpu;
 pub use self::guest_cpu::ModelOffer;
 use self::{model::ModelError, scratch::Scratch};
+use crate::ioctl;
 
 /// Why KVM cannot be used.
 #[derive(Debug, Error)]
@@ -51,6 +52,12 @@ pub enum HostError {
     /// It does not have the CPU that the guest is to see.
     #[error(transparent)]
     Model(#[from] ModelError),
+}
+
+/// The processor's time stamp counter, as who asks sees it.
+#[must_use]
+pub fn time_stamp() -> u64 {
+    ioctl::host_tsc()
 }
 
 /// TSC frequencies within this many parts per million are the same: the kernel
