@@ -43,7 +43,7 @@ use crate::{
     device::{DeviceConfig, DeviceError, Devices},
     dirty::{DirtyLog, DirtyLogError, DirtyTracking},
     event::VmEvent,
-    host::{Backend, GuestCpu, Host, HostError, fingerprint::Fingerprint, model::CpuConfig},
+    host::{GuestCpu, Host, HostError, fingerprint::Fingerprint, model::CpuConfig},
     memory::{
         GuestRam, MemoryError,
         guard::{GuardError, WriteGuard},
@@ -424,9 +424,6 @@ impl Vm {
     ///
     /// [`GuardError`], saying what is missing.
     pub fn write_guard(&self) -> Result<WriteGuard, GuardError> {
-        if self.fingerprint.backend == Backend::Pvm.name() {
-            return Err(GuardError::Backend);
-        }
         WriteGuard::new(&self.ram)
     }
 

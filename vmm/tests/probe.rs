@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use checkpoint::PageRun;
@@ -41,7 +41,7 @@ fn undisturbed(image: &Path, vcpus: u8, protocol: BootProtocol) -> Vec<String> {
     rig.vm.resume().unwrap();
     assert_eq!(rig.event(), DONE);
     rig.vm.pause().unwrap();
-    digests(&console(&rig))
+    digests(&console(&rig, vcpus))
 }
 
 /// Moves the guest between two VMs until it is done. After the first move
@@ -56,10 +56,10 @@ fn moved(image: &Path, vcpus: u8, protocol: BootProtocol) -> (u32, Vec<String>) 
     let mut moves = 0;
     loop {
         here.vm.resume().unwrap();
-        if let Ok(event) = here.events.recv_timeout(Duration::from_millis(7)) {
+        if let Ok(event) = here.events.recv_timeout(Duration::from_millis(5)) {
             assert_eq!(event, DONE);
             here.vm.pause().unwrap();
-            return (moves, digests(&console(&here)));
+            return (moves, digests(&console(&here, vcpus)));
         }
         here.vm.pause().unwrap();
         let captured = here.vm.capture(&mut pages).unwrap();
@@ -81,16 +81,23 @@ fn moved(image: &Path, vcpus: u8, protocol: BootProtocol) -> (u32, Vec<String>) 
 
 fn boot(image: &Path, vcpus: u8, protocol: BootProtocol) -> Rig {
     let mut rig = Rig::new(&config(vcpus, DirtyTracking::Auto));
-    let cmdline = format!("probe.vcpus={vcpus} probe.tick=5 probe.compute=18000000");
+    let cmdline = format!("probe.vcpus={vcpus} probe.tick=5 probe.compute=26000000");
     rig.vm.boot(&BootConfig { kernel: image.to_owned(), initrd: None, cmdline, protocol }).unwrap();
     rig
 }
 
-fn console(rig: &Rig) -> String {
+fn console(rig: &Rig, vcpus: u8) -> String {
     rig.outlet.seal(checkpoint::Epoch::FIRST);
-    // Console bytes pass through a thread of the outlet.
-    std::thread::sleep(Duration::from_millis(200));
-    String::from_utf8_lossy(&rig.outlet.console_since(0).0).into_owned()
+    // Console bytes pass through a thread of the outlet; these are its last lines.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let said = String::from_utf8_lossy(&rig.outlet.console_since(0).0).into_owned();
+        let whole = said.matches("digest").count() == usize::from(vcpus);
+        if whole && said.contains("clocks compared") || Instant::now() > deadline {
+            return said;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn digests(said: &str) -> Vec<String> {

@@ -9,7 +9,7 @@ use super::cluster::Shape;
 
 pub(super) const VM: &str = "guest";
 /// Where a host keeps what the guest said.
-pub(super) const CONSOLE: &str = "/run/romulus/console";
+pub const CONSOLE: &str = "/run/romulus/console";
 pub(super) const GUEST_MAC: &str = "52:54:00:77:00:64";
 const NODE_PORT: u16 = 7700;
 const ARBITER_PORT: u16 = 7800;

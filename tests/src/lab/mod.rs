@@ -38,7 +38,7 @@ pub use romulus::rehearsal::netns::{Direction, Place};
 pub use self::{
     client::LoadClient,
     cluster::{Lab, LabError, Shape},
-    configuration::PATIENT,
+    configuration::{CONSOLE, PATIENT},
     guest::Guest,
     materials::{Boot, Materials, Series},
 };

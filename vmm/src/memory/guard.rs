@@ -35,11 +35,6 @@ pub enum GuardError {
         "userfaultfd with write protection is not available: use Linux 5.7 or later, and run as root, with CAP_SYS_PTRACE, or with vm.unprivileged_userfaultfd = 1"
     )]
     Unavailable(#[source] userfaultfd::Error),
-    /// KVM's backend does not stand it.
-    #[error(
-        "on the pvm backend a guest's memory cannot be write-protected: it delivers interrupts without waiting for a protected stack, and the guest shuts down"
-    )]
-    Backend,
     /// Guest memory was not taken.
     #[error("userfaultfd did not take the guest's memory: pages are copied instead")]
     Register(#[source] userfaultfd::Error),
@@ -89,6 +84,8 @@ impl WriteGuard {
         let uffd = UffdBuilder::new()
             .close_on_exec(true)
             .non_blocking(true)
+            // KVM and the VMM write from within the kernel.
+            .user_mode_only(false)
             .require_features(FeatureFlags::PAGEFAULT_FLAG_WP)
             .create()
             .map_err(GuardError::Unavailable)?;
