@@ -185,7 +185,8 @@ mod tests {
     #[test]
     fn the_initramfs_has_this_program_and_all_that_it_needs() {
         let program = Program::own().unwrap();
-        let module = |name: &str| Module { name: name.into(), bytes: name.into() };
+        let module =
+            |name: &str| Module { name: name.into(), file: name.into(), bytes: name.into() };
         let files = unpacked(&initramfs(&program, &[module("virtio"), module("virtio_mmio")]));
         assert_eq!(files["init"].0, 0o100_755);
         assert!(files["init"].1.starts_with(b"\x7fELF"));

@@ -21,12 +21,14 @@ const MODULE_BYTES_MAX: u64 = 256 << 20;
 pub struct Module {
     /// Its name, `_` for `-`.
     pub name: String,
+    /// Where it is, perhaps packed.
+    pub file: PathBuf,
     /// Its ELF file.
     pub bytes: Vec<u8>,
 }
 
 /// The modules of one kernel.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Modules {
     release: String,
     folder: PathBuf,
@@ -93,7 +95,7 @@ impl Modules {
         for needed in needs(file, &bytes)? {
             self.add(&needed, seen, ordered)?;
         }
-        ordered.push(Module { name: name.to_owned(), bytes });
+        ordered.push(Module { name: name.to_owned(), file: file.clone(), bytes });
         Ok(())
     }
 }
