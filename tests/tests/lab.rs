@@ -312,22 +312,23 @@ fn a_stock_guest_serves_over_one_connection_whatever_the_network_does() {
 }
 
 /// All of it on one emulated host: its own kernel is the guest, and the guest's
-/// only program is the project's.
+/// only program is the project's. Two hosts share its CPU, so all is slow.
 #[test]
+#[ignore = "takes minutes: name it, with --ignored"]
 fn the_demo_protects_a_linux_guest() {
     let test = "the_demo_protects_a_linux_guest";
     let Some(_machine) = machine_for(test) else { return };
     let materials = materials();
     let rehearsal = Rehearsal::new(&materials.kernel).unwrap();
-    let more = rehearsal.files().to_vec();
     // A host that has room for two guests.
     let guest = Guest::probe(640, 1, "");
-    let shape = Shape { hosts: 1, guest, replication: PATIENT.to_owned(), seed: 1, cpus: 2, more };
+    let more = rehearsal.files().to_vec();
+    let shape = Shape { hosts: 1, guest, replication: PATIENT.to_owned(), seed: 1, cpus: 1, more };
     let mut lab = Lab::new(&materials, "demo", Path::new(ROMULUS), shape).unwrap();
     let script = rehearsal.script(
-        "--memory 192 --vcpus 2 --epoch 100 --dirty-rate 500 --detection 4000 --drop 4000 --patience 120",
+        "--memory 128 --epoch 100 --dirty-rate 100 --detection 20000 --drop 20000 --patience 600",
     );
-    let outcome = lab.machine(A).order(&script, 3 * PATIENCE).unwrap();
+    let outcome = lab.machine(A).order(&script, 10 * PATIENCE).unwrap();
     lab.say(&outcome.text());
     assert_eq!(outcome.code, 0, "{}", String::from_utf8_lossy(&outcome.stderr));
     let report: serde_json::Value = serde_json::from_str(&outcome.text()).unwrap();
@@ -336,5 +337,7 @@ fn the_demo_protects_a_linux_guest() {
     for none in ["lost", "went_back", "corrupt"] {
         assert_eq!(report[none], 0, "{report}");
     }
-    assert_eq!((&report["verified"], &report["term"]), (&true.into(), &5.into()), "{report}");
+    assert_eq!(report["verified"], true, "{report}");
+    // Seeded, promoted, seeded, handed back, seeded.
+    assert!(report["term"].as_u64() >= Some(6), "{report}");
 }

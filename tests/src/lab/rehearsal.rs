@@ -18,7 +18,6 @@ const GUEST_MODULES: [&str; 4] = ["virtio_mmio", "virtio_net", "virtio_rng", "pv
 /// Files for the machine's disk, and how to use them.
 #[derive(Debug, Clone)]
 pub struct Rehearsal {
-    release: String,
     files: Vec<(PathBuf, PathBuf)>,
 }
 
@@ -29,7 +28,7 @@ impl Rehearsal {
     ///
     /// [`ImageError`]
     pub fn new(kernel: &Kernel) -> Result<Self, ImageError> {
-        let release = kernel.release.clone();
+        let release = &kernel.release;
         let mut files = Vec::new();
         let mut add = |from: &Path, to: String| files.push((from.to_owned(), PathBuf::from(to)));
         let ip = IP.path().unwrap_or_else(|| IP.program.into());
@@ -46,7 +45,7 @@ impl Rehearsal {
             let place = file.strip_prefix(&folder).expect("it is the kernel's own");
             add(&file, format!("rehearsal/lib/modules/{release}/{}", place.display()));
         }
-        Ok(Self { release, files })
+        Ok(Self { files })
     }
 
     /// For the machine's disk: from, to.
@@ -55,14 +54,8 @@ impl Rehearsal {
         &self.files
     }
 
-    /// The guest's kernel on the machine.
-    #[must_use]
-    pub fn kernel(&self) -> String {
-        format!("/boot/vmlinuz-{}", self.release)
-    }
-
     /// A shell script that runs `romulus --json demo --guest linux` with
-    /// `arguments`, in a machine whose own kernel is the guest's, or is named.
+    /// `arguments`, in a machine whose own kernel is the guest's, too.
     #[must_use]
     pub fn script(&self, arguments: &str) -> String {
         let place = format!("{DISK}/rehearsal");
