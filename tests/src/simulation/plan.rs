@@ -159,6 +159,8 @@ pub(super) struct Shape {
     pub(super) epochs_in_flight_max: usize,
     pub(super) held_output_bytes_max: u64,
     pub(super) seed_pages_left_max: u64,
+    /// What backups stage at least: the epoch that a seed ends with, but perhaps
+    /// not one of which much was sent ahead and written again.
     pub(super) staging_pages_max: u64,
     /// Encoding, decoding and applying take time of their own.
     pub(super) slow_codecs: bool,
@@ -268,9 +270,10 @@ fn pace(chance: &mut Chance) -> Pace {
 }
 
 fn shape(chance: &mut Chance) -> Shape {
+    let pages = [chance.within(&(6..16)), chance.within(&(2..12))];
     let pace_min = chance.within(&(1_500..5_000));
     Shape {
-        pages: [chance.within(&(6..16)), chance.within(&(2..12))],
+        pages,
         pace: pace_min..2 * pace_min,
         writes_max: chance.within(&(1..5)),
         clients: 1 + chance.index(3),
@@ -287,7 +290,7 @@ fn shape(chance: &mut Chance) -> Shape {
         epochs_in_flight_max: 1 + chance.index(6),
         held_output_bytes_max: chance.within(&(300..4_000)),
         seed_pages_left_max: chance.below(6),
-        staging_pages_max: if chance.hits(100) { 12 } else { STAGING_PAGES },
+        staging_pages_max: if chance.hits(100) { pages[0] + pages[1] } else { STAGING_PAGES },
         slow_codecs: chance.hits(300),
     }
 }
