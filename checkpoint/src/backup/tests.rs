@@ -335,6 +335,19 @@ fn the_loser_gives_up_its_image() {
 }
 
 #[test]
+fn an_image_of_another_than_the_registers_primary_is_not_promoted() {
+    let mut bench = Bench::asking();
+    bench.take();
+    // The register means the process before this one, which "c" had in sync;
+    // "a" stood still meanwhile, and seeded this one before it heard of that.
+    let found = Answer::Outcome(Outcome::Mismatch(Some(register(5, "c", &["b"]))));
+    bench.tell(Event::Answered(found));
+    let actions = bench.take();
+    assert!(actions.contains(&Action::Discard));
+    assert!(!actions.iter().any(|action| matches!(action, Action::Ask(_))), "{actions:?}");
+}
+
+#[test]
 fn what_was_never_asked_can_be_taken_back_and_what_may_have_been_cannot() {
     let mut bench = Bench::asking();
     bench.tell(Event::Answered(Answer::Unsent));
