@@ -3,10 +3,12 @@
 CARGO ?= cargo
 # Of `make sim`.
 SEED ?= 0
-# Of `make demo`, handed to `romulus demo`: see `romulus demo --help`.
+# Of `make demo` and `make soak`, handed to `romulus demo` and `romulus soak`: see their `--help`.
 ARGS ?=
+# Of `make soak`.
+MINUTES ?= 10
 
-.PHONY: help check test lab demo bench sim doctor deny packages lab-packages
+.PHONY: help check test lab demo soak bench sim doctor deny packages lab-packages
 
 help: ## Show this
 	@echo 'make TARGET, where TARGET is one of:'
@@ -46,6 +48,10 @@ deny: ## Install cargo-deny if need be (minutes) and check licences, bans and so
 bench: packages ## Benchmarks of the hot loops
 	@scripts/preflight cargo
 	$(CARGO) bench --locked --package romulus-benches
+
+soak: packages ## Random faults of real processes for MINUTES=10; ARGS="--seed 7 --etcd"
+	@scripts/preflight cargo kvm root
+	$(CARGO) run --locked --release --package romulus -- soak --minutes $(MINUTES) $(ARGS)
 
 sim: ## Run the cluster simulation of one seed, and print what happens: SEED=7
 	@scripts/preflight cargo

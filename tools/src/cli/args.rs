@@ -347,6 +347,9 @@ pub struct SoakArgs {
     /// How long; the round that has begun is ended
     #[arg(long, value_name = "MINUTES", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_080))]
     pub minutes: u64,
+    /// How long, in seconds
+    #[arg(long, value_name = "SECONDS", conflicts_with = "minutes", hide = true)]
+    pub seconds: Option<u64>,
     /// Draws the faults; a random one if not given
     #[arg(long)]
     pub seed: Option<u64>,

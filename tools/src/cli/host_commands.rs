@@ -184,7 +184,7 @@ pub(super) fn demo(arguments: &DemoArgs, json: bool) -> Result<Exit, Failure> {
 
 pub(super) fn soak(arguments: &SoakArgs, json: bool) -> Result<Exit, Failure> {
     let settings = SoakSettings {
-        length: Duration::from_secs(60 * arguments.minutes),
+        length: Duration::from_secs(arguments.seconds.unwrap_or(60 * arguments.minutes)),
         seed: arguments.seed.unwrap_or_else(rand::random),
         memory_mib: arguments.memory,
         vcpus: arguments.vcpus,
