@@ -3,4 +3,5 @@
 #![forbid(unsafe_code)]
 
 pub mod lab;
+pub mod model;
 pub mod simulation;
