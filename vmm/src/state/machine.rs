@@ -46,17 +46,36 @@ pub(crate) fn save(vm: &VmFd, shape: &[u8]) -> Result<Vec<Section>, StateError> 
     Ok(sections)
 }
 
+/// The machine's state, read from its sections: of the right sizes, and
+/// otherwise for KVM to judge.
+pub(crate) struct MachineState {
+    chips: Vec<kvm_irqchip>,
+    pit: kvm_pit_state2,
+}
+
+impl MachineState {
+    /// Reads the machine's sections.
+    pub(crate) fn decode(sections: &Sections) -> Result<Self, StateError> {
+        let mut chips = Vec::new();
+        for (chip_id, name) in CHIPS {
+            let chip: kvm_irqchip = one(sections, name)?;
+            if chip.chip_id != chip_id {
+                return Err(StateError::Shape("interrupt controllers"));
+            }
+            chips.push(chip);
+        }
+        Ok(Self { chips, pit: one(sections, PIT)? })
+    }
+}
+
 /// Sets the machine's state, saved at `moment` of another host; vCPUs must be
 /// parked and are restored after it.
 pub(crate) fn restore(vm: &VmFd, sections: &Sections, moment: Moment) -> Result<(), StateError> {
-    for (chip_id, name) in CHIPS {
-        let chip: kvm_irqchip = one(sections, name)?;
-        if chip.chip_id != chip_id {
-            return Err(StateError::Shape("interrupt controllers"));
-        }
-        vm.set_irqchip(&chip).map_err(error("KVM_SET_IRQCHIP"))?;
+    let state = MachineState::decode(sections)?;
+    for chip in &state.chips {
+        vm.set_irqchip(chip).map_err(error("KVM_SET_IRQCHIP"))?;
     }
-    let pit = on_this_host(one(sections, PIT)?, moment.monotonic_ns, ioctl::monotonic_ns());
+    let pit = on_this_host(state.pit, moment.monotonic_ns, ioctl::monotonic_ns());
     vm.set_pit2(&pit).map_err(error("KVM_SET_PIT2"))
 }
 
