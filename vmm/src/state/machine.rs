@@ -66,17 +66,22 @@ impl MachineState {
         }
         Ok(Self { chips, pit: one(sections, PIT)? })
     }
+
+    /// The same state, saved at `moment` of another host, on this one.
+    pub(crate) fn moved(mut self, moment: Moment) -> Self {
+        self.pit = on_this_host(self.pit, moment.monotonic_ns, ioctl::monotonic_ns());
+        self
+    }
 }
 
 /// Sets the machine's state, saved at `moment` of another host; vCPUs must be
 /// parked and are restored after it.
 pub(crate) fn restore(vm: &VmFd, sections: &Sections, moment: Moment) -> Result<(), StateError> {
-    let state = MachineState::decode(sections)?;
+    let state = MachineState::decode(sections)?.moved(moment);
     for chip in &state.chips {
         vm.set_irqchip(chip).map_err(error("KVM_SET_IRQCHIP"))?;
     }
-    let pit = on_this_host(state.pit, moment.monotonic_ns, ioctl::monotonic_ns());
-    vm.set_pit2(&pit).map_err(error("KVM_SET_PIT2"))
+    vm.set_pit2(&state.pit).map_err(error("KVM_SET_PIT2"))
 }
 
 /// KVM has when a channel was loaded as the host's time, which on another host
