@@ -22,7 +22,7 @@ mod types;
 pub use self::{
     client::{Client, ClientError},
     request::{ControlRequest, ControlRequests, Refused, RefusedKind, Reply, WAITING_MAX},
-    server::{Surface, serve},
+    server::{Surface, serve, serve_on},
     socket::{ControlSocket, SocketError},
     types::{
         Accepted, ArbiterState, Behind, ErrorBody, EventKind, EventPage, EventRecord, FailoverBody,
