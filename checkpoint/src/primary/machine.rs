@@ -425,7 +425,7 @@ impl Primary {
         let oldest = self.flights.first().unwrap_or_else(|| self.first_not_cut());
         let resumable = committed.filter(|committed| {
             let sound = *committed >= link.committed && link.stage != Stage::Outdated;
-            sound && committed.next() >= oldest && *committed < self.first_not_cut()
+            sound && *committed < self.first_not_cut() && committed.next() >= oldest
         });
         let Some(committed) = resumable else {
             self.outdate(backup);
