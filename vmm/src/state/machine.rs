@@ -95,6 +95,23 @@ fn on_this_host(mut pit: kvm_pit_state2, then_ns: u64, now_ns: u64) -> kvm_pit_s
     pit
 }
 
+/// Interrupt controllers and timer of a machine that was never run.
+#[cfg(feature = "fuzz")]
+pub(crate) fn zeroed() -> Vec<Section> {
+    let section = |name: &str, bytes| Section { name: name.to_owned(), version: VERSION, bytes };
+    let mut sections = vec![section(PIT, bytes_of(&[kvm_pit_state2::default()]))];
+    for (chip_id, name) in CHIPS {
+        sections.push(section(name, bytes_of(&[kvm_irqchip { chip_id, ..Default::default() }])));
+    }
+    sections
+}
+
+/// `vm.shape` with this body.
+#[cfg(feature = "fuzz")]
+pub(crate) fn shape_section(body: &[u8]) -> Section {
+    Section { name: SHAPE.to_owned(), version: VERSION, bytes: body.to_vec() }
+}
+
 /// The body of `vm.shape`.
 pub(crate) fn shape(vcpus: u8, memory_bytes: u64, fingerprint: &Fingerprint) -> Vec<u8> {
     let mut bytes = vec![vcpus];

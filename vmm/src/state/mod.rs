@@ -25,7 +25,7 @@ use checkpoint::SectionError;
 use thiserror::Error;
 
 #[cfg(feature = "fuzz")]
-pub(crate) use self::vcpu::VcpuState;
+pub(crate) use self::vcpu::{VcpuState, zeroed as zeroed_vcpu};
 pub(crate) use self::vcpu::{
     VcpuShape, restore as restore_vcpu, save as save_vcpu, section_names as vcpu_section_names,
     tsc_section,

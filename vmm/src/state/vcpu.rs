@@ -174,6 +174,29 @@ pub(crate) fn restore(
     Ok(())
 }
 
+/// The sections of a vCPU all of whose state is zero.
+#[cfg(feature = "fuzz")]
+pub(crate) fn zeroed(index: u8, shape: &VcpuShape) -> Vec<Section> {
+    let sregs = if shape.sregs2 { size_of::<kvm_sregs2>() } else { size_of::<kvm_sregs>() };
+    let sizes = [
+        size_of::<kvm_mp_state>(),
+        size_of::<kvm_regs>(),
+        sregs,
+        shape.xsave_bytes,
+        size_of::<kvm_xcrs>(),
+        size_of::<kvm_debugregs>(),
+        size_of::<kvm_vcpu_events>(),
+        size_of::<kvm_lapic_state>(),
+        size_of::<kvm_msr_entry>() * shape.msrs.len(),
+        size_of::<Tsc>(),
+    ];
+    let section = |(part, bytes): (&&str, usize)| {
+        let name = name(index, part);
+        Section { name, version: VERSION, bytes: vec![0; bytes] }
+    };
+    PARTS.iter().zip(sizes).map(section).collect()
+}
+
 fn save_sregs(vcpu: &VcpuFd, index: u8, shape: &VcpuShape) -> Result<Vec<u8>, StateError> {
     if shape.sregs2 {
         let sregs = ioctl::get_sregs2(vcpu).map_err(kvm_error("KVM_GET_SREGS2", index))?;
