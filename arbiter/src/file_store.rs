@@ -20,7 +20,7 @@ use std::{
 
 use thiserror::Error;
 
-use crate::{Illegal, Outcome, Record, Request, Store, VmId};
+use crate::{Outcome, Record, Request, Store, StoreError, StoreId, VmId};
 
 const MAGIC: &str = "romulus-register";
 const VERSION: &str = "1";
@@ -28,10 +28,9 @@ const VERSION: &str = "1";
 /// Largest register file that is read, in bytes: some 100,000 VMs.
 const FILE_BYTES_MAX: u64 = 32 << 20;
 
-/// Why a store could not answer. Unless it is [`StoreError::Illegal`], the
-/// request may or may not have happened.
+/// Why a register file cannot be used.
 #[derive(Debug, Error)]
-pub enum StoreError {
+pub enum FileError {
     /// The disk failed.
     #[error("cannot {action} {path}: check the disk and its permissions", path = path.display())]
     Io {
@@ -65,9 +64,6 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
-    /// The request makes no sense.
-    #[error(transparent)]
-    Illegal(#[from] Illegal),
 }
 
 /// A [`Store`] in one file. See the module's head for its format.
@@ -85,31 +81,32 @@ impl FileStore {
     ///
     /// # Errors
     ///
-    /// [`StoreError::Damaged`] for a torn or corrupted file,
-    /// [`StoreError::InUse`] if another process holds it.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
+    /// [`FileError::Damaged`] for a torn or corrupted file,
+    /// [`FileError::InUse`] if another process holds it.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
         let lock = lock(path)?;
         let records = match read(path)? {
             Some(bytes) => {
-                parse(&bytes).map_err(|what| StoreError::Damaged { path: path.to_owned(), what })?
+                parse(&bytes).map_err(|what| FileError::Damaged { path: path.to_owned(), what })?
             }
             None => BTreeMap::new(),
         };
         Ok(Self { path: path.to_owned(), records, poisoned: false, _lock: lock })
     }
 
+    /// Whatever is asked of a store in doubt does not happen.
     fn require_sound(&self) -> Result<(), StoreError> {
         if self.poisoned {
-            return Err(StoreError::Poisoned { path: self.path.clone() });
+            return Err(StoreError::untouched(FileError::Poisoned { path: self.path.clone() }));
         }
         Ok(())
     }
 
-    fn persist(&self) -> Result<(), StoreError> {
+    fn persist(&self) -> Result<(), FileError> {
         let staged = beside(&self.path, "new");
         let fail = |action| {
             let path = staged.clone();
-            move |source| StoreError::Io { action, path, source }
+            move |source| FileError::Io { action, path, source }
         };
         let mut file = File::create(&staged).map_err(fail("create"))?;
         file.write_all(&render(&self.records)).map_err(fail("write"))?;
@@ -122,6 +119,10 @@ impl FileStore {
 }
 
 impl Store for FileStore {
+    fn id(&self) -> Result<StoreId, StoreError> {
+        Ok(StoreId::Own)
+    }
+
     fn load(&self, vm: &VmId) -> Result<Option<Record>, StoreError> {
         self.require_sound()?;
         Ok(self.records.get(vm).cloned())
@@ -138,7 +139,10 @@ impl Store for FileStore {
             self.records.insert(vm.clone(), record);
             // Whether a failed write reached the disk cannot be known; serve
             // nobody from a memory that may be ahead of it.
-            self.persist().inspect_err(|_| self.poisoned = true)?;
+            self.persist().map_err(|error| {
+                self.poisoned = true;
+                StoreError::unknown(error)
+            })?;
         }
         Ok(outcome)
     }
@@ -163,32 +167,32 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
-fn lock(path: &Path) -> Result<File, StoreError> {
+fn lock(path: &Path) -> Result<File, FileError> {
     let lock_path = beside(path, "lock");
     let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-    let file = opened.map_err(|source| StoreError::Io {
+    let file = opened.map_err(|source| FileError::Io {
         action: "open",
         path: lock_path.clone(),
         source,
     })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.to_owned() }),
+        Err(TryLockError::WouldBlock) => Err(FileError::InUse { path: path.to_owned() }),
         Err(TryLockError::Error(source)) => {
-            Err(StoreError::Io { action: "lock", path: lock_path, source })
+            Err(FileError::Io { action: "lock", path: lock_path, source })
         }
     }
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
-    let fail = |source| StoreError::Io { action: "read", path: path.to_owned(), source };
+fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    let fail = |source| FileError::Io { action: "read", path: path.to_owned(), source };
     let bytes = match fs::metadata(path) {
         Ok(metadata) => metadata.len(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(fail(error)),
     };
     if bytes > FILE_BYTES_MAX {
-        return Err(StoreError::Damaged {
+        return Err(FileError::Damaged {
             path: path.to_owned(),
             what: format!("{bytes} bytes, more than the {FILE_BYTES_MAX} that a store writes"),
         });
@@ -267,7 +271,7 @@ mod tests {
             }
         }
         fs::write(&path, &sound[..sound.len() - 1]).unwrap();
-        assert!(matches!(FileStore::open(&path), Err(StoreError::Damaged { .. })));
+        assert!(matches!(FileStore::open(&path), Err(FileError::Damaged { .. })));
     }
 
     #[test]
@@ -285,7 +289,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("register");
         let _first = FileStore::open(&path).unwrap();
-        assert!(matches!(FileStore::open(&path), Err(StoreError::InUse { .. })));
+        assert!(matches!(FileStore::open(&path), Err(FileError::InUse { .. })));
     }
 
     #[test]
@@ -302,7 +306,9 @@ mod tests {
             operation: Operation::Admit { backup: "node-b".parse().unwrap() },
             stamp: Stamp::new(2),
         };
-        assert!(matches!(store.execute(&vm, &request), Err(StoreError::Io { .. })));
-        assert!(matches!(store.load(&vm), Err(StoreError::Poisoned { .. })));
+        assert!(matches!(store.execute(&vm, &request), Err(StoreError::Unknown { .. })));
+        let told = store.load(&vm).unwrap_err();
+        assert!(matches!(told, StoreError::Untouched { .. }), "{told:?}");
+        assert!(told.to_string().contains("restart the arbiter"), "{told}");
     }
 }

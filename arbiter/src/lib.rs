@@ -11,33 +11,21 @@
 //!   node ── Request ──▶ Store::execute ── Request::decide ──▶ Outcome ──▶ node
 //!                            │ durable first
 //!                            ▼
-//!                        register file
+//!              register file, or another crate's cluster
 //! ```
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod file_store;
 mod id;
 mod register;
 mod request;
+mod store;
 
-pub use file_store::{FileStore, StoreError};
+pub use file_store::{FileError, FileStore};
 pub use id::{InvalidId, NodeId, VmId};
 pub use register::{Register, Stamp, Term};
 pub use request::{Illegal, Operation, Outcome, Record, Request};
-
-/// Where registers are kept.
-///
-/// A store answers only after the change is durable, and serialises requests
-/// for the same VM.
-pub trait Store {
-    /// The record of `vm`, or `None` if no primary ever claimed it.
-    fn load(&self, vm: &VmId) -> Result<Option<Record>, StoreError>;
-
-    /// Decides `request` against the register of `vm` and makes the result
-    /// durable.
-    fn execute(&mut self, vm: &VmId, request: &Request) -> Result<Outcome, StoreError>;
-
-    /// Every VM that has a register, in the order of their ids.
-    fn list(&self) -> Result<Vec<(VmId, Record)>, StoreError>;
-}
+pub use store::{Store, StoreError, StoreId};

@@ -16,6 +16,7 @@ pub mod ledger;
 pub mod message;
 mod note;
 pub mod output;
+pub mod pacing;
 mod page;
 pub mod primary;
 mod question;

@@ -29,6 +29,7 @@ pub enum Note {
     ArbiterRefused { why: String },
     ArbiterForgot { known: Term, found: Option<Register> },
     GuestHeld { bytes: u64 },
+    GuestSlowed { epochs: usize },
     GuestFreed,
     CutFailed { epoch: Epoch, why: String },
     HandOverBegun { to: NodeId },
@@ -117,7 +118,10 @@ impl fmt::Display for Note {
             Self::GuestHeld { bytes } => {
                 write!(f, "{bytes} bytes of output wait for a commit: the guest is paused")
             }
-            Self::GuestFreed => f.write_str("the held output has left: the guest runs again"),
+            Self::GuestSlowed { epochs } => {
+                write!(f, "backups lag by {epochs} epochs: the guest is paused until there is room")
+            }
+            Self::GuestFreed => f.write_str("the backups have caught up: the guest runs again"),
             Self::CutFailed { epoch, why } => {
                 write!(f, "the checkpoint of epoch {epoch} failed and is tried again: {why}")
             }

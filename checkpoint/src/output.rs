@@ -96,6 +96,12 @@ impl HeldOutput {
         !self.ready.is_empty()
     }
 
+    /// Whether nothing was emitted since the last seal.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.open.is_empty()
+    }
+
     /// Ends `epoch`: what was emitted since the last seal belongs to it.
     /// Called while the guest is paused. Returns what it said.
     ///

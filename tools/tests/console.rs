@@ -71,7 +71,7 @@ impl Daemon {
         let (shutdown, ended) = oneshot::channel::<()>();
         let entered = runtime.enter();
         let socket = ControlSocket::bind(&path).unwrap();
-        runtime.spawn(control::serve(socket, surface, async {
+        runtime.spawn(control::serve(socket, control::routes(surface), async {
             let _ = ended.await;
         }));
         drop(entered);
@@ -373,5 +373,5 @@ fn without_a_daemon_it_fails_at_once() {
     let output = command.arg("console").arg(path).stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("is the VM's process running on this host?"), "{told}");
+    assert!(told.contains("is its process running on this host?"), "{told}");
 }

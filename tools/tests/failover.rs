@@ -333,6 +333,33 @@ fn without_an_arbiter_nobody_takes_over() {
     assert_sound(&client.finish().unwrap());
 }
 
+/// Silence of everybody is no reason to stand aside: a backup whose question
+/// did not get through follows its primary again.
+#[test]
+fn a_link_blinks_while_the_arbiter_stands_still() {
+    let Some(_machine) = machine_for("a_link_blinks_while_the_arbiter_stands_still") else {
+        return;
+    };
+    let drill = Drill::protected("still", CALM);
+    let mut client = drill.cluster.client(LANES, &[]).unwrap();
+    client.wait_answers(50, PATIENCE).unwrap();
+    let term = drill.cluster.status(A).unwrap().term;
+    drill.cluster.signal(Place::Arbiter, "STOP").unwrap();
+    drill.cluster.lab().cut(B, Direction::Both).unwrap();
+    // Both sides ask, and are not answered.
+    std::thread::sleep(LONG);
+    drill.cluster.lab().heal(B).unwrap();
+    client.wait_answers(50, PATIENCE).unwrap();
+    assert_eq!(drill.cluster.status(A).unwrap().term, term, "somebody decided");
+    // It wakes to a primary that may just be asking to drop its backup, but no
+    // promotion that it slept through comes true.
+    drill.cluster.signal(Place::Arbiter, "CONT").unwrap();
+    client.wait_answers(50, PATIENCE).unwrap();
+    drill.cluster.wait_protected(A, PATIENCE).unwrap();
+    drill.verify(A);
+    assert_sound(&client.finish().unwrap());
+}
+
 #[test]
 fn a_guest_is_handed_to_and_fro() {
     let Some(_machine) = machine_for("a_guest_is_handed_to_and_fro") else { return };

@@ -171,7 +171,8 @@ async fn an_arbiter_is_no_backup() {
     let store = arbiter::FileStore::open(&path_of(&cluster.dir, "register")).unwrap();
     let identity = cluster.identity("arbiter");
     let server =
-        ArbiterServer::serve(ANYWHERE, &identity, &Options::default(), Box::new(store)).unwrap();
+        ArbiterServer::serve(ANYWHERE, &identity, &Options::default(), vec![Box::new(store)])
+            .unwrap();
     let (to, greeting) = (node("arbiter"), hello());
     let dialled = a.dial(server.local_address(), &to, TERM, &greeting);
     let dialled = within(dialled).await;

@@ -5,7 +5,8 @@ mod cluster;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arbiter::{
-    FileStore, Operation, Outcome, Record, Register, Request, Stamp, Store, StoreError, Term, VmId,
+    FileError, FileStore, Operation, Outcome, Record, Register, Request, Stamp, Store, StoreError,
+    StoreId, Term, VmId,
 };
 use cluster::{ANYWHERE, Cluster, node, path_of, within};
 use romulus_transport::{ArbiterClient, ArbiterServer, AskError, DialError, Options};
@@ -29,7 +30,7 @@ fn long_lived() -> Options {
 
 fn client(cluster: &Cluster, name: &str, address: SocketAddr) -> ArbiterClient {
     let endpoint = cluster.endpoint_at(name, ANYWHERE, &long_lived());
-    ArbiterClient::new(Arc::new(endpoint), address, node("arbiter"))
+    ArbiterClient::new(Arc::new(endpoint), vec![(node("arbiter"), address)])
 }
 
 /// An arbiter in a runtime of its own, to be killed without a word.
@@ -53,7 +54,7 @@ impl Process {
                 let _inside = runtime.enter();
                 if let Ok(store) = FileStore::open(&path)
                     && let Ok(server) =
-                        ArbiterServer::serve(at, &identity, &long_lived(), Box::new(store))
+                        ArbiterServer::serve(at, &identity, &long_lived(), vec![Box::new(store)])
                 {
                     break server;
                 }
@@ -142,7 +143,7 @@ async fn an_arbiter_of_another_name_or_cluster_was_not_asked() {
     let process = Process::start(&cluster, ANYWHERE).await;
     let address = process.server.local_address();
     let endpoint = Arc::new(cluster.endpoint("a"));
-    let wrong = ArbiterClient::new(endpoint, address, node("b"));
+    let wrong = ArbiterClient::new(endpoint, vec![(node("b"), address)]);
     let stranger = client(&Cluster::new(), "a", address);
     for client in [wrong, stranger] {
         let error = within(client.load(&vm("web"))).await.unwrap_err();
@@ -161,6 +162,10 @@ struct Failing {
 }
 
 impl Store for Failing {
+    fn id(&self) -> Result<StoreId, StoreError> {
+        self.inner.id()
+    }
+
     fn load(&self, vm: &VmId) -> Result<Option<Record>, StoreError> {
         self.inner.load(vm)
     }
@@ -173,7 +178,7 @@ impl Store for Failing {
             return Ok(outcome);
         }
         if request.stamp == Stamp::new(99) {
-            return Err(StoreError::Poisoned { path: "register".into() });
+            return Err(StoreError::unknown(FileError::Poisoned { path: "register".into() }));
         }
         Ok(outcome)
     }
@@ -186,8 +191,8 @@ impl Store for Failing {
 fn serve_failing(cluster: &Cluster, slow: bool) -> ArbiterServer {
     let inner = FileStore::open(&path_of(&cluster.dir, "register")).unwrap();
     let identity = cluster.identity("arbiter");
-    let store = Box::new(Failing { inner, slow });
-    ArbiterServer::serve(ANYWHERE, &identity, &Options::default(), store).unwrap()
+    let stores = vec![Box::new(Failing { inner, slow }) as Box<dyn Store + Send>];
+    ArbiterServer::serve(ANYWHERE, &identity, &Options::default(), stores).unwrap()
 }
 
 #[tokio::test]

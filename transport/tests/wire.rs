@@ -1,7 +1,7 @@
 //! The wire format: golden bytes of every kind of frame, and what happens to
 //! bytes that are none.
 
-use arbiter::{Operation, Outcome, Record, Register, Request, Stamp, Term, VmId};
+use arbiter::{Operation, Outcome, Record, Register, Request, Stamp, StoreId, Term, VmId};
 use checkpoint::{
     Epoch, MemoryLayout, PageNumber, PageRun,
     chunk::{Chunk, ChunkId, ChunkKind, Encoding},
@@ -144,6 +144,7 @@ fn golden_asks() -> Vec<(Frame, String)> {
         ask(Ask::Load(vm()), "02766d"),
         ask(Ask::List(None), "00"),
         ask(Ask::List(Some(vm())), "01 02766d"),
+        ask(Ask::Identify, ""),
         execute(Operation::Create, None, "01 00"),
         execute(Operation::Restart, Some(register(&[])), &format!("02 01 {alone}")),
         execute(Operation::Admit { backup: node("b") }, None, "03 0162 00"),
@@ -167,6 +168,9 @@ fn golden_answers() -> Vec<(Frame, String)> {
         answer(records, &format!("01 0100 02766d {nine} {pair}")),
         answer(Answer::Denied("x".into()), "010078"),
         answer(Answer::Failed("x".into()), "010078"),
+        answer(Answer::Unavailable("x".into()), "010078"),
+        answer(Answer::Registers(StoreId::Own), "00"),
+        answer(Answer::Registers(StoreId::Shared(9)), &format!("01 {nine}")),
     ]
 }
 
@@ -208,7 +212,7 @@ fn codes_are_kept() {
     let codes: Vec<_> = Kind::ALL.iter().map(|kind| kind.code()).collect();
     let golden = [
         0x01, 0x02, 0x03, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x20, 0x21, 0x22, 0x23, 0x24,
-        0x30, 0x40, 0x41, 0x42, 0x50, 0x51, 0x52, 0x53, 0x54,
+        0x30, 0x40, 0x41, 0x42, 0x43, 0x50, 0x51, 0x52, 0x53, 0x54, 0x55, 0x56,
     ];
     assert_eq!(codes, golden);
 }

@@ -36,7 +36,7 @@ mod tests;
 use std::{
     collections::VecDeque,
     io::{self, Write},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -116,6 +116,10 @@ pub enum SpeakError {
 /// news on.
 pub type StaleRelease = Box<dyn Fn() + Send + Sync>;
 
+/// Called when the first packet of an epoch is held, by whoever sent it: it must
+/// only pass the news on.
+pub type FirstHeld = Box<dyn Fn() + Send + Sync>;
+
 struct Queue {
     held: HeldOutput,
     held_frames: u64,
@@ -142,6 +146,7 @@ struct Shared {
     taps: Mutex<Vec<Option<Arc<Tap>>>>,
     console: Console,
     stale_release: StaleRelease,
+    first_held: OnceLock<FirstHeld>,
 }
 
 /// The way out of the VM.
@@ -175,6 +180,7 @@ impl Outlet {
             taps: Mutex::new(Vec::new()),
             console: Console::new(console)?,
             stale_release,
+            first_held: OnceLock::new(),
         });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -193,9 +199,21 @@ impl Outlet {
         taps[index] = Some(tap);
     }
 
+    /// Calls `first_held` from now on; only the first call counts.
+    pub fn on_first_held(&self, first_held: FirstHeld) {
+        let _ = self.shared.first_held.set(first_held);
+    }
+
     /// Takes what the guest says.
     pub fn emit(&self, output: Output) {
-        self.change(|queue| queue.emit(output));
+        let first = self.change(|queue| {
+            let silent = queue.held.is_silent();
+            queue.emit(output);
+            silent && !queue.held.is_silent()
+        });
+        if let Some(tell) = self.shared.first_held.get().filter(|_| first) {
+            tell();
+        }
     }
 
     /// Takes what the guest says on the console. While output is held, bytes

@@ -1,6 +1,6 @@
 //! Epochs that are cut and that some follower may still lack.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use crate::{Epoch, message::Close};
 
@@ -10,6 +10,10 @@ pub(super) struct Flight {
     pub(super) epoch: Epoch,
     /// Captured page content.
     pub(super) bytes: u64,
+    /// How long the guest ran in it.
+    pub(super) length: Duration,
+    /// When the guest went on.
+    pub(super) cut_at: Duration,
     /// Once all of it is encoded.
     pub(super) close: Option<Close>,
 }
@@ -21,11 +25,11 @@ pub(super) struct Flights {
 }
 
 impl Flights {
-    pub(super) fn push(&mut self, epoch: Epoch, bytes: u64) {
+    pub(super) fn push(&mut self, flight: Flight) {
         if let Some(last) = self.queue.back() {
-            assert_eq!(last.epoch.next(), epoch, "epochs are cut one after the other");
+            assert_eq!(last.epoch.next(), flight.epoch, "epochs are cut one after the other");
         }
-        self.queue.push_back(Flight { epoch, bytes, close: None });
+        self.queue.push_back(flight);
     }
 
     pub(super) fn len(&self) -> usize {

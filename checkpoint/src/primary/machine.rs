@@ -19,6 +19,7 @@ use super::{
 use crate::{
     Epoch, Note,
     message::{Close, Refusal, ToBackup, ToPrimary},
+    pacing::{Cost, Pacer},
     question::Stamps,
 };
 
@@ -44,6 +45,15 @@ pub(super) enum DrainPurpose {
     Finish(String),
 }
 
+/// Bounds that were reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct HeldFor {
+    /// Too much output waits.
+    pub(super) output: bool,
+    /// Backups lag, and the guest dirties on.
+    pub(super) room: bool,
+}
+
 /// The right to run is to be confirmed before anything is released.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Doubt {
@@ -61,22 +71,30 @@ pub struct Primary {
     /// When the last event came.
     pub(super) now: Duration,
     pub(super) links: BTreeMap<NodeId, Link>,
-    next_epoch: Epoch,
-    next_cut_at: Duration,
-    cutting: Option<CutOrder>,
+    pub(super) next_epoch: Epoch,
+    pub(super) pacer: Pacer,
+    /// When the cut was ordered that began the epoch that runs.
+    pub(super) epoch_begun: Duration,
+    /// How long the guest ran in the epoch that is being cut.
+    pub(super) epoch_length: Duration,
+    /// Since when output waits for the end of the epoch that runs.
+    pub(super) output_waits: Option<Duration>,
+    pub(super) cutting: Option<CutOrder>,
     pub(super) flights: Flights,
     /// Everything up to here has been released.
     pub(super) released: Epoch,
     /// Output waits for commits.
-    holding: bool,
-    held_bytes: u64,
+    pub(super) holding: bool,
+    pub(super) held_bytes: u64,
+    /// Why the guest is paused, if it is not by a drain.
+    pub(super) held_for: HeldFor,
     pub(super) guest_held: bool,
-    heartbeat_at: Duration,
+    pub(super) heartbeat_at: Duration,
     pub(super) doubt: Option<Doubt>,
     /// The next cut takes the digest of all memory.
     pub(super) verify_next: bool,
     /// The epoch whose digest backups are asked for.
-    verifying: Option<Epoch>,
+    pub(super) verifying: Option<Epoch>,
     pub(super) asked: Option<Asked>,
     pub(super) ask_not_before: Duration,
     pub(super) stamps: Stamps,
@@ -102,18 +120,22 @@ impl Primary {
         assert_eq!(register.primary, config.node, "only its primary may run a VM");
         assert!(register.in_sync.is_empty(), "a primary starts without backups");
         Self {
+            pacer: Pacer::new(config.pace),
             config,
             register,
             phase: Phase::Running,
             now,
             links: BTreeMap::new(),
             next_epoch: first,
-            next_cut_at: now,
+            epoch_begun: now,
+            epoch_length: Duration::ZERO,
+            output_waits: None,
             cutting: None,
             flights: Flights::default(),
             released: Epoch::ZERO,
             holding: false,
             held_bytes: 0,
+            held_for: HeldFor::default(),
             guest_held: false,
             heartbeat_at: now,
             doubt: None,
@@ -191,10 +213,12 @@ impl Primary {
         if self.phase == Phase::Ended {
             return None;
         }
-        let cut = self.wants_cut().then_some(self.next_cut_at);
+        let cut = self.wants_cut().then(|| self.cut_due());
+        let lagging = self.lacks_room() && !self.held_for.room;
+        let hold = lagging.then(|| self.pacer.hold_at(self.epoch_begun));
         let silent = self.links.iter().filter_map(|(node, link)| self.silent_at(node, link));
         let retry = self.retry_at();
-        [Some(self.heartbeat_at), cut, retry].into_iter().flatten().chain(silent).min()
+        [Some(self.heartbeat_at), cut, hold, retry].into_iter().flatten().chain(silent).min()
     }
 
     /// Takes what happened at `now`; actions follow from
@@ -203,7 +227,8 @@ impl Primary {
         self.notice_gap(now);
         match (&self.phase, event) {
             (Phase::Running | Phase::Draining(_), Event::Timeout) => {}
-            (Phase::Running | Phase::Draining(_), Event::CutDone { epoch, bytes }) => {
+            (Phase::Running | Phase::Draining(_), Event::CutDone { epoch, bytes, pause }) => {
+                self.pacer.cut(Cost { pause, bytes });
                 self.on_cut_done(epoch, bytes);
             }
             (Phase::Running | Phase::Draining(_), Event::CutFailed { epoch, why }) => {
@@ -213,8 +238,8 @@ impl Primary {
                 self.note(Note::Doubt { millis: 0 });
                 self.begin_doubt(true);
             }
-            (Phase::Running | Phase::Draining(_), Event::Encoded { close }) => {
-                self.on_encoded(close);
+            (Phase::Running | Phase::Draining(_), Event::Encoded { close, wire_bytes }) => {
+                self.on_encoded(close, wire_bytes);
             }
             (
                 Phase::Running | Phase::Draining(_),
@@ -236,6 +261,9 @@ impl Primary {
             (Phase::Running | Phase::Draining(_), Event::Answered(answer)) => {
                 self.on_answered(answer);
             }
+            (Phase::Running | Phase::Draining(_), Event::OutputWaits) => {
+                self.output_waits.get_or_insert(self.now);
+            }
             (Phase::Running | Phase::Draining(_), Event::OutputHeld { bytes }) => {
                 self.held_bytes = bytes;
             }
@@ -256,6 +284,7 @@ impl Primary {
                 | Event::Heard { .. }
                 | Event::SeedRoundSent { .. }
                 | Event::Answered(_)
+                | Event::OutputWaits
                 | Event::OutputHeld { .. }
                 | Event::Commanded(_),
             ) => return,
@@ -286,7 +315,7 @@ impl Primary {
     }
 
     /// The last epoch that every follower has committed; `None` without one.
-    fn committed_by_all(&self) -> Option<Epoch> {
+    pub(super) fn committed_by_all(&self) -> Option<Epoch> {
         self.followers().map(|(_, link)| link.committed).min()
     }
 
@@ -449,7 +478,7 @@ impl Primary {
     }
 
     /// A follower's image is lost. A member is dropped, then seeded again.
-    fn outdate(&mut self, backup: &NodeId) {
+    pub(super) fn outdate(&mut self, backup: &NodeId) {
         self.note(Note::BackupOutdated { backup: backup.clone() });
         let link = self.links.get_mut(backup).expect("a known backup");
         link.stage = Stage::Outdated;
@@ -616,7 +645,7 @@ impl Primary {
         }
     }
 
-    fn joins(&self) -> Vec<NodeId> {
+    pub(super) fn joins(&self) -> Vec<NodeId> {
         let ready = |link: &Link| {
             link.may_join(self.config.seed_pages_left_max, self.config.seed_rounds_max)
         };
@@ -632,154 +661,5 @@ impl Primary {
             .filter(|(_, link)| ready(link) && begun_before(link))
             .map(|(node, _)| node.clone())
             .collect()
-    }
-
-    // --- Epochs -----------------------------------------------------------
-
-    fn wants_cut(&self) -> bool {
-        let room = self.flights.len() < self.config.epochs_in_flight_max
-            && self.flights.bytes() < self.config.bytes_in_flight_max;
-        let drained = matches!(&self.phase, Phase::Draining(drain) if drain.last.is_some());
-        let needed = self.followers().next().is_some() || !self.joins().is_empty();
-        self.cutting.is_none() && needed && !drained && room
-    }
-
-    fn cut(&mut self) {
-        let draining = matches!(&self.phase, Phase::Draining(drain) if drain.last.is_none());
-        let followers = self.followers().next().is_some();
-        let due = self.now >= self.next_cut_at || !followers || draining;
-        if self.phase == Phase::Ended || !self.wants_cut() || !due {
-            return;
-        }
-        let epoch = self.next_epoch;
-        self.next_epoch = epoch.next();
-        self.next_cut_at = self.now + self.config.interval;
-        if let Phase::Draining(drain) = &mut self.phase {
-            drain.last = Some(epoch);
-        }
-        let joins = if draining { Vec::new() } else { self.joins() };
-        let stay_paused = draining || self.guest_held;
-        let digest = std::mem::take(&mut self.verify_next);
-        if digest {
-            self.verifying = Some(epoch);
-        }
-        let order = CutOrder { epoch, joins, followers, stay_paused, digest };
-        self.cutting = Some(order.clone());
-        self.act(Action::Cut(order));
-    }
-
-    fn on_cut_done(&mut self, epoch: Epoch, bytes: u64) {
-        let order = self.cutting.take().expect("a cut was ordered");
-        assert_eq!(order.epoch, epoch, "the cut that was ordered is the one that was done");
-        self.flights.push(epoch, bytes);
-        self.holding = true;
-        for backup in &order.joins {
-            let Some(link) = self.links.get_mut(backup) else { continue };
-            if let Stage::Seeding { verified, .. } = link.stage {
-                link.stage = Stage::Joining { epoch, seed_chunks: verified };
-                self.act(Action::Follow { backup: backup.clone(), after: epoch.previous() });
-                self.note(Note::Joining { backup: backup.clone(), epoch });
-            }
-        }
-        let overfull: Vec<NodeId> = self
-            .links
-            .iter()
-            .filter(|(_, link)| link.follows() && bytes > link.staging_bytes_max)
-            .map(|(node, _)| node.clone())
-            .collect();
-        for backup in overfull {
-            let why = format!("it stages less than the {bytes} bytes of epoch {epoch}");
-            self.note(Note::BackupRefused { backup: backup.clone(), why });
-            self.outdate(&backup);
-        }
-        if order.stay_paused && self.phase == Phase::Running && !self.guest_held {
-            self.act(Action::FreeGuest);
-        }
-    }
-
-    /// The number is used for the next try: nobody has heard of it.
-    fn on_cut_failed(&mut self, epoch: Epoch, why: String) {
-        let order = self.cutting.take().expect("a cut was ordered");
-        assert_eq!(order.epoch, epoch, "the cut that was ordered is the one that failed");
-        self.next_epoch = epoch;
-        if let Phase::Draining(drain) = &mut self.phase {
-            drain.last = None;
-        }
-        self.note(Note::CutFailed { epoch, why });
-        for backup in order.joins {
-            self.disconnect(&backup);
-        }
-        if order.stay_paused && self.phase == Phase::Running && !self.guest_held {
-            self.act(Action::FreeGuest);
-        }
-    }
-
-    fn on_encoded(&mut self, close: Close) {
-        let Some(flight) = self.flights.get_mut(close.epoch) else { return };
-        flight.close = Some(close.clone());
-        let mut messages = Vec::new();
-        for (backup, link) in &self.links {
-            let seed_chunks = match link.stage {
-                Stage::Joining { epoch, .. } if epoch > close.epoch => continue,
-                Stage::Joining { epoch, seed_chunks } if epoch == close.epoch => Some(seed_chunks),
-                Stage::Joining { .. } | Stage::InSync => None,
-                Stage::Away | Stage::Preparing | Stage::Seeding { .. } | Stage::Outdated => {
-                    continue;
-                }
-            };
-            if link.connected {
-                if self.verifying == Some(close.epoch) {
-                    messages.push((backup.clone(), ToBackup::Verify { epoch: close.epoch }));
-                }
-                let close = Close { seed_chunks, ..close.clone() };
-                messages.push((backup.clone(), ToBackup::Close(close)));
-            }
-        }
-        for (backup, message) in messages {
-            self.send(&backup, message);
-        }
-    }
-
-    fn release(&mut self) {
-        let Some(through) = self.committed_by_all() else { return };
-        if self.doubt.is_none() && through > self.released {
-            self.released = through;
-            self.act(Action::Release { through });
-        }
-    }
-
-    fn forget(&mut self) {
-        let through = match self.committed_by_all() {
-            Some(through) => through,
-            // Nobody needs what is encoded; what is not even cut stays.
-            None => self.flights.last().unwrap_or(Epoch::ZERO),
-        };
-        if self.flights.forget(through) {
-            self.act(Action::Forget { through });
-        }
-    }
-
-    fn pass(&mut self) {
-        if !self.holding || self.followers().next().is_some() || self.cutting.is_some() {
-            return;
-        }
-        assert!(self.register.in_sync.is_empty(), "members are followers");
-        self.holding = false;
-        self.act(Action::PassOutput);
-    }
-
-    fn hold_or_free_guest(&mut self) {
-        let bytes = self.held_bytes;
-        if !self.guest_held && bytes >= self.config.held_output_bytes_max {
-            self.guest_held = true;
-            self.note(Note::GuestHeld { bytes });
-            self.act(Action::HoldGuest);
-        } else if self.guest_held && bytes <= self.config.held_output_bytes_max / 2 {
-            self.guest_held = false;
-            self.note(Note::GuestFreed);
-            if self.phase == Phase::Running {
-                self.act(Action::FreeGuest);
-            }
-        }
     }
 }

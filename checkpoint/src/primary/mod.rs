@@ -39,6 +39,7 @@
 //! anyway); it keeps a former primary from saying even what is known.
 
 mod drain;
+mod epochs;
 mod flight;
 mod link;
 mod machine;
@@ -54,6 +55,7 @@ pub use machine::Primary;
 use crate::{
     Answer, Epoch, Note, Question,
     message::{Close, Refusal, ToBackup, ToPrimary},
+    pacing::Pace,
 };
 
 /// What the machine is told once.
@@ -61,8 +63,8 @@ use crate::{
 pub struct Config {
     /// This node.
     pub node: NodeId,
-    /// From the start of one cut to the start of the next.
-    pub interval: Duration,
+    /// When epochs end.
+    pub pace: Pace,
     /// Between two heartbeats.
     pub heartbeat: Duration,
     /// A follower that is silent for so long is asked to be dropped.
@@ -94,6 +96,8 @@ pub enum Event {
         epoch: Epoch,
         /// Captured page content, in bytes.
         bytes: u64,
+        /// The time in which no vCPU ran.
+        pause: Duration,
     },
     /// The cut that was ordered failed; the guest is as it was before.
     CutFailed {
@@ -109,6 +113,8 @@ pub enum Event {
         /// As for a follower that has the epoch before; the machine fills in
         /// `seed_chunks`.
         close: Close,
+        /// Bytes of it on the wire.
+        wire_bytes: u64,
     },
     /// A handshake with a backup is done.
     LinkUp {
@@ -151,6 +157,8 @@ pub enum Event {
     },
     /// The arbiter's answer to the question that is asked.
     Answered(Answer),
+    /// The first output of the epoch that runs waits for its end.
+    OutputWaits,
     /// So much output waits for commits.
     OutputHeld {
         /// Payload bytes.

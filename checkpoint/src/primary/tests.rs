@@ -9,6 +9,7 @@ use super::{Action, Command, Config, CutOrder, Ending, Event, Primary};
 use crate::{
     Answer, Epoch, Question,
     message::{Close, ToBackup, ToPrimary},
+    pacing::{Goal, Pace},
 };
 
 const STEP: Duration = Duration::from_millis(1);
@@ -33,7 +34,15 @@ impl Bench {
     fn new() -> Self {
         let config = Config {
             node: node("a"),
-            interval: Duration::from_millis(10),
+            pace: Pace {
+                goal: Goal::Interval(Duration::from_millis(10)),
+                interval_min: Duration::from_millis(1),
+                interval_max: Duration::from_millis(100),
+                early: true,
+                gap_min: Duration::from_millis(2),
+                early_bytes_max: 1 << 20,
+                stretch_max: 4,
+            },
             heartbeat: Duration::from_millis(20),
             drop_after: Duration::from_millis(120),
             freeze_gap: Duration::from_millis(60),
@@ -101,9 +110,9 @@ impl Bench {
 
     fn finish_cut(&mut self, epoch: u64) {
         let epoch = Epoch::new(epoch);
-        self.tell(Event::CutDone { epoch, bytes: 4096 });
+        self.tell(Event::CutDone { epoch, bytes: 4096, pause: Duration::from_micros(100) });
         let close = Close { epoch, seed_chunks: None, chunks: 1, pages: 1, digest: [0; 32] };
-        self.tell(Event::Encoded { close });
+        self.tell(Event::Encoded { close, wire_bytes: 4096 });
     }
 
     fn answer(&mut self, answer: Answer) {
@@ -330,6 +339,43 @@ fn epochs_in_flight_are_bounded() {
         }
     }
     assert_eq!(cut, 3);
+}
+
+#[test]
+fn output_that_waits_ends_a_quiet_epoch_early() {
+    let mut bench = Bench::in_sync();
+    bench.pass(Duration::from_millis(8));
+    assert_eq!(bench.order().expect("it is due").epoch, Epoch::new(2));
+    bench.finish_cut(2);
+    bench.take();
+    bench.pass(Duration::from_millis(3));
+    assert!(bench.order().is_none(), "its interval is not over");
+    bench.tell(Event::OutputWaits);
+    assert_eq!(bench.order().expect("at once").epoch, Epoch::new(3));
+    bench.finish_cut(3);
+    bench.take();
+    bench.pass(Duration::from_millis(7));
+    assert!(bench.order().is_none(), "nothing waits in the next");
+}
+
+#[test]
+fn a_guest_whose_backups_lag_is_slowed() {
+    let mut bench = Bench::in_sync();
+    for epoch in 2..5 {
+        bench.hear(2, ToPrimary::Heartbeat { pong: 0 });
+        bench.pass(Duration::from_millis(12));
+        bench.order().expect("there is room");
+        bench.finish_cut(epoch);
+    }
+    bench.hear(2, ToPrimary::Heartbeat { pong: 0 });
+    bench.pass(Duration::from_millis(20));
+    assert!(!bench.take().contains(&Action::HoldGuest), "the epoch is stretched first");
+    bench.pass(Duration::from_millis(30));
+    assert!(bench.take().contains(&Action::HoldGuest));
+    bench.ack(2, 2);
+    let actions = bench.take();
+    assert!(actions.contains(&Action::FreeGuest), "{actions:?}");
+    assert!(actions.iter().any(|action| matches!(action, Action::Cut(_))), "{actions:?}");
 }
 
 #[test]

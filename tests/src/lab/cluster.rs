@@ -221,7 +221,9 @@ impl Lab {
     fn add_machine(&mut self, place: Place, boot: &Boot, disk: &Path) -> Result<(), LabError> {
         let (number, memory_mib) = match place {
             Place::Host(number) => (number, HOST_MIB + self.shape.guest.memory_mib),
-            Place::Arbiter | Place::Client => (0, OFFICE_MIB),
+            Place::Arbiter | Place::OtherArbiter(_) | Place::Etcd(_) | Place::Client => {
+                (0, OFFICE_MIB)
+            }
         };
         let mut nics = Vec::new();
         let folder = self.folder.path().to_owned();
@@ -297,7 +299,9 @@ impl Lab {
                 let address = place.replication_address().expect("hosts have one");
                 configuration::host_networks(&address.to_string())
             }
-            Place::Arbiter | Place::Client => configuration::office_networks(),
+            Place::Arbiter | Place::OtherArbiter(_) | Place::Etcd(_) | Place::Client => {
+                configuration::office_networks()
+            }
         };
         let machine = self.machine(place);
         machine.wait_ready(BOOT)?;

@@ -15,6 +15,7 @@ use checkpoint::{
     backup::{self, Backup},
     chunk::{ChunkId, Digest},
     message::{Machine, Refusal, ToBackup, ToPrimary, Welcome},
+    pacing::{Goal, Pace},
     primary::{self, Command, Ending, Primary},
 };
 
@@ -216,7 +217,15 @@ impl Cluster {
         let random = self.chance.number();
         let config = primary::Config {
             node: self.nodes[node].id.clone(),
-            interval: Duration::from_millis(10),
+            pace: Pace {
+                goal: Goal::Interval(Duration::from_millis(10)),
+                interval_min: Duration::from_millis(1),
+                interval_max: Duration::from_millis(100),
+                early: true,
+                gap_min: Duration::from_millis(2),
+                early_bytes_max: 1 << 20,
+                stretch_max: 4,
+            },
             heartbeat: HEARTBEAT,
             drop_after: DROP_AFTER,
             freeze_gap: FREEZE_GAP,
@@ -679,7 +688,14 @@ impl Cluster {
         for backup in &order.joins {
             guest.seeds.remove(backup);
         }
-        self.tell_primary(node, primary::Event::CutDone { epoch: order.epoch, bytes: 4096 });
+        self.tell_primary(
+            node,
+            primary::Event::CutDone {
+                epoch: order.epoch,
+                bytes: 4096,
+                pause: Duration::from_micros(200),
+            },
+        );
         let delay = self.chance.between(200..4_000);
         self.later(delay, node, Happening::Encoded { node, epoch: order.epoch });
     }
@@ -697,7 +713,10 @@ impl Cluster {
             let to = self.index(&backup);
             self.send_epoch(node, to, epoch, None);
         }
-        self.tell_primary(node, primary::Event::Encoded { close: close_of(epoch, work) });
+        self.tell_primary(
+            node,
+            primary::Event::Encoded { close: close_of(epoch, work), wire_bytes: 4096 },
+        );
     }
 
     fn seed_round(&mut self, node: usize, backup: &NodeId) {

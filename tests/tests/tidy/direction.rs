@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   arbiter ◀── checkpoint ◀─┬─ vmm ◀───────┬─ tools ◀─┬─ tests
-//!                            └─ transport ◀─┘          └─ benches
+//!      ▲                     ├─ transport ◀─┤          └─ benches
+//!      └───────────────────────── etcd ◀────┘
 //!   probe (what guest and clients agree on) ◀── guest, tools, tests, benches
 //! ```
 
@@ -10,7 +11,7 @@ use crate::checkout::Crate;
 
 /// Others' crates by the beginnings of their names.
 const ASYNC: &[&str] = &["async", "futures", "tokio"];
-const NETWORK: &[&str] = &["axum", "hyper", "quinn", "reqwest", "rustls", "socket2"];
+const NETWORK: &[&str] = &["axum", "etcd", "hyper", "quinn", "reqwest", "rustls", "socket2"];
 const VIRTUALISATION: &[&str] =
     &["event-manager", "kvm-", "linux-loader", "userfaultfd", "virtio-", "vm-", "vmm-sys-util"];
 const SYSTEM: &[&str] = &["libc", "nix", "rustix"];
@@ -31,16 +32,18 @@ const ALL_BELOW: &[&str] = &[
     "romulus",
     "romulus-arbiter",
     "romulus-checkpoint",
+    "romulus-etcd",
     "romulus-transport",
     "romulus-vmm",
     PROBE,
 ];
 
-const RULES: [Rule; 9] = [
+const RULES: [Rule; 10] = [
     Rule { package: PROBE, ours: &[], barred: CORE },
     Rule { package: "probe-guest", ours: &[PROBE], barred: CORE },
     Rule { package: "romulus-arbiter", ours: &[], barred: CORE },
     Rule { package: "romulus-checkpoint", ours: &["romulus-arbiter"], barred: CORE },
+    Rule { package: "romulus-etcd", ours: &["romulus-arbiter"], barred: &[VIRTUALISATION] },
     Rule { package: "romulus-transport", ours: BELOW_TOOLS, barred: &[VIRTUALISATION] },
     Rule { package: "romulus-vmm", ours: BELOW_TOOLS, barred: &[ASYNC, NETWORK] },
     Rule { package: "romulus", ours: ALL_BELOW, barred: &[] },

@@ -1,17 +1,32 @@
 //! The daemon that serves the register.
 //!
-//! It holds the register file's lock as long as it lives, answers nodes by
-//! `transport`, and ends at SIGTERM or SIGINT; every answer it gave is on disk
-//! by then.
+//! With a register file it holds the file's lock as long as it lives. With etcd
+//! it keeps nothing, so that several arbiters may serve the same registers, and
+//! starts whether etcd answers or not. It answers nodes by `transport`, and ends
+//! at SIGTERM or SIGINT; every answer it gave is on disk, its own or that of
+//! etcd's majority, by then.
 
-use arbiter::{FileStore, Store, StoreError};
+mod control;
+mod figures;
+mod registers;
+
+use std::sync::Arc;
+
+use arbiter::{FileError, Store, StoreError};
+use etcd::SettingsError;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use transport::{ArbiterServer, BindError, Identity, Options, identity::IdentityError};
 
+use self::{
+    control::Surface,
+    figures::{Counted, Figures},
+    registers::Registers,
+};
 use crate::{
     config::ArbiterConfig,
-    daemon::{ShellError, runtime},
+    control::{ControlSocket, SocketError},
+    daemon::{Serving, ShellError, runtime},
     exit::Exit,
 };
 
@@ -20,7 +35,13 @@ use crate::{
 pub enum ArbiterError {
     /// The register file cannot be used.
     #[error(transparent)]
+    File(#[from] FileError),
+    /// The registers cannot be read.
+    #[error(transparent)]
     Store(#[from] StoreError),
+    /// etcd cannot be reached with these settings.
+    #[error(transparent)]
+    Etcd(#[from] SettingsError),
     /// The certificate or key cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -37,6 +58,9 @@ pub enum ArbiterError {
     /// No threads or no signals.
     #[error(transparent)]
     Shell(#[from] ShellError),
+    /// There is no control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The address cannot be served.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -54,22 +78,35 @@ pub fn run(config: ArbiterConfig) -> Result<Exit, ArbiterError> {
         let certified = identity.node().clone();
         return Err(ArbiterError::Name { certified, configured: config.name });
     }
-    let store = FileStore::open(&config.store)?;
-    let vms = store.list()?.len();
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let registers = Registers::open(&config.store, runtime.handle())?;
+    let figures = Arc::new(Figures::default());
+    runtime.block_on(async {
         let caught = |source| ShellError::System { action: "catch signals", source };
         let mut terminate = signal(SignalKind::terminate()).map_err(caught)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(caught)?;
+        let counted = |store| Box::new(Counted { store, figures: figures.clone() });
+        let stores =
+            registers.handles().into_iter().map(|store| counted(store) as Box<dyn Store + Send>);
         let options = Options::default();
-        let server = ArbiterServer::serve(config.listen, &identity, &options, Box::new(store))?;
+        let server = ArbiterServer::serve(config.listen, &identity, &options, stores.collect())?;
         let address = server.local_address();
-        tracing::info!(name = %config.name, %address, vms, "the register is open");
+        let surface = Surface { name: config.name.clone(), address, registers, figures };
+        let control = config.control.as_deref().map(ControlSocket::bind).transpose()?;
+        let serving =
+            control.map(|socket| Serving::start(socket, control::routes(surface.clone())));
+        let watch = tokio::spawn(surface.watch());
+        tracing::info!(name = %config.name, %address, "the register is open");
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("the arbiter ends");
+        watch.abort();
         server.shutdown().await;
+        if let Some(serving) = serving {
+            serving.finish().await;
+        }
         Ok(Exit::Done)
     })
 }

@@ -70,9 +70,9 @@ pub enum Command {
         #[arg(value_name = "ARBITER.toml")]
         file: PathBuf,
     },
-    /// Show whether a VM is protected, and if not, why not
+    /// Show whether a VM is protected, or an arbiter ready, and if not, why not
     #[command(
-        after_help = "Examples:\n  romulus status web-1\n  romulus status /etc/romulus/web-1.toml --json"
+        after_help = "Examples:\n  romulus status web-1\n  romulus status /etc/romulus/web-1.toml --json\n  romulus status /run/romulus/arbiter.sock"
     )]
     Status(StatusArgs),
     /// Show what happened to a VM
@@ -146,9 +146,9 @@ pub struct VmArg {
 /// Arguments of `status`.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Which VM.
-    #[command(flatten)]
-    pub vm: VmArg,
+    /// A VM.toml or ARBITER.toml, a VM's name, or the path of a control socket
+    #[arg(value_name = "VM|ARBITER")]
+    pub target: String,
 }
 
 /// Arguments of `events`.

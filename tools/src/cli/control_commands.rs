@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     control::{
-        Accepted, Client, ClientError, FailoverBody, ProtectBody, ShutdownBody, UnprotectBody,
+        Accepted, AnyStatus, Client, ClientError, FailoverBody, ProtectBody, ShutdownBody,
+        UnprotectBody,
     },
     daemon::ShellError,
     exit::Exit,
@@ -27,9 +28,12 @@ const FOLLOW_WAIT: Duration = Duration::from_secs(25);
 const OFF_POLL: Duration = Duration::from_millis(200);
 
 pub(super) fn status(arguments: &StatusArgs, json: bool) -> Result<Exit, Failure> {
-    let client = target::client(&arguments.vm.vm)?;
-    let status = wait(client.status())??;
-    print(json, &status, || render::status(&status))
+    let client = target::client(&arguments.target)?;
+    let status = wait(client.any_status())??;
+    print(json, &status, || match &status {
+        AnyStatus::Node(status) => render::status(status),
+        AnyStatus::Arbiter(status) => render::arbiter_status(status),
+    })
 }
 
 pub(super) fn events(arguments: &EventsArgs, json: bool) -> Result<Exit, Failure> {

@@ -9,7 +9,8 @@ use std::{
 use serde::Serialize;
 
 use crate::control::{
-    EventRecord, PeerStatus, Percentiles, Protection, Severity, Status, VerifyReport,
+    ArbiterStatus, EtcdMember, EtcdMemberState, EventRecord, PeerStatus, Percentiles, Protection,
+    Readiness, RegisterStatus, RegisterStore, Severity, Status, VerifyReport,
 };
 
 /// Width of the names on the left.
@@ -76,6 +77,55 @@ pub(super) fn status(status: &Status) -> String {
     let features = &status.features;
     row("host", format!("KVM on {}, dirty {}", features.kvm_backend, features.dirty_tracking));
     text
+}
+
+pub(super) fn arbiter_status(status: &ArbiterStatus) -> String {
+    let mut text = String::new();
+    let headline = match &status.readiness {
+        Readiness::Ready => paint(Colour::Green, "ready"),
+        Readiness::NotReady { reason } => format!("{}: {reason}", paint(Colour::Red, "not ready")),
+    };
+    let _ = writeln!(text, "{}: {headline}", status.arbiter);
+    let mut row = |label: &str, value: String| {
+        let _ = writeln!(text, "  {label:LABEL_WIDTH$} {value}");
+    };
+    row("address", status.address.to_string());
+    match &status.store {
+        RegisterStore::File { path } => row("store", format!("the file {}", path.display())),
+        RegisterStore::Etcd { prefix, id, members } => {
+            let id = id.as_deref().unwrap_or("unknown");
+            row("store", format!("etcd, prefix {prefix}, registers {id}"));
+            members.iter().for_each(|member| row("member", etcd_member(member)));
+        }
+    }
+    match &status.registers {
+        Some(registers) => {
+            row("registers", registers.len().to_string());
+            for register in registers {
+                let RegisterStatus { vm, term, primary, in_sync } = register;
+                let in_sync = names(in_sync);
+                row(vm.as_str(), format!("term {term}, primary {primary}, in sync {in_sync}"));
+            }
+        }
+        None => row("registers", "unknown".to_owned()),
+    }
+    text
+}
+
+fn etcd_member(EtcdMember { endpoint, state }: &EtcdMember) -> String {
+    match state {
+        EtcdMemberState::Answers { leads, version, database_bytes, alarms } => {
+            let role = if *leads { "leads" } else { "follows" };
+            let mut text =
+                format!("{endpoint}, {role}, etcd {version}, {}", bytes(*database_bytes));
+            for alarm in alarms {
+                let _ = write!(text, ", {}: {alarm}", paint(Colour::Red, "alarm"));
+            }
+            text
+        }
+        // The words name it.
+        EtcdMemberState::Faulty { reason } => paint(Colour::Yellow, reason),
+    }
 }
 
 fn peer(peer: &PeerStatus) -> String {

@@ -1,4 +1,4 @@
-//! Which control socket is meant by a VM's name, its file, or a path.
+//! Which control socket is meant by a name, a file, or a path.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use arbiter::VmId;
 use thiserror::Error;
 
 use crate::{
-    config::{self, ConfigError},
+    config::{self, AnyConfig, ConfigError},
     control::Client,
 };
 
@@ -21,9 +21,15 @@ pub enum TargetError {
     /// The file is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// An arbiter without a control socket.
+    #[error("{given} has no control socket: add the key `control` to its section [arbiter]")]
+    Mute {
+        /// What was typed.
+        given: String,
+    },
     /// Neither a file nor a name.
     #[error(
-        "`{given}` is neither a VM.toml, nor a control socket, nor a VM's name: try `/etc/romulus/web-1.toml` or `web-1`"
+        "`{given}` is neither a configuration, nor a control socket, nor a VM's name: try `/etc/romulus/web-1.toml` or `web-1`"
     )]
     Unclear {
         /// What was typed.
@@ -40,7 +46,12 @@ pub(super) fn client(given: &str) -> Result<Client, TargetError> {
 fn socket_of(given: &str, folder: &Path) -> Result<PathBuf, TargetError> {
     let path = Path::new(given);
     if path.extension().is_some_and(|ending| ending == "toml") {
-        return Ok(config::read_vm(path)?.node.control);
+        return match config::read_any(path)? {
+            AnyConfig::Vm(config) => Ok(config.node.control),
+            AnyConfig::Arbiter(config) => {
+                config.control.ok_or_else(|| TargetError::Mute { given: given.to_owned() })
+            }
+        };
     }
     if given.contains('/') || path.extension().is_some_and(|ending| ending == "sock") {
         return Ok(path.to_owned());

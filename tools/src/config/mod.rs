@@ -9,6 +9,7 @@ mod arbiter_file;
 mod disks;
 mod error;
 mod host_files;
+mod pace;
 mod section;
 mod types;
 mod vm_file;
@@ -23,7 +24,7 @@ pub use self::{
         ArbiterConfig, ArbiterPeer, BootProtocol, Capture, Console, DirtyTracking, Disk,
         DiskDigest, DiskSerial, IdentityFiles, InterfaceName, InvalidDiskSerial,
         InvalidInterfaceName, InvalidMac, Kernel, MacAddress, Network, Node, OnPanic, OnReboot,
-        Peer, Replication, Vm, VmConfig,
+        Peer, Replication, StoreConfig, Vm, VmConfig,
     },
 };
 use self::{host_files::HostFiles, section::Source};
@@ -38,7 +39,7 @@ pub enum AnyConfig {
     /// A VM on a node.
     Vm(Box<VmConfig>),
     /// The arbiter.
-    Arbiter(ArbiterConfig),
+    Arbiter(Box<ArbiterConfig>),
 }
 
 /// Reads the configuration of a VM on a node.
@@ -73,7 +74,7 @@ pub fn read_any(path: &Path) -> Result<AnyConfig, ConfigError> {
     let files = HostFiles::beside(path);
     let root = Source::new(&text).parse().map_err(|fault| faulty(path, fault))?;
     let parsed = if root.has("arbiter") && !root.has("vm") && !root.has("node") {
-        arbiter_file::parse(&text, &files).map(AnyConfig::Arbiter)
+        arbiter_file::parse(&text, &files).map(|config| AnyConfig::Arbiter(Box::new(config)))
     } else {
         vm_file::parse(&text, &files).map(|config| AnyConfig::Vm(Box::new(config)))
     };

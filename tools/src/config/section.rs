@@ -106,6 +106,16 @@ impl<'a> Section<'a> {
         Fault { line: self.line, key: self.full(key), problem: "is missing".to_owned(), remedy }
     }
 
+    /// A complaint about this table as a whole.
+    pub(super) fn misplaced(&self, problem: &str, remedy: &str) -> Fault {
+        Fault {
+            line: self.line,
+            key: self.name.clone(),
+            problem: problem.to_owned(),
+            remedy: remedy.to_owned(),
+        }
+    }
+
     /// A sub-table, if it is there.
     pub(super) fn section(&mut self, key: &'static str) -> Result<Option<Section<'a>>, Fault> {
         let Some(found) = self.take(key) else { return Ok(None) };
@@ -144,6 +154,32 @@ impl<'a> Section<'a> {
             DeValue::String(text) => Ok(Some(found.with(text.to_string()))),
             other => Err(mismatch(&found.key, found.line, "a text in quotes", other.type_str())),
         }
+    }
+
+    /// A list of texts, which must be there and not be empty.
+    pub(super) fn texts_required(
+        &mut self,
+        key: &'static str,
+        example: &str,
+    ) -> Result<Vec<Found<String>>, Fault> {
+        let Some(found) = self.take(key) else { return Err(self.missing(key, example)) };
+        let DeValue::Array(array) = &found.value else {
+            let have = found.value.type_str();
+            return Err(mismatch(&found.key, found.line, "a list of texts in quotes", have));
+        };
+        if array.is_empty() {
+            return Err(found.fault("is empty", format!("write it like {example}")));
+        }
+        let text = |spanned: &Spanned<DeValue<'a>>| {
+            let line = self.source.line(spanned.span().start);
+            match spanned.get_ref() {
+                DeValue::String(text) => {
+                    Ok(Found { value: text.to_string(), line, key: found.key.clone() })
+                }
+                other => Err(mismatch(&found.key, line, "a text in quotes", other.type_str())),
+            }
+        };
+        array.iter().map(text).collect()
     }
 
     /// A text that is parsed further, if it is there.

@@ -4,6 +4,8 @@ use std::{fs, path::PathBuf};
 
 use tempfile::TempDir;
 
+use checkpoint::pacing::Goal;
+
 use super::*;
 
 const SOUND: &str = r#"[vm]
@@ -58,13 +60,16 @@ fn a_sound_file_and_its_defaults() {
     let (folder, path) = written(SOUND);
     let config = read_vm(&path).unwrap();
     assert_eq!(config.vm.kernel, Kernel::Probe);
-    assert_eq!(config.replication.epoch.as_millis(), 10);
+    let interval = Goal::Interval(std::time::Duration::from_millis(10));
+    assert_eq!(config.replication.pace.goal, interval);
     assert_eq!(config.replication.heartbeat.as_millis(), 20);
     assert_eq!(config.replication.staging_mib_max.get(), 256);
     assert_eq!(config.replication.seed_mib_per_s_max, None);
     assert_eq!(config.node.identity.key, folder.path().join("node.key"));
     assert_eq!(config.network.unwrap().mac.octets(), [0x52, 0x54, 0, 0, 0, 1]);
     assert_eq!(config.peers.len(), 1);
+    assert_eq!(config.arbiters.len(), 1);
+    assert_eq!(config.replication.arbiter_timeout.as_millis(), 500);
     assert!(config.vm.rng && config.disks.is_empty());
 }
 
@@ -270,6 +275,26 @@ const MISTAKES: &[(&str, &str, &str)] = &[
         "vm.toml:25: peers.name: node-b is listed twice: list every node once",
     ),
     (
+        "[arbiter]\n",
+        "[[arbiters]]\nname = \"arbiter-2\"\naddress = \"10.1.0.8:7800\"\n[arbiter]\n",
+        "vm.toml:24: arbiters: is beside [arbiter]: list all arbiters as [[arbiters]], or only one as [arbiter]",
+    ),
+    (
+        "[arbiter]\n",
+        "[[arbiters]]\nname = \"arbiter-2\"\naddress = \"10.1.0.9:7800\"\n[[arbiters]]\n",
+        "vm.toml:29: arbiters.address: 10.1.0.9:7800 is listed twice: list every arbiter once",
+    ),
+    (
+        "[arbiter]\nname = \"arbiter\"",
+        "[arbiter]\nname = \"node-a\"",
+        "vm.toml:25: arbiter.name: node-a is this node itself: give the arbiter and the nodes names of their own",
+    ),
+    (
+        "[arbiter]",
+        "[arbeiter]",
+        "vm.toml:1: arbiter: is missing: line 24 has `arbeiter`, did you mean that?",
+    ),
+    (
         "epoch_ms = 10",
         "heartbeat_ms = 60",
         "vm.toml:28: replication.detection_ms: 150 ms are less than 3 heartbeats of 60 ms: use at least 180, or a shorter heartbeat_ms",
@@ -326,16 +351,175 @@ fn a_missing_file_is_named() {
 }
 
 #[test]
-fn an_arbiters_file() {
-    let text = "[arbiter]\nname = \"arbiter\"\nlisten = \"10.1.0.9:7800\"\nstore = \"register\"\n\
-                ca = \"ca.pem\"\ncert = \"node.pem\"\nkey = \"node.key\"\n";
+fn several_arbiters() {
+    let text = SOUND.replacen(
+        "[arbiter]\n",
+        "[[arbiters]]\nname = \"arbiter-2\"\naddress = \"10.1.0.8:7800\"\n[[arbiters]]\n",
+        1,
+    );
+    let (_folder, path) = written(&text);
+    let names: Vec<_> =
+        read_vm(&path).unwrap().arbiters.into_iter().map(|it| it.name.to_string()).collect();
+    assert_eq!(names, ["arbiter-2", "arbiter"]);
+}
+
+const ARBITER: &str = r#"[arbiter]
+name = "arbiter"
+listen = "10.1.0.9:7800"
+store = "register"
+ca = "ca.pem"
+cert = "node.pem"
+key = "node.key"
+"#;
+
+fn arbiter(text: &str) -> (TempDir, ArbiterConfig) {
     let (folder, path) = written(text);
     let AnyConfig::Arbiter(config) = read_any(&path).unwrap() else { panic!("took it for a VM's") };
-    assert_eq!(config.store, folder.path().join("register"));
+    (folder, *config)
+}
+
+#[test]
+fn an_arbiters_file() {
+    let (folder, config) = arbiter(ARBITER);
+    assert_eq!(config.store, StoreConfig::File(folder.path().join("register")));
     assert_eq!(config.control, None);
-    let told = complaint(&text.replace("store", "stroe"));
+    let told = complaint(&ARBITER.replace("store", "stroe"));
     let expected = "arbiter.store: is missing: line 4 has `stroe`, did you mean that?";
     assert!(told.contains(expected), "{told}");
+}
+
+const ETCD: &str = r#"[arbiter]
+name = "arbiter"
+listen = "10.1.0.9:7800"
+ca = "ca.pem"
+cert = "node.pem"
+key = "node.key"
+
+[arbiter.etcd]
+endpoints = ["https://10.1.0.9:2379", "https://etcd-2:2379"]
+prefix = "/site-1/"
+ca = "ca.pem"
+cert = "node.pem"
+key = "node.key"
+user = "romulus"
+password_file = "node.key"
+timeout_ms = 200
+"#;
+
+#[test]
+fn an_arbiters_file_with_etcd() {
+    let (folder, config) = arbiter(ETCD);
+    let file = |name| folder.path().join(name);
+    let StoreConfig::Etcd(settings) = config.store else { panic!("{:?}", config.store) };
+    assert_eq!(settings.endpoints, ["https://10.1.0.9:2379", "https://etcd-2:2379"]);
+    assert_eq!(settings.prefix, "/site-1/");
+    assert_eq!(settings.timeout.as_millis(), 200);
+    let tls = settings.tls.unwrap();
+    assert_eq!(tls.identity, Some((file("node.pem"), file("node.key"))));
+    assert_eq!(settings.credentials.unwrap().password_file, file("node.key"));
+
+    let least = ETCD.split_once("prefix").unwrap().0.replace("https", "http");
+    let (_folder, config) = arbiter(&least);
+    let StoreConfig::Etcd(settings) = config.store else { panic!("{:?}", config.store) };
+    assert_eq!(settings.prefix, "/romulus/");
+    assert_eq!(settings.timeout.as_millis(), 300);
+    assert_eq!((settings.tls, settings.credentials), (None, None));
+}
+
+/// As [`MISTAKES`], of [`ETCD`].
+const ETCD_MISTAKES: &[(&str, &str, &str)] = &[
+    (
+        "listen = ",
+        "store = \"register\"\nlisten = ",
+        "vm.toml:3: arbiter.store: names a file, and [arbiter.etcd] is there, too: keep the registers in one place: remove either",
+    ),
+    (
+        "endpoints = [\"https://10.1.0.9:2379\", \"https://etcd-2:2379\"]",
+        "endpoints = []",
+        "vm.toml:9: arbiter.etcd.endpoints: is empty: write it like endpoints = [\"https://10.1.0.9:2379\"]",
+    ),
+    (
+        "endpoints = [\"https://10.1.0.9:2379\", \"https://etcd-2:2379\"]",
+        "endpoints = \"https://10.1.0.9:2379\"",
+        "vm.toml:9: arbiter.etcd.endpoints: is of the type string: it must be a list of texts in quotes",
+    ),
+    (
+        "\"https://etcd-2:2379\"",
+        "7",
+        "vm.toml:9: arbiter.etcd.endpoints: is of the type integer: it must be a text in quotes",
+    ),
+    (
+        "https://etcd-2:2379",
+        "etcd-2:2379",
+        "vm.toml:9: arbiter.etcd.endpoints: \"etcd-2:2379\" begins with neither https:// nor http://: write it like endpoints = [\"https://10.1.0.9:2379\"]",
+    ),
+    (
+        "https://etcd-2:2379",
+        "https://etcd-2",
+        "vm.toml:9: arbiter.etcd.endpoints: \"https://etcd-2\" is no URL of a host and a port: write it like endpoints = [\"https://10.1.0.9:2379\"]",
+    ),
+    (
+        "https://etcd-2:2379",
+        "http://etcd-2:2379",
+        "vm.toml:9: arbiter.etcd.endpoints: \"http://etcd-2:2379\" is not encrypted like the ones before, or the reverse: use https:// for all members",
+    ),
+    (
+        "https://etcd-2:2379",
+        "https://10.1.0.9:2379",
+        "vm.toml:9: arbiter.etcd.endpoints: \"https://10.1.0.9:2379\" is listed twice: list it once",
+    ),
+    (
+        "/site-1/",
+        "/site-1",
+        "vm.toml:10: arbiter.etcd.prefix: \"/site-1\" is no beginning of keys: end it with a slash, within 256 bytes",
+    ),
+    (
+        "prefix = \"/site-1/\"\nca = \"ca.pem\"\n",
+        "",
+        "vm.toml:8: arbiter.etcd.ca: is missing: add it, for example ca = \"etcd-ca.pem\"",
+    ),
+    (
+        "key = \"node.key\"\nuser",
+        "user",
+        "vm.toml:12: arbiter.etcd.cert: has no key: add the key `key`",
+    ),
+    (
+        "user = \"romulus\"\n",
+        "",
+        "vm.toml:14: arbiter.etcd.password_file: has no user: add the key `user`",
+    ),
+    (
+        "password_file = \"node.key\"\n",
+        "",
+        "vm.toml:14: arbiter.etcd.user: has no password: add the key `password_file`",
+    ),
+    (
+        "password_file",
+        "password",
+        "vm.toml:14: arbiter.etcd.user: has no password: add the key `password_file`",
+    ),
+    (
+        "timeout_ms = 200",
+        "timeout_ms = 2",
+        "vm.toml:16: arbiter.etcd.timeout_ms: 2 is out of range: use 10 to 60000 ms",
+    ),
+    (
+        "timeout_ms",
+        "timeuot_ms",
+        "vm.toml:16: arbiter.etcd.timeuot_ms: is not a setting: did you mean `timeout_ms`?",
+    ),
+];
+
+#[test]
+fn what_can_be_written_wrongly_about_etcd() {
+    for (sound, wrong, expected) in ETCD_MISTAKES {
+        assert!(ETCD.contains(sound), "{sound}");
+        assert_eq!(complaint(&ETCD.replacen(sound, wrong, 1)), *expected);
+    }
+    let clear = ETCD.replace("https", "http");
+    let expected =
+        "vm.toml:11: arbiter.etcd.ca: is for endpoints with https://: use them, or remove it";
+    assert_eq!(complaint(&clear), expected);
 }
 
 proptest::proptest! {

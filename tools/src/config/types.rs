@@ -10,7 +10,7 @@ use std::{
 };
 
 use arbiter::{NodeId, VmId};
-use checkpoint::chunk::Compression;
+use checkpoint::{chunk::Compression, pacing::Pace};
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 use vmm::host::{feature::Feature, model::CpuModel};
@@ -30,8 +30,9 @@ pub struct VmConfig {
     pub node: Node,
     /// The hosts that may stand by, or run the guest while this one stands by.
     pub peers: Vec<Peer>,
-    /// Who settles the right to run.
-    pub arbiter: ArbiterPeer,
+    /// Who settle the right to run: any of them, about the same registers. At
+    /// least one.
+    pub arbiters: Vec<ArbiterPeer>,
     /// How the guest is replicated.
     pub replication: Replication,
 }
@@ -207,7 +208,7 @@ pub struct Peer {
     pub address: SocketAddr,
 }
 
-/// Where the arbiter is.
+/// Where an arbiter is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ArbiterPeer {
     /// Its name, as in its certificate.
@@ -230,9 +231,9 @@ pub enum Capture {
 /// How the guest is replicated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Replication {
-    /// Run interval between two checkpoints.
-    #[serde(rename = "epoch_ms", serialize_with = "as_millis")]
-    pub epoch: Duration,
+    /// When epochs end.
+    #[serde(flatten, serialize_with = "super::pace::serialize")]
+    pub pace: Pace,
     /// How often a node says that it lives.
     #[serde(rename = "heartbeat_ms", serialize_with = "as_millis")]
     pub heartbeat: Duration,
@@ -262,6 +263,9 @@ pub struct Replication {
     pub audit: bool,
     /// Send the last committed epoch's output again after a promotion.
     pub resend_outputs: bool,
+    /// How long one question to the arbiters may take, repeats included.
+    #[serde(rename = "arbiter_timeout_ms", serialize_with = "as_millis")]
+    pub arbiter_timeout: Duration,
     /// Encoder threads.
     pub encode_threads: NonZeroU16,
     /// Parallel streams for chunks.
@@ -281,12 +285,22 @@ pub struct ArbiterConfig {
     pub name: NodeId,
     /// Where nodes ask.
     pub listen: SocketAddr,
-    /// The register file.
-    pub store: PathBuf,
+    /// Where the registers are.
+    pub store: StoreConfig,
     /// The control API's socket, if it is to have one.
     pub control: Option<PathBuf>,
     /// Its certificate and key.
     pub identity: IdentityFiles,
+}
+
+/// Where an arbiter keeps the registers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreConfig {
+    /// In a file of its own.
+    File(PathBuf),
+    /// In an etcd cluster, which other arbiters may share.
+    Etcd(etcd::Settings),
 }
 
 fn as_word<S: Serializer>(compression: &Compression, serializer: S) -> Result<S::Ok, S::Error> {

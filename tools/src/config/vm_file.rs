@@ -13,6 +13,7 @@ use super::{
     disks,
     error::Fault,
     host_files::HostFiles,
+    pace,
     section::{Found, Section, Source},
     types::{
         ArbiterPeer, BootProtocol, Capture, Console, DirtyTracking, Kernel, Network, Node, OnPanic,
@@ -36,7 +37,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
     let mut required = |key, example| root.section(key)?.ok_or_else(|| root.missing(key, example));
     let vm = required("vm", "[vm] with name, memory_mib, vcpus and kernel")?;
     let node = required("node", "[node] with name, listen, state_dir, control, ca, cert and key")?;
-    let arbiter = required("arbiter", "[arbiter] with name and address")?;
+    let arbiters = arbiter_sections(&mut root)?;
     let network = root.section("network")?;
     let console = root.section("console")?;
     let disks = root.sections("disks")?;
@@ -46,8 +47,8 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
 
     let vm = parse_vm(vm, files)?;
     let node = parse_node(node, files)?;
-    let arbiter = parse_arbiter(arbiter)?;
-    let peers = parse_peers(peers, &node, &arbiter)?;
+    let arbiters = parse_arbiters(arbiters, &node)?;
+    let peers = parse_peers(peers, &node, &arbiters)?;
     let disks = disks::parse(disks, files, !peers.is_empty())?;
     let replication = match replication {
         Some(section) => parse_replication(section, &vm)?,
@@ -63,7 +64,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
         vm,
         node,
         peers,
-        arbiter,
+        arbiters,
         replication,
     })
 }
@@ -192,19 +193,47 @@ fn parse_node(mut section: Section<'_>, files: &HostFiles) -> Result<Node, Fault
     Ok(node)
 }
 
-fn parse_arbiter(mut section: Section<'_>) -> Result<ArbiterPeer, Fault> {
-    let arbiter = ArbiterPeer {
-        name: section.parsed_required("name", "name = \"arbiter\"")?.value,
-        address: section.parsed_required("address", "address = \"10.1.0.9:7800\"")?.value,
-    };
-    section.finish()?;
-    Ok(arbiter)
+/// `[arbiter]`, or `[[arbiters]]` for several.
+fn arbiter_sections<'a>(root: &mut Section<'a>) -> Result<Vec<Section<'a>>, Fault> {
+    let one = root.section("arbiter")?;
+    let mut several = root.sections("arbiters")?;
+    match (one, several.is_empty()) {
+        (Some(one), true) => Ok(vec![one]),
+        (None, false) => Ok(several),
+        (None, true) => Err(root.missing("arbiter", "[arbiter] with name and address")),
+        (Some(_), false) => Err(several.remove(0).misplaced(
+            "is beside [arbiter]",
+            "list all arbiters as [[arbiters]], or only one as [arbiter]",
+        )),
+    }
+}
+
+fn parse_arbiters(sections: Vec<Section<'_>>, node: &Node) -> Result<Vec<ArbiterPeer>, Fault> {
+    let mut arbiters: Vec<ArbiterPeer> = Vec::new();
+    for mut section in sections {
+        let name: Found<arbiter::NodeId> = section.parsed_required("name", "name = \"arbiter\"")?;
+        let address: Found<std::net::SocketAddr> =
+            section.parsed_required("address", "address = \"10.1.0.9:7800\"")?;
+        section.finish()?;
+        if name.value == node.name {
+            return Err(name.fault(
+                format!("{} is this node itself", name.value),
+                "give the arbiter and the nodes names of their own",
+            ));
+        }
+        if arbiters.iter().any(|other| other.address == address.value) {
+            return Err(address
+                .fault(format!("{} is listed twice", address.value), "list every arbiter once"));
+        }
+        arbiters.push(ArbiterPeer { name: name.value, address: address.value });
+    }
+    Ok(arbiters)
 }
 
 fn parse_peers(
     sections: Vec<Section<'_>>,
     node: &Node,
-    arbiter: &ArbiterPeer,
+    arbiters: &[ArbiterPeer],
 ) -> Result<Vec<Peer>, Fault> {
     let mut seen = BTreeSet::new();
     let mut peers = Vec::new();
@@ -218,7 +247,7 @@ fn parse_peers(
                 "list only the other nodes",
             ));
         }
-        if name.value == arbiter.name {
+        if arbiters.iter().any(|arbiter| arbiter.name == name.value) {
             return Err(name.fault(
                 format!("{} is the arbiter", name.value),
                 "give the arbiter and the nodes names of their own",
@@ -235,7 +264,7 @@ fn parse_peers(
 }
 
 fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, Fault> {
-    let epoch = section.number("epoch_ms", 25, 1..=10_000, " ms")?;
+    let (pace, epoch) = pace::parse(&mut section)?;
     let heartbeat = section.number("heartbeat_ms", 20, 1..=10_000, " ms")?;
     let detection = section.number("detection_ms", 150, 1..=600_000, " ms")?;
     let drop = section.number("drop_ms", 120, 1..=600_000, " ms")?;
@@ -254,6 +283,7 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let data_streams = section.number("data_streams", 4, 1..=16, " streams")?;
     let mtu = section.number("mtu_max", 1452, 1200..=65_000, " bytes")?;
     let seed = section.number("seed_mib_per_s_max", 0, 0..=MEMORY_MIB_MAX, " MiB/s")?;
+    let arbiter_timeout = section.number("arbiter_timeout_ms", 500, 100..=60_000, " ms")?;
     let captures = [("protect", Capture::Protect), ("copy", Capture::Copy)];
     let capture = section.choice("capture", &captures, Capture::Protect)?;
     let copy = section.number("copy_us_max", 500, 0..=1_000_000, " us")?;
@@ -264,7 +294,7 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let audit = section.flag("audit", false)?;
     section.finish()?;
     Ok(Replication {
-        epoch: Duration::from_millis(epoch.value),
+        pace,
         heartbeat: Duration::from_millis(heartbeat.value),
         detection: Duration::from_millis(detection.value),
         drop: Duration::from_millis(drop.value),
@@ -277,6 +307,7 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
         compression,
         audit,
         resend_outputs,
+        arbiter_timeout: Duration::from_millis(arbiter_timeout.value),
         encode_threads: nonzero_u16(&encode_threads)?,
         data_streams: nonzero_u16(&data_streams)?,
         mtu_max: nonzero_u16(&mtu)?,

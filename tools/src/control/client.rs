@@ -13,9 +13,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use super::types::{
-    Accepted, CONSOLE_FROM, CONSOLE_NEXT, CONSOLE_PROCESS, ErrorBody, EventPage, FailoverBody,
-    ProtectBody, ShutdownBody, Status, Typed, UnprotectBody, VerifyReport,
+use super::{
+    arbiter_status::{AnyStatus, ArbiterStatus},
+    types::{
+        Accepted, CONSOLE_FROM, CONSOLE_NEXT, CONSOLE_PROCESS, ErrorBody, EventPage, FailoverBody,
+        ProtectBody, ShutdownBody, Status, Typed, UnprotectBody, VerifyReport,
+    },
 };
 use crate::telemetry::ConsolePage;
 
@@ -30,7 +33,7 @@ const VERIFY_PATIENCE: Duration = Duration::from_secs(310);
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// Nobody serves the socket.
-    #[error("nobody serves {path} ({source}): is the VM's process running on this host?", path = path.display())]
+    #[error("nobody serves {path} ({source}): is its process running on this host?", path = path.display())]
     Absent {
         /// The socket.
         path: PathBuf,
@@ -38,7 +41,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// We may not.
-    #[error("not allowed to use {path}: run this as the user that runs the VM, usually root", path = path.display())]
+    #[error("not allowed to use {path}: run this as the user that runs its process, usually root", path = path.display())]
     Forbidden {
         /// The socket.
         path: PathBuf,
@@ -91,6 +94,23 @@ impl Client {
     ///
     /// [`ClientError`]; so do all the others.
     pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get("/status", PATIENCE).await
+    }
+
+    /// `GET /status` of a node or an arbiter.
+    pub async fn any_status(&self) -> Result<AnyStatus, ClientError> {
+        let answer: serde_json::Value = self.get("/status", PATIENCE).await?;
+        let is_arbiter = answer.get("store").is_some();
+        let decoded = if is_arbiter {
+            serde_json::from_value(answer).map(|status| AnyStatus::Arbiter(Box::new(status)))
+        } else {
+            serde_json::from_value(answer).map(|status| AnyStatus::Node(Box::new(status)))
+        };
+        decoded.map_err(|error| self.broken(error))
+    }
+
+    /// `GET /status` of an arbiter.
+    pub async fn arbiter_status(&self) -> Result<ArbiterStatus, ClientError> {
         self.get("/status", PATIENCE).await
     }
 

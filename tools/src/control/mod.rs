@@ -11,18 +11,27 @@
 //! | `POST /verify` | [`VerifyReport`] |
 //! | `POST /shutdown`, `/stop` | [`Accepted`] |
 //!
+//! An arbiter's has `GET /status`, which is an [`ArbiterStatus`], and
+//! `GET /metrics`.
+//!
 //! Errors are [`ErrorBody`]. The daemons' cores know only [`ControlRequest`].
 
+mod arbiter_status;
 mod client;
 mod request;
 mod server;
 mod socket;
 mod types;
 
+pub(crate) use self::server::{ApiError, prometheus_text};
 pub use self::{
+    arbiter_status::{
+        AnyStatus, ArbiterStatus, EtcdMember, EtcdMemberState, Readiness, RegisterStatus,
+        RegisterStore,
+    },
     client::{Client, ClientError},
     request::{ControlRequest, ControlRequests, Refused, RefusedKind, Reply, WAITING_MAX},
-    server::{Surface, serve, serve_on},
+    server::{Surface, routes, serve, serve_on},
     socket::{ControlSocket, SocketError},
     types::{
         Accepted, ArbiterState, Behind, ErrorBody, EventKind, EventPage, EventRecord, FailoverBody,

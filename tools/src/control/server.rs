@@ -54,28 +54,28 @@ pub struct Surface {
     pub console: Arc<ConsoleTail>,
 }
 
-/// Serves until `shutdown` resolves.
+/// Serves `routes` until `shutdown` resolves.
 ///
 /// # Errors
 ///
 /// If the socket fails.
 pub async fn serve(
     socket: ControlSocket,
-    surface: Surface,
+    routes: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let (listener, _file) = socket.into_parts();
-    serve_on(listener, surface, shutdown).await
+    serve_on(listener, routes, shutdown).await
 }
 
-/// Serves whoever comes by `listener`, until `shutdown` resolves.
+/// Serves `routes` to whoever comes by `listener`, until `shutdown` resolves.
 ///
 /// # Errors
 ///
 /// If serving fails, which it does not for want of callers.
 pub async fn serve_on<L>(
     listener: L,
-    surface: Surface,
+    routes: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()>
 where
@@ -87,7 +87,7 @@ where
         shutdown.await;
         let _ = ending.send(());
     };
-    let serving = axum::serve(listener, router(surface)).with_graceful_shutdown(graceful);
+    let serving = axum::serve(listener, routes).with_graceful_shutdown(graceful);
     let overtime = async move {
         let _ = ended.await;
         tokio::time::sleep(DRAIN_TIMEOUT).await;
@@ -98,7 +98,8 @@ where
     }
 }
 
-fn router(surface: Surface) -> Router {
+/// A node's routes.
+pub fn routes(surface: Surface) -> Router {
     Router::new()
         .route("/status", get(status))
         .route("/events", get(events))
@@ -148,8 +149,13 @@ async fn events(
 }
 
 async fn metrics(State(surface): State<Surface>) -> Response {
+    prometheus_text(surface.metrics.render())
+}
+
+/// Figures as an answer.
+pub(crate) fn prometheus_text(figures: String) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], surface.metrics.render()).into_response()
+    ([(header::CONTENT_TYPE, kind)], figures).into_response()
 }
 
 async fn console(
@@ -259,14 +265,19 @@ impl Surface {
     }
 }
 
+/// An answer that is an error.
 #[derive(Debug)]
-struct ApiError {
+pub(crate) struct ApiError {
     status: StatusCode,
     body: ErrorBody,
 }
 
 impl ApiError {
-    fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(crate) fn new(
+        status: StatusCode,
+        error: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self { status, body: ErrorBody { error: error.into(), remedy: remedy.into() } }
     }
 

@@ -64,7 +64,7 @@ fn daemon() -> Daemon {
         console: Arc::new(ConsoleTail::default()),
     };
     let (shutdown, ended) = oneshot::channel::<()>();
-    let serving = tokio::spawn(serve(socket, surface.clone(), async {
+    let serving = tokio::spawn(serve(socket, routes(surface.clone()), async {
         let _ = ended.await;
     }));
     Daemon { folder, client: Client::new(path), requests, surface, shutdown, serving }

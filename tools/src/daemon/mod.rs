@@ -11,6 +11,7 @@
 
 use std::{io, path::Path, sync::Arc};
 
+use axum::Router;
 use thiserror::Error;
 use tokio::{
     runtime::Runtime,
@@ -91,12 +92,8 @@ impl Shell {
             metrics: telemetry.metrics.clone(),
             console: telemetry.console.clone(),
         };
-        let (shutdown, ended) = oneshot::channel::<()>();
-        let task = runtime.spawn(control::serve(socket, surface, async {
-            let _ = ended.await;
-        }));
+        let serving = Serving::start(socket, control::routes(surface));
         runtime.spawn(pass_signals(terminate, interrupt, sender));
-        let serving = Serving { shutdown: Some(shutdown), task: Some(task) };
         Ok(Self { requests, telemetry, serving })
     }
 
@@ -109,6 +106,16 @@ impl Shell {
 }
 
 impl Serving {
+    /// Serves `routes` at `socket` until this is dropped. Needs a tokio runtime.
+    #[must_use]
+    pub fn start(socket: ControlSocket, routes: Router) -> Self {
+        let (shutdown, ended) = oneshot::channel::<()>();
+        let task = tokio::spawn(control::serve(socket, routes, async {
+            let _ = ended.await;
+        }));
+        Self { shutdown: Some(shutdown), task: Some(task) }
+    }
+
     /// Ends the control API after answering what is under way.
     pub async fn finish(mut self) {
         drop(self.shutdown.take());

@@ -1,6 +1,9 @@
 //! Carries a machine's questions to the arbiter and the answers back.
+//!
+//! What the machine need not know, an operator wants to: why there was no
+//! answer. It is logged when it changes, not at every repeat.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arbiter::VmId;
 use checkpoint::{Answer, Question};
@@ -15,7 +18,12 @@ pub struct Asker {
     handle: Handle,
     client: Arc<ArbiterClient>,
     vm: VmId,
+    trouble: Trouble,
 }
+
+/// What was last logged about questions in vain; empty after an answer.
+#[derive(Debug, Clone, Default)]
+struct Trouble(Arc<Mutex<String>>);
 
 impl Asker {
     /// An asker about the VM of `host`.
@@ -25,42 +33,72 @@ impl Asker {
             handle: host.runtime.handle().clone(),
             client: host.arbiter.clone(),
             vm: host.config.vm.name.clone(),
+            trouble: Trouble::default(),
         }
     }
 
     /// Asks `question`; `answered` is called once, from another thread.
     pub fn ask(&self, question: Question, answered: impl FnOnce(Answer) + Send + 'static) {
-        let (client, vm) = (self.client.clone(), self.vm.clone());
-        self.handle.spawn(async move { answered(carry(&client, &vm, question).await) });
+        let asker = self.clone();
+        self.handle.spawn(async move { answered(asker.carry(question).await) });
     }
 
     /// Asks and waits. Not to be called from the runtime's threads.
     #[must_use]
     pub fn ask_blocking(&self, question: Question) -> Answer {
-        self.handle.block_on(carry(&self.client, &self.vm, question))
+        self.handle.block_on(self.carry(question))
+    }
+
+    async fn carry(&self, question: Question) -> Answer {
+        let (client, vm) = (&self.client, &self.vm);
+        let answer = match question {
+            Question::Change(request) => client.execute(vm, &request).await.map(Answer::Outcome),
+            Question::Read => client
+                .load(vm)
+                .await
+                .map(|record| Answer::Register(record.map(|record| record.register))),
+        };
+        match answer {
+            Ok(answer) => {
+                self.trouble.is_over();
+                answer
+            }
+            Err(error) => {
+                self.trouble.is(&error);
+                unanswered(&error)
+            }
+        }
     }
 }
 
-async fn carry(client: &ArbiterClient, vm: &VmId, question: Question) -> Answer {
-    let answer = match question {
-        Question::Change(request) => client.execute(vm, &request).await.map(Answer::Outcome),
-        Question::Read => client
-            .load(vm)
-            .await
-            .map(|record| Answer::Register(record.map(|record| record.register))),
-    };
-    answer.unwrap_or_else(|error| {
-        tracing::debug!(%error, "the arbiter gave no answer");
-        unanswered(&error)
-    })
+impl Trouble {
+    fn is(&self, error: &AskError) {
+        let words = error.to_string();
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last == words {
+            tracing::debug!(%error, "the arbiter gave no answer");
+        } else {
+            let source = std::error::Error::source(error).map(ToString::to_string);
+            tracing::warn!(%error, source, "the arbiter gave no answer");
+            *last = words;
+        }
+    }
+
+    fn is_over(&self) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !last.is_empty() {
+            tracing::info!("the arbiter answers again");
+            last.clear();
+        }
+    }
 }
 
 fn unanswered(error: &AskError) -> Answer {
-    if error.may_have_happened() {
-        Answer::Unknown
-    } else if matches!(error, AskError::Unsent { .. }) {
-        Answer::Unsent
-    } else {
-        Answer::Refused(error.to_string())
+    match error {
+        AskError::Unknown { .. } => Answer::Unknown,
+        AskError::Unsent { .. } | AskError::Unavailable { .. } => Answer::Unsent,
+        AskError::Unsendable(_) | AskError::Foreign { .. } | AskError::Denied { .. } => {
+            Answer::Refused(error.to_string())
+        }
     }
 }

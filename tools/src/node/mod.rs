@@ -109,7 +109,7 @@ pub struct Host {
     pub runtime: Runtime,
     /// The node's UDP socket.
     pub endpoint: Arc<Endpoint>,
-    /// The arbiter, from here.
+    /// The arbiters, from here.
     pub arbiter: Arc<ArbiterClient>,
     /// Events, figures, console.
     pub telemetry: Telemetry,
@@ -148,16 +148,13 @@ impl Host {
         let options = Options {
             mtu_bytes_max: config.replication.mtu_max.get(),
             data_streams: usize::from(config.replication.data_streams.get()).min(16),
-            request_timeout: Duration::from_millis(500),
+            request_timeout: config.replication.arbiter_timeout,
             connect_timeout: Duration::from_millis(500),
             ..Options::default()
         };
         let endpoint = Arc::new(Endpoint::bind(config.node.listen, &identity, &options)?);
-        let arbiter = Arc::new(ArbiterClient::new(
-            endpoint.clone(),
-            config.arbiter.address,
-            config.arbiter.name.clone(),
-        ));
+        let arbiters = config.arbiters.iter().map(|peer| (peer.name.clone(), peer.address));
+        let arbiter = Arc::new(ArbiterClient::new(endpoint.clone(), arbiters.collect()));
         drop(entered);
         let (requests, telemetry, serving) = shell.into_parts();
         let (name, vm) = (&config.node.name, &config.vm.name);

@@ -14,7 +14,7 @@ pub fn record_note(telemetry: &Telemetry, note: &Note) {
         Note::StaleFrame { .. } => drop(metrics.stale_frames.inc()),
         Note::ChunkRefused { .. } | Note::EpochRefused { .. } => drop(metrics.corrupt_chunks.inc()),
         Note::BackupLost { .. } | Note::PrimaryLost { .. } => drop(metrics.sessions_lost.inc()),
-        Note::GuestHeld { .. } => drop(metrics.back_pressure.inc()),
+        Note::GuestHeld { .. } | Note::GuestSlowed { .. } => drop(metrics.back_pressure.inc()),
         Note::Promoting { .. } => drop(metrics.promotions.inc()),
         _ => {}
     }
@@ -52,7 +52,7 @@ fn class(note: &Note) -> (Severity, EventKind) {
         Note::DoubtResolved => (Info, EventKind::GuestResumed),
         Note::ArbiterUnreachable | Note::ArbiterRefused { .. } => (Warning, EventKind::ArbiterLost),
         Note::ArbiterForgot { .. } => (Error, EventKind::ArbiterLost),
-        Note::GuestHeld { .. } => (Warning, EventKind::BackPressure),
+        Note::GuestHeld { .. } | Note::GuestSlowed { .. } => (Warning, EventKind::BackPressure),
         Note::GuestFreed => (Info, EventKind::BackPressure),
         Note::HandOverBegun { .. } => (Info, EventKind::SwitchoverStarted),
         Note::HandOverAborted { .. } => (Warning, EventKind::SwitchoverFinished),

@@ -78,7 +78,9 @@ fn wait(host: &Host, answer: &Answer) {
     let text = match answer {
         Answer::Refused(why) => format!("the arbiter refuses: {why}; asking again"),
         Answer::Unsent | Answer::Unknown | Answer::Outcome(_) | Answer::Register(_) => {
-            format!("the arbiter at {} does not answer: asking again", host.config.arbiter.address)
+            let at: Vec<_> =
+                host.config.arbiters.iter().map(|arbiter| arbiter.address.to_string()).collect();
+            format!("the arbiter at {} does not answer: asking again", at.join(" or "))
         }
     };
     let events = &host.telemetry.events;

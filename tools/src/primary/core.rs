@@ -86,6 +86,8 @@ pub(crate) enum Input {
     GuestLost(String),
     /// The outlet found a release too old.
     StaleRelease,
+    /// The first packet of the epoch that runs is held.
+    OutputWaits,
 }
 
 /// The right to run, and where the guest is.
@@ -292,7 +294,7 @@ impl Core {
                 metrics.record_wire(wire_bytes);
                 metrics.encode.record(encode);
                 crash_point::reached(Moment::Closing);
-                self.tell(Event::Encoded { close });
+                self.tell(Event::Encoded { close, wire_bytes });
                 if self.act_while_running() {
                     crash_point::reached(Moment::Closed);
                 }
@@ -324,6 +326,7 @@ impl Core {
             Input::Restarted(result) => self.on_restarted(result),
             Input::GuestLost(why) => self.finish(why, true),
             Input::StaleRelease => self.tell(Event::Stalled),
+            Input::OutputWaits => self.tell(Event::OutputWaits),
         }
     }
 
@@ -341,7 +344,8 @@ impl Core {
             let report = self.verification.of_primary(cut.epoch, digest);
             self.record_verification(report);
         }
-        self.tell(Event::CutDone { epoch: cut.epoch, bytes: cut.bytes() });
+        let Cut { epoch, timings, .. } = *cut;
+        self.tell(Event::CutDone { epoch, bytes: cut.bytes(), pause: timings.pause });
     }
 
     /// Tells the machine when the held output has changed much.
@@ -583,7 +587,7 @@ fn cutter(
         intake: encoders.intake(),
         copier,
         copy_max: replication.copy_max,
-        interval: replication.epoch,
+        interval: replication.pace.interval_longest(),
         send_outputs: replication.resend_outputs,
         audit: host.audit.clone(),
         config: host.config.clone(),
@@ -625,6 +629,10 @@ fn listen(
         let _ = to_core.send(Input::StaleRelease);
     });
     let to_core = inputs.clone();
+    guest.outlet().on_first_held(Box::new(move || {
+        let _ = to_core.send(Input::OutputWaits);
+    }));
+    let to_core = inputs.clone();
     guest
         .on_event(move |event| {
             let _ = to_core.send(Input::Guest(event));
@@ -643,7 +651,7 @@ fn machine_config(config: &crate::config::VmConfig) -> Config {
     let replication = &config.replication;
     Config {
         node: config.node.name.clone(),
-        interval: replication.epoch,
+        pace: replication.pace,
         heartbeat: replication.heartbeat,
         drop_after: replication.drop,
         freeze_gap: replication.drop.min(replication.detection) / 2,

@@ -121,7 +121,7 @@ pub(super) struct Tools {
     pub(super) copier: Option<Arc<Copier>>,
     /// How long copying may take of a pause, if there is one.
     pub(super) copy_max: Duration,
-    /// From one cut to the next.
+    /// From one cut to the next, at the longest.
     pub(super) interval: Duration,
     /// Output of an epoch goes along with it.
     pub(super) send_outputs: bool,

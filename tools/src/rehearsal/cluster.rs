@@ -1,4 +1,4 @@
-//! A whole cluster on one machine: arbiter, hosts and client as processes in a
+//! A whole cluster on one machine: arbiters, hosts and client as processes in a
 //! [`Lab`], with certificates and configurations of their own.
 //!
 //! ```text
@@ -21,10 +21,11 @@ use tokio::runtime::Runtime;
 use transport::identity::pki::{self, PkiError};
 
 use super::{
-    netns::{ARBITER_ADDRESS, GUEST_ADDRESS, Lab, LabError, Place, TAP},
+    etcd_member,
+    netns::{GUEST_ADDRESS, Lab, LabError, Place, TAP},
     probe_report::ProbeReport,
 };
-use crate::control::{Client, ClientError, PeerState, Protection, Role, Status};
+use crate::control::{ArbiterStatus, Client, ClientError, PeerState, Protection, Role, Status};
 
 const NODE_PORT: u16 = 7700;
 const ARBITER_PORT: u16 = 7800;
@@ -45,6 +46,20 @@ pub struct Shape {
     pub cmdline: String,
     /// Lines of the section `[replication]`.
     pub replication: String,
+}
+
+/// Where the arbiters' registers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registers {
+    /// In a file of the only arbiter.
+    File,
+    /// In etcd.
+    Etcd {
+        /// How many members.
+        members: u8,
+        /// How many arbiters in front of them.
+        arbiters: u8,
+    },
 }
 
 /// Why a rehearsal cannot go on.
@@ -111,7 +126,27 @@ impl Cluster {
         program: &Path,
         shape: Shape,
     ) -> Result<Self, ClusterError> {
-        let lab = Lab::new(prefix, shape.hosts)?;
+        Self::with_registers(prefix, folder, program, shape, Registers::File)
+    }
+
+    /// As [`Cluster::new`], with the registers elsewhere than in a file.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError`]
+    pub fn with_registers(
+        prefix: &str,
+        folder: &Path,
+        program: &Path,
+        shape: Shape,
+        registers: Registers,
+    ) -> Result<Self, ClusterError> {
+        let lab = match registers {
+            Registers::File => Lab::new(prefix, shape.hosts)?,
+            Registers::Etcd { members, arbiters } => {
+                Lab::with_etcd(prefix, shape.hosts, arbiters, members)?
+            }
+        };
         let system = |action: &str| {
             let action = action.to_owned();
             move |source| ClusterError::System { action, source }
@@ -134,7 +169,9 @@ impl Cluster {
             runtime,
             children: Vec::new(),
         };
-        cluster.write("arbiter.toml", &cluster.arbiter_config())?;
+        for place in cluster.lab.arbiters() {
+            cluster.write(&format!("{place}.toml"), &cluster.arbiter_config(place))?;
+        }
         for host in 1..=cluster.shape.hosts {
             let name = format!("{}.toml", Place::Host(host));
             cluster.write(&name, &cluster.host_config(host))?;
@@ -152,11 +189,23 @@ impl Cluster {
         format!("ca = \"pki/ca.pem\"\ncert = \"pki/{place}.pem\"\nkey = \"pki/{place}.key\"\n")
     }
 
-    fn arbiter_config(&self) -> String {
+    fn arbiter_config(&self, place: Place) -> String {
+        let endpoints: Vec<_> = self.lab.members().map(etcd_member::endpoint).collect();
+        let (file, section) = if endpoints.is_empty() {
+            ("store = \"register\"\n", String::new())
+        } else {
+            ("", format!("\n[arbiter.etcd]\nendpoints = {endpoints:?}\n"))
+        };
         format!(
-            "[arbiter]\nname = \"arbiter\"\nlisten = \"{ARBITER_ADDRESS}:{ARBITER_PORT}\"\nstore = \"register\"\n{}",
-            Self::identity(Place::Arbiter)
+            "[arbiter]\nname = \"{place}\"\nlisten = \"{}\"\n\
+             control = \"{place}.sock\"\n{file}{}{section}",
+            Self::arbiter_address(place),
+            Self::identity(place)
         )
+    }
+
+    fn arbiter_address(place: Place) -> String {
+        format!("{}:{ARBITER_PORT}", place.replication_address().expect("arbiters have one"))
     }
 
     fn host_config(&self, host: u8) -> String {
@@ -170,11 +219,15 @@ impl Cluster {
              [console]\nlog = \"{place}.console\"\n\n\
              [node]\nname = \"{place}\"\nlisten = \"{}:{NODE_PORT}\"\nstate_dir = \"{place}.state\"\n\
              control = \"{place}.sock\"\n{}\n\
-             [arbiter]\nname = \"arbiter\"\naddress = \"{ARBITER_ADDRESS}:{ARBITER_PORT}\"\n\n\
              [replication]\n{replication}\n",
             address(host),
             Self::identity(place),
         );
+        let table = if self.lab.arbiters().count() == 1 { "[arbiter]" } else { "[[arbiters]]" };
+        for arbiter in self.lab.arbiters() {
+            let address = Self::arbiter_address(arbiter);
+            let _ = write!(text, "\n{table}\nname = \"{arbiter}\"\naddress = \"{address}\"\n");
+        }
         for peer in (1..=*hosts).filter(|peer| *peer != host) {
             let name = Place::Host(peer);
             let _ = write!(
@@ -218,22 +271,34 @@ impl Cluster {
         role: &str,
         variables: &[(&str, &str)],
     ) -> Result<(), ClusterError> {
-        self.reap(place);
-        let log = self.folder.join(format!("{place}.log"));
-        let system = |source| ClusterError::System { action: format!("start {role}"), source };
-        let log = File::options().create(true).append(true).open(log).map_err(system)?;
-        let child = self
-            .lab
-            .command(place, &self.program)
+        let mut command = self.lab.command(place, &self.program);
+        command
             .envs(variables.iter().copied())
             .arg(role)
-            .arg(self.folder.join(format!("{place}.toml")))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .map_err(system)?;
-        self.children.push((place, child));
+            .arg(self.folder.join(format!("{place}.toml")));
+        self.spawn(place, command)
+    }
+
+    /// Starts the member of etcd at `place`, anew or with what it knew.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::System`]
+    pub fn start_member(&mut self, place: Place) -> Result<(), ClusterError> {
+        let members: Vec<_> = self.lab.members().collect();
+        let mut command = self.lab.command(place, etcd_member::PROGRAM);
+        command.args(etcd_member::arguments(place, &members, &self.folder));
+        self.spawn(place, command)
+    }
+
+    fn spawn(&mut self, place: Place, mut command: Command) -> Result<(), ClusterError> {
+        self.reap(place);
+        let log = self.folder.join(format!("{place}.log"));
+        let system =
+            |source| ClusterError::System { action: format!("start what is at {place}"), source };
+        let log = File::options().create(true).append(true).open(log).map_err(system)?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.children.push((place, command.spawn().map_err(system)?));
         Ok(())
     }
 
@@ -316,6 +381,22 @@ impl Cluster {
         self.ask(place, async |control| control.status().await)
     }
 
+    /// Waits until the arbiter at `place` has a status that `holds`.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Waited`] with the end of its log.
+    pub fn wait_arbiter(
+        &self,
+        place: Place,
+        what: &str,
+        patience: Duration,
+        holds: impl Fn(&ArbiterStatus) -> bool,
+    ) -> Result<ArbiterStatus, ClusterError> {
+        let ask = async |control: Client| control.arbiter_status().await;
+        self.wait_told(place, what, patience, || self.ask(place, ask), holds)
+    }
+
     /// Waits until the daemon at `place` has a status that `holds`.
     ///
     /// # Errors
@@ -328,9 +409,20 @@ impl Cluster {
         patience: Duration,
         holds: impl Fn(&Status) -> bool,
     ) -> Result<Status, ClusterError> {
+        self.wait_told(place, what, patience, || self.status(place), holds)
+    }
+
+    fn wait_told<T>(
+        &self,
+        place: Place,
+        what: &str,
+        patience: Duration,
+        ask: impl Fn() -> Result<T, ClusterError>,
+        holds: impl Fn(&T) -> bool,
+    ) -> Result<T, ClusterError> {
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
-            if let Ok(status) = self.status(place)
+            if let Ok(status) = ask()
                 && holds(&status)
             {
                 return Ok(status);

@@ -3,6 +3,7 @@
 
 pub mod cluster;
 pub mod demo;
+mod etcd_member;
 pub mod netns;
 mod probe_args;
 pub mod probe_client;

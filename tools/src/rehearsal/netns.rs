@@ -1,4 +1,5 @@
-//! Hosts, an arbiter and a client as network namespaces on one machine.
+//! Hosts, arbiters, etcd's members and a client as network namespaces on one
+//! machine.
 //!
 //! ```text
 //!   guests' network 10.77.0.0/24              replication 10.78.0.0/24
@@ -7,8 +8,10 @@
 //!     .2              │  switch         │
 //!    host-1           ├─[br-lan]        │
 //!     tap0 ─[br0]─ lan0     [br-repl] ──┼── repl0 ── host-1   .11
-//!    host-2           │                 │
-//!     tap0 ─[br0]─ lan0                 └── repl0 ── host-2   .12
+//!    host-2           │                 ├── repl0 ── host-2   .12
+//!     tap0 ─[br0]─ lan0                 │
+//!                                       ├── repl0 ── arbiter-2 .3     (if there are
+//!                                       └── repl0 ── etcd-1   .201     several)
 //! ```
 //!
 //! Namespaces are named `rom<pid>-<prefix>-<place>`, so that leftovers of a dead
@@ -41,6 +44,8 @@ pub const ARBITER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 pub const TAP: &str = "tap0";
 /// Most hosts in a lab.
 pub const HOSTS_MAX: u8 = 32;
+/// Most arbiters in a lab, and most members of etcd.
+const DECIDERS_MAX: u8 = 7;
 
 const SWITCH: &str = "switch";
 const PREFIX_BYTES_MAX: usize = 16;
@@ -73,7 +78,7 @@ pub enum LabError {
     },
     /// No lab has so many hosts, or such a prefix.
     #[error(
-        "a lab has 1 to {HOSTS_MAX} hosts and a prefix of 1 to {PREFIX_BYTES_MAX} of a-z and 0-9"
+        "a lab has 1 to {HOSTS_MAX} hosts, 1 to {DECIDERS_MAX} arbiters, at most {DECIDERS_MAX} members of etcd, and a prefix of 1 to {PREFIX_BYTES_MAX} of a-z and 0-9"
     )]
     Shape,
 }
@@ -85,6 +90,10 @@ pub enum Place {
     Host(u8),
     /// The arbiter's.
     Arbiter,
+    /// Another arbiter's, from 2.
+    OtherArbiter(u8),
+    /// That of a member of etcd, from 1.
+    Etcd(u8),
     /// The client's.
     Client,
 }
@@ -94,6 +103,8 @@ impl fmt::Display for Place {
         match self {
             Self::Host(number) => write!(f, "host-{number}"),
             Self::Arbiter => f.write_str("arbiter"),
+            Self::OtherArbiter(number) => write!(f, "arbiter-{number}"),
+            Self::Etcd(number) => write!(f, "etcd-{number}"),
             Self::Client => f.write_str("client"),
         }
     }
@@ -116,6 +127,8 @@ impl Place {
         match self {
             Self::Host(number) => Some(Ipv4Addr::new(10, 78, 0, 10 + number)),
             Self::Arbiter => Some(ARBITER_ADDRESS),
+            Self::OtherArbiter(number) => Some(Ipv4Addr::new(10, 78, 0, 1 + number)),
+            Self::Etcd(number) => Some(Ipv4Addr::new(10, 78, 0, 200 + number)),
             Self::Client => None,
         }
     }
@@ -137,6 +150,8 @@ pub enum Direction {
 pub struct Lab {
     stem: String,
     hosts: u8,
+    arbiters: u8,
+    members: u8,
 }
 
 impl Lab {
@@ -146,21 +161,45 @@ impl Lab {
     ///
     /// [`LabError`]; what was made until then is removed.
     pub fn new(prefix: &str, hosts: u8) -> Result<Self, LabError> {
+        Self::with_etcd(prefix, hosts, 1, 0)
+    }
+
+    /// As [`Lab::new`], with several arbiters and places for members of etcd.
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`]; what was made until then is removed.
+    pub fn with_etcd(prefix: &str, hosts: u8, arbiters: u8, members: u8) -> Result<Self, LabError> {
         require_root()?;
         let named = prefix.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
         let sized = (1..=PREFIX_BYTES_MAX).contains(&prefix.len());
-        if !named || !sized || !(1..=HOSTS_MAX).contains(&hosts) {
+        let counted = (1..=HOSTS_MAX).contains(&hosts)
+            && (1..=DECIDERS_MAX).contains(&arbiters)
+            && members <= DECIDERS_MAX;
+        if !named || !sized || !counted {
             return Err(LabError::Shape);
         }
         remove_leftovers()?;
-        let lab = Self { stem: format!("rom{}-{prefix}", std::process::id()), hosts };
+        let lab =
+            Self { stem: format!("rom{}-{prefix}", std::process::id()), hosts, arbiters, members };
         lab.build()?;
         Ok(lab)
     }
 
     /// Every place, hosts first.
     pub fn places(&self) -> impl Iterator<Item = Place> + use<> {
-        (1..=self.hosts).map(Place::Host).chain([Place::Arbiter, Place::Client])
+        let hosts = (1..=self.hosts).map(Place::Host);
+        hosts.chain([Place::Client]).chain(self.arbiters()).chain(self.members())
+    }
+
+    /// The places of arbiters.
+    pub fn arbiters(&self) -> impl Iterator<Item = Place> + use<> {
+        [Place::Arbiter].into_iter().chain((2..=self.arbiters).map(Place::OtherArbiter))
+    }
+
+    /// The places of etcd's members.
+    pub fn members(&self) -> impl Iterator<Item = Place> + use<> {
+        (1..=self.members).map(Place::Etcd)
     }
 
     /// A place's namespace, as `ip netns` knows it.
@@ -254,7 +293,7 @@ impl Lab {
                     let address = format!("{CLIENT_ADDRESS}/24");
                     ip(&["-n", &namespace, "addr", "add", &address, "dev", "lan0"])?;
                 }
-                Place::Arbiter => {}
+                Place::Arbiter | Place::OtherArbiter(_) | Place::Etcd(_) => {}
             }
         }
         Ok(())
@@ -346,6 +385,8 @@ fn port(network: &str, place: Place) -> String {
     match place {
         Place::Host(number) => format!("{network}-{number}"),
         Place::Arbiter => format!("{network}-arb"),
+        Place::OtherArbiter(number) => format!("{network}-arb{number}"),
+        Place::Etcd(number) => format!("{network}-etcd{number}"),
         Place::Client => format!("{network}-cli"),
     }
 }

@@ -1,34 +1,46 @@
-//! Asking the arbiter.
+//! Asking the arbiter, or one of several with the same registers.
 //!
-//! What matters about a failure is whether the request may have happened:
-//! [`AskError::Unsent`] and [`AskError::Denied`] say that it did not,
-//! [`AskError::Unknown`] that it may have. A node that does not know keeps
-//! holding its output and asks again, with the same stamp.
+//! What matters about a failure is whether the request may have happened. A
+//! node that does not know keeps holding its output and asks again, with the
+//! same stamp. So a read goes ahead of every change: an arbiter that does not
+//! answer it is not asked to change anything.
+//!
+//! Several arbiters are asked one after the other, beginning with the one that
+//! answered last; who takes its time is listened to all the while, for a late
+//! "nothing happened" ends a doubt as well as an outcome does. A copy that was
+//! never answered may have happened, whatever the others say of theirs.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
-
-use arbiter::{NodeId, Outcome, Record, Request, Term, VmId};
-use quinn::{Connection, ConnectionError};
-use thiserror::Error;
-use tokio::{
-    sync::Mutex,
-    time::{Instant, timeout_at},
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
+use arbiter::{NodeId, Outcome, Record, Request, Term, VmId};
+use bytes::Bytes;
+use thiserror::Error;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::way::{Fault, Way};
 use crate::{
     DialError, Endpoint,
-    endpoint::dial_error,
-    session::{CloseCode, FrameReader, ReadFault, close},
     wire::{self, Answer, Ask, Frame, WireError},
 };
 
-/// How long an answer is waited for before the connection is thought dead and
-/// the request repeated on another, as a part of the request's whole time.
-const ATTEMPT_PART: u32 = 4;
-/// Between attempts on a failing path.
+/// How long one arbiter's answer is waited for before the next arbiter is asked,
+/// too, as a part of the request's time.
+const TURN_PART: u32 = 4;
+/// Between copies to an arbiter on a failing path.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Why the arbiter gave no answer.
+/// Why no arbiter gave an answer.
 #[derive(Debug, Error)]
 pub enum AskError {
     /// The arbiter was not asked.
@@ -40,9 +52,29 @@ pub enum AskError {
     /// The request is beyond the protocol's limits; the arbiter was not asked.
     #[error("the arbiter was not asked")]
     Unsendable(#[from] WireError),
+    /// The arbiter was not asked, because it decides about other registers.
+    #[error("the arbiter {arbiter} at {address} was not asked: {words}")]
+    Foreign {
+        /// Whom we did not ask.
+        arbiter: NodeId,
+        /// Where it is.
+        address: SocketAddr,
+        /// Why, in words.
+        words: String,
+    },
     /// The arbiter denies the request: nothing happened, and never will.
     #[error("the arbiter denies the request: {words}")]
     Denied {
+        /// Why, in words.
+        words: String,
+    },
+    /// The arbiter's store cannot be asked now: nothing happened.
+    #[error("the arbiter {arbiter} at {address} cannot decide now, nothing happened: {words}")]
+    Unavailable {
+        /// Whom we asked.
+        arbiter: NodeId,
+        /// Where.
+        address: SocketAddr,
         /// Why, in words.
         words: String,
     },
@@ -66,33 +98,72 @@ impl AskError {
     pub fn may_have_happened(&self) -> bool {
         match self {
             Self::Unknown { .. } => true,
-            Self::Unsent { .. } | Self::Unsendable(_) | Self::Denied { .. } => false,
+            Self::Unsent { .. }
+            | Self::Unsendable(_)
+            | Self::Foreign { .. }
+            | Self::Denied { .. }
+            | Self::Unavailable { .. } => false,
+        }
+    }
+
+    /// A read changes nothing, answered or not.
+    fn of_a_read(self) -> Self {
+        match self {
+            Self::Unknown { arbiter, address, words } => {
+                Self::Unavailable { arbiter, address, words }
+            }
+            other => other,
         }
     }
 }
 
-/// A node's way to its arbiter. Keeps one connection warm.
+/// A node's way to its arbiters. Keeps one connection to each warm.
 #[derive(Debug)]
 pub struct ArbiterClient {
     endpoint: Arc<Endpoint>,
-    address: SocketAddr,
-    arbiter: NodeId,
-    warm: Mutex<Option<Connection>>,
+    ways: Vec<Arc<Way>>,
+    /// Who answered last.
+    preferred: AtomicUsize,
 }
 
-/// How one attempt failed.
-enum Fault {
-    /// Before the request was written.
-    Unsent(DialError),
-    /// Afterwards.
-    Unknown(String),
+/// What was said instead of an answer, over one request.
+#[derive(Debug, Default)]
+struct Vain {
+    /// Of the last copy that may have happened.
+    doubt: Option<AskError>,
+    /// Of the last copy.
+    last: Option<AskError>,
+}
+
+impl Vain {
+    fn note(&mut self, error: AskError) {
+        if error.may_have_happened() {
+            self.doubt = Some(error);
+        } else {
+            self.last = Some(error);
+        }
+    }
+
+    fn into_error(self) -> AskError {
+        self.doubt.or(self.last).expect("somebody was asked in vain")
+    }
 }
 
 impl ArbiterClient {
-    /// A client of `arbiter`, which is at `address`; dials when first asked.
+    /// A client of `arbiters`, by name and address, the nearest first. Dials
+    /// when first asked. Several must have the same registers: one that has
+    /// others than the first that told is never asked.
+    ///
+    /// # Panics
+    ///
+    /// If there is no arbiter.
     #[must_use]
-    pub fn new(endpoint: Arc<Endpoint>, address: SocketAddr, arbiter: NodeId) -> Self {
-        Self { endpoint, address, arbiter, warm: Mutex::new(None) }
+    pub fn new(endpoint: Arc<Endpoint>, arbiters: Vec<(NodeId, SocketAddr)>) -> Self {
+        assert!(!arbiters.is_empty(), "a client of no arbiter");
+        let registers = (arbiters.len() > 1).then(|| Arc::new(OnceLock::new()));
+        let way = |(arbiter, address)| Arc::new(Way::new(arbiter, address, registers.clone()));
+        let ways = arbiters.into_iter().map(way).collect();
+        Self { endpoint, ways, preferred: AtomicUsize::new(0) }
     }
 
     /// The record of `vm`.
@@ -101,22 +172,28 @@ impl ArbiterClient {
     ///
     /// [`AskError`].
     pub async fn load(&self, vm: &VmId) -> Result<Option<Record>, AskError> {
-        match self.ask(Term::ZERO, Ask::Load(vm.clone())).await? {
-            Answer::Record(record) => Ok(record),
-            other => Err(self.unexpected(other)),
+        let answer = self.ask(Term::ZERO, Ask::Load(vm.clone())).await?;
+        match answer {
+            (_, Answer::Record(record)) => Ok(record),
+            (way, other) => Err(unexpected(way, other)),
         }
     }
 
     /// Asks for a compare-and-set, again and again within the request's time.
     ///
+    /// A read goes ahead. Where nobody answers that in time, nothing is asked
+    /// for, so a store that is away or an arbiter that stands still leaves no
+    /// doubt.
+    ///
     /// # Errors
     ///
     /// [`AskError`]; see there what each means for the register.
     pub async fn execute(&self, vm: &VmId, request: &Request) -> Result<Outcome, AskError> {
+        self.load(vm).await.map_err(AskError::of_a_read)?;
         let term = request.expected.as_ref().map_or(Term::ZERO, |register| register.term);
         match self.ask(term, Ask::Execute(vm.clone(), request.clone())).await? {
-            Answer::Outcome(outcome) => Ok(outcome),
-            other => Err(self.unexpected(other)),
+            (_, Answer::Outcome(outcome)) => Ok(outcome),
+            (way, other) => Err(unexpected(way, other)),
         }
     }
 
@@ -130,133 +207,67 @@ impl ArbiterClient {
         loop {
             let after = all.last().map(|(vm, _)| vm.clone());
             match self.ask(Term::ZERO, Ask::List(after.clone())).await? {
-                Answer::Records { records, more } => {
+                (_, Answer::Records { records, more }) => {
                     let rises = records.first().is_some_and(|(vm, _)| Some(vm) > after.as_ref());
                     all.extend(records);
                     if !(more && rises) {
                         return Ok(all);
                     }
                 }
-                other => return Err(self.unexpected(other)),
+                (way, other) => return Err(unexpected(way, other)),
             }
         }
     }
 
-    async fn ask(&self, term: Term, ask: Ask) -> Result<Answer, AskError> {
-        let bytes = wire::encode(term, &Frame::Ask(ask))?;
+    async fn ask(&self, term: Term, ask: Ask) -> Result<(&Way, Answer), AskError> {
+        let bytes = Bytes::from(wire::encode(term, &Frame::Ask(ask))?);
         let time = self.endpoint.options().request_timeout;
         let deadline = Instant::now() + time;
-        let mut unknown: Option<String> = None;
+        let (first, count) = (self.preferred.load(Ordering::Relaxed), self.ways.len());
+        let mut turns: VecDeque<usize> = (first..first + count).map(|turn| turn % count).collect();
+        let mut asked = 0;
+        let mut next_turn = Instant::now();
+        let mut asking = JoinSet::new();
+        let mut vain = Vain::default();
         loop {
-            let attempt_deadline = deadline.min(Instant::now() + time / ATTEMPT_PART);
-            let fault = match self.attempt(&bytes, attempt_deadline, deadline).await {
-                Ok(Answer::Denied(words)) => return Err(AskError::Denied { words }),
-                Ok(Answer::Failed(words)) => return Err(self.unknown(words)),
-                Ok(answer) => return Ok(answer),
-                Err(fault) => fault,
-            };
-            let out_of_time = Instant::now() + PAUSE >= deadline;
-            match fault {
-                Fault::Unknown(words) => {
-                    if out_of_time {
-                        return Err(self.unknown(words));
-                    }
-                    unknown = Some(words);
-                }
-                Fault::Unsent(source) if out_of_time || is_final(&source) => {
-                    return Err(match unknown {
-                        Some(words) => self.unknown(words),
-                        None => AskError::Unsent { source },
-                    });
-                }
-                Fault::Unsent(_) => {}
+            let is_more = !turns.is_empty() && next_turn < deadline;
+            if asking.is_empty() && !is_more {
+                return Err(vain.into_error());
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::select! {
+                biased;
+                Some(attempted) = asking.join_next() => {
+                    let (index, attempted): (usize, _) = attempted.expect("an attempt fell");
+                    match attempted {
+                        Ok(Answer::Denied(words)) => return Err(AskError::Denied { words }),
+                        Ok(answer) => {
+                            self.preferred.store(index, Ordering::Relaxed);
+                            return Ok((&self.ways[index], answer));
+                        }
+                        Err(Fault { error, is_final }) => {
+                            vain.note(error);
+                            turns.extend((!is_final).then_some(index));
+                            let pause = if asked < count { Duration::ZERO } else { PAUSE };
+                            next_turn = next_turn.min(Instant::now() + pause);
+                        }
+                    }
+                }
+                () = sleep_until(next_turn), if is_more => {
+                    let index = turns.pop_front().expect("it is not empty");
+                    let (way, bytes) = (self.ways[index].clone(), bytes.clone());
+                    let endpoint = self.endpoint.clone();
+                    asking.spawn(async move {
+                        (index, way.attempt(&endpoint, &bytes, deadline).await)
+                    });
+                    asked += 1;
+                    next_turn = Instant::now() + time / TURN_PART;
+                }
+            }
         }
-    }
-
-    /// Asks once. An answer is waited for until `deadline`, a connection, which
-    /// takes longer on a new path, until `dial_deadline`.
-    async fn attempt(
-        &self,
-        bytes: &[u8],
-        deadline: Instant,
-        dial_deadline: Instant,
-    ) -> Result<Answer, Fault> {
-        let lost = |error| Fault::Unsent(dial_error(&self.arbiter, self.address, error));
-        let connection = timeout_at(dial_deadline, self.connection())
-            .await
-            .map_err(|_| lost(ConnectionError::TimedOut))?
-            .map_err(Fault::Unsent)?;
-        let deadline = deadline.max(Instant::now() + PAUSE);
-        let (mut asks, answers) = connection.open_bi().await.map_err(lost)?;
-        let mut reader = FrameReader::new(answers);
-        let exchanged = timeout_at(deadline, async {
-            // What was written in part may be sent in full by QUIC.
-            asks.write_all(bytes).await.map_err(|_| ReadFault::Lost)?;
-            let _ = asks.finish();
-            reader.frame().await
-        });
-        let Ok(answered) = exchanged.await else {
-            close(&connection, CloseCode::Silent, "no answer to a request");
-            return Err(Fault::Unknown("no answer in time".to_owned()));
-        };
-        match answered {
-            Ok(Some((_, Frame::Answer(answer)))) => return Ok(answer),
-            Ok(Some((_, other))) => self.hang_up(&connection, &WireError::Unexpected(other.kind())),
-            Ok(None) => {}
-            Err(ReadFault::Malformed(error)) => self.hang_up(&connection, &error),
-            Err(ReadFault::Lost) => {}
-        }
-        if let Some(reason) = connection.close_reason() {
-            // The certificate of a client is judged after its handshake.
-            let error = dial_error(&self.arbiter, self.address, reason);
-            return Err(match error {
-                DialError::Certificate { .. } => Fault::Unsent(error),
-                error => Fault::Unknown(error.to_string()),
-            });
-        }
-        Err(Fault::Unknown("it did not answer this request".to_owned()))
-    }
-
-    fn hang_up(&self, connection: &Connection, error: &WireError) {
-        tracing::warn!(arbiter = %self.arbiter, %error, "malformed answer");
-        close(connection, CloseCode::Malformed, &error.to_string());
-    }
-
-    async fn connection(&self) -> Result<Connection, DialError> {
-        let mut warm = self.warm.lock().await;
-        if let Some(connection) = &*warm
-            && connection.close_reason().is_none()
-        {
-            return Ok(connection.clone());
-        }
-        let connection = self.endpoint.connect_arbiter(self.address, &self.arbiter).await?;
-        *warm = Some(connection.clone());
-        Ok(connection)
-    }
-
-    fn unexpected(&self, answer: Answer) -> AskError {
-        let kind = Frame::Answer(answer).kind();
-        self.unknown(WireError::Unexpected(kind).to_string())
-    }
-
-    fn unknown(&self, words: String) -> AskError {
-        AskError::Unknown { arbiter: self.arbiter.clone(), address: self.address, words }
     }
 }
 
-/// Whether dialling again cannot help.
-fn is_final(error: &DialError) -> bool {
-    match error {
-        DialError::Certificate { .. }
-        | DialError::Address { .. }
-        | DialError::OtherProtocol { .. }
-        | DialError::Unsendable(_) => true,
-        DialError::Refused { .. }
-        | DialError::Unreachable { .. }
-        | DialError::Silent { .. }
-        | DialError::Closed { .. }
-        | DialError::Malformed { .. } => false,
-    }
+fn unexpected(way: &Way, answer: Answer) -> AskError {
+    let kind = Frame::Answer(answer).kind();
+    way.unknown(WireError::Unexpected(kind).to_string())
 }

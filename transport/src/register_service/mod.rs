@@ -5,11 +5,13 @@
 //!   node ◀─ answer ── arbiter    node of the certificate
 //! ```
 //!
-//! The client repeats a request whose answer is lost: requests carry a stamp,
-//! by which a store recognises what it has already done.
+//! The client repeats a request whose answer is lost, at the same arbiter or at
+//! another one with the same registers: requests carry a stamp, by which a
+//! store recognises what it has already done.
 
 mod client;
 mod server;
+mod way;
 
 pub use client::{ArbiterClient, AskError};
 pub use server::ArbiterServer;

@@ -3,10 +3,18 @@
 //! ```text
 //!   connection task (one per node) ─▶ stream task (one per request) ─┐ bounded queue
 //!                                                                    ▼
-//!                                           thread `romulus-register`: the store
+//!                        threads `register-n`: each a handle of the same registers
 //! ```
+//!
+//! A store that waits for a network has several handles, so that one request
+//! that waits does not hold up the others. It orders requests for the same VM
+//! itself.
 
-use std::{net::SocketAddr, sync::Arc, thread};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
 
 use arbiter::{NodeId, Store, StoreError};
 use quinn::{Connection, RecvStream, SendStream, ServerConfig};
@@ -43,7 +51,8 @@ pub struct ArbiterServer {
 }
 
 impl ArbiterServer {
-    /// Binds `address` and serves `store` to every node of the cluster.
+    /// Binds `address` and serves `stores`, handles of the same registers, to
+    /// every node of the cluster: as many requests at once as there are handles.
     ///
     /// # Errors
     ///
@@ -51,23 +60,28 @@ impl ArbiterServer {
     ///
     /// # Panics
     ///
-    /// If the system cannot start a thread.
+    /// If there is no handle, or the system cannot start a thread.
     pub fn serve(
         address: SocketAddr,
         identity: &Identity,
         options: &Options,
-        store: Box<dyn Store + Send>,
+        stores: Vec<Box<dyn Store + Send>>,
     ) -> Result<Self, BindError> {
+        assert!(!stores.is_empty(), "an arbiter without registers");
         options.check()?;
         let options = Arc::new(options.clone());
         let mut config = ServerConfig::with_crypto(Arc::new(identity.server(ALPN_ARBITER)?));
         config.transport_config(options.transport(None));
         let (quinn, local) = socket::bind(address, identity, &options, config)?;
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
-        thread::Builder::new()
-            .name("romulus-register".to_owned())
-            .spawn(move || work(store, queue))
-            .expect("the system starts a thread");
+        let queue = Arc::new(Mutex::new(queue));
+        for (number, store) in stores.into_iter().enumerate() {
+            let queue = queue.clone();
+            thread::Builder::new()
+                .name(format!("register-{number}"))
+                .spawn(move || work(store, &queue))
+                .expect("the system starts a thread");
+        }
         let door = tokio::spawn(doorway::keep(quinn.clone(), options.clone(), move |admitted| {
             attend(admitted, jobs.clone(), options.clone())
         }));
@@ -99,9 +113,11 @@ impl Drop for ArbiterServer {
     }
 }
 
-/// Owns the store. Ends with the last connection and the door.
-fn work(mut store: Box<dyn Store + Send>, mut jobs: mpsc::Receiver<Job>) {
-    while let Some(Job { ask, answer }) = jobs.blocking_recv() {
+/// Owns a handle of the store. Ends with the last connection and the door.
+fn work(mut store: Box<dyn Store + Send>, queue: &Mutex<mpsc::Receiver<Job>>) {
+    // Whoever holds the lock waits for the next job, the others for the lock.
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+    while let Some(Job { ask, answer }) = next() {
         // Nobody waits any more: a node that asks again does so with a new job.
         if !answer.is_closed() {
             let _ = answer.send(decide(store.as_mut(), &ask));
@@ -122,14 +138,16 @@ fn decide(store: &mut dyn Store, ask: &Ask) -> Answer {
             after.truncate(LIST_RECORDS_MAX);
             Answer::Records { records: after, more }
         }),
+        Ask::Identify => store.id().map(Answer::Registers),
     };
     answered.unwrap_or_else(|error| match &error {
         StoreError::Illegal(_) => Answer::Denied(error.to_string()),
-        StoreError::Io { .. }
-        | StoreError::Damaged { .. }
-        | StoreError::InUse { .. }
-        | StoreError::Poisoned { .. } => {
-            tracing::error!(%error, "the register store failed");
+        StoreError::Untouched { .. } => {
+            tracing::error!(%error, "the register store cannot be asked, nothing happened");
+            Answer::Unavailable(error.to_string())
+        }
+        StoreError::Unknown { .. } => {
+            tracing::error!(%error, "the register store failed, what was asked may have happened");
             Answer::Failed(error.to_string())
         }
     })
@@ -208,6 +226,6 @@ fn impostor(peer: &NodeId, ask: &Ask) -> Option<String> {
         Ask::Execute(_, request) if request.caller != *peer => {
             Some(format!("{peer} asked in the name of {}", request.caller))
         }
-        Ask::Execute(..) | Ask::Load(_) | Ask::List(_) => None,
+        Ask::Execute(..) | Ask::Load(_) | Ask::List(_) | Ask::Identify => None,
     }
 }

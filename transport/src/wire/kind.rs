@@ -97,6 +97,8 @@ kinds! {
     Execute = 0x41, "execute", SMALL_BYTES_MAX;
     /// To the arbiter: which VMs are there?
     List = 0x42, "list", 65;
+    /// To the arbiter: which registers does it have?
+    Identify = 0x43, "identify", 0;
     /// From the arbiter: the record of a VM.
     Record = 0x50, "record", SMALL_BYTES_MAX;
     /// From the arbiter: how a compare-and-set ended.
@@ -107,6 +109,10 @@ kinds! {
     Denied = 0x53, "denied", SMALL_BYTES_MAX;
     /// From the arbiter: its store failed.
     Failed = 0x54, "failed", SMALL_BYTES_MAX;
+    /// From the arbiter: its store cannot be asked now; nothing happened.
+    Unavailable = 0x55, "unavailable", SMALL_BYTES_MAX;
+    /// From the arbiter: which registers it has.
+    Registers = 0x56, "registers", 9;
 }
 
 impl Kind {

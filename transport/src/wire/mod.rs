@@ -208,12 +208,16 @@ impl Header {
                 let head = ChunkHead::read(id, reader)?;
                 head.into_chunk(reader.rest().to_vec()).map(Frame::Chunk)
             }
-            Kind::Load | Kind::Execute | Kind::List => {
+            Kind::Load | Kind::Execute | Kind::List | Kind::Identify => {
                 registry::read_ask(self.kind, reader).map(Frame::Ask)
             }
-            Kind::Record | Kind::Outcome | Kind::Records | Kind::Denied | Kind::Failed => {
-                registry::read_answer(self.kind, reader).map(Frame::Answer)
-            }
+            Kind::Record
+            | Kind::Outcome
+            | Kind::Records
+            | Kind::Denied
+            | Kind::Failed
+            | Kind::Unavailable
+            | Kind::Registers => registry::read_answer(self.kind, reader).map(Frame::Answer),
         }
     }
 }

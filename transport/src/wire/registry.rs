@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use arbiter::{NodeId, Operation, Outcome, Record, Register, Request, Stamp, Term, VmId};
+use arbiter::{NodeId, Operation, Outcome, Record, Register, Request, Stamp, StoreId, Term, VmId};
 
 use super::{
     Kind, WireError,
@@ -24,6 +24,8 @@ pub enum Ask {
     /// The VMs after this one, in the order of their ids; `None`: from the
     /// first.
     List(Option<VmId>),
+    /// Which registers the arbiter has.
+    Identify,
 }
 
 /// From the arbiter; one per stream.
@@ -45,6 +47,11 @@ pub enum Answer {
     /// The store failed, and what was asked may or may not have happened: why,
     /// in words for an operator.
     Failed(String),
+    /// The store cannot be asked now, and nothing happened: why, in words for
+    /// an operator.
+    Unavailable(String),
+    /// Which registers the arbiter has.
+    Registers(StoreId),
 }
 
 pub(super) fn ask_kind(ask: &Ask) -> Kind {
@@ -52,6 +59,7 @@ pub(super) fn ask_kind(ask: &Ask) -> Kind {
         Ask::Load(_) => Kind::Load,
         Ask::Execute(..) => Kind::Execute,
         Ask::List(_) => Kind::List,
+        Ask::Identify => Kind::Identify,
     }
 }
 
@@ -68,6 +76,7 @@ pub(super) fn write_ask(writer: &mut Writer, ask: &Ask) -> Result<(), WireError>
                 writer.id(vm.as_str());
             }
         }
+        Ask::Identify => {}
     }
     Ok(())
 }
@@ -77,6 +86,7 @@ pub(super) fn read_ask(kind: Kind, reader: &mut Reader<'_>) -> Result<Ask, WireE
         Kind::Load => reader.id().map(Ask::Load),
         Kind::Execute => Ok(Ask::Execute(reader.id()?, read_request(reader)?)),
         Kind::List => Ok(Ask::List(if reader.flag()? { Some(reader.id()?) } else { None })),
+        Kind::Identify => Ok(Ask::Identify),
         other => Err(WireError::Unexpected(other)),
     }
 }
@@ -88,6 +98,8 @@ pub(super) fn answer_kind(answer: &Answer) -> Kind {
         Answer::Records { .. } => Kind::Records,
         Answer::Denied(_) => Kind::Denied,
         Answer::Failed(_) => Kind::Failed,
+        Answer::Unavailable(_) => Kind::Unavailable,
+        Answer::Registers(_) => Kind::Registers,
     }
 }
 
@@ -113,8 +125,15 @@ pub(super) fn write_answer(writer: &mut Writer, answer: &Answer) -> Result<(), W
                 write_record(writer, record)
             })
         }
-        Answer::Denied(words) | Answer::Failed(words) => {
+        Answer::Denied(words) | Answer::Failed(words) | Answer::Unavailable(words) => {
             writer.words(words);
+            Ok(())
+        }
+        Answer::Registers(id) => {
+            writer.flag(*id != StoreId::Own);
+            if let StoreId::Shared(number) = id {
+                writer.u64(*number);
+            }
             Ok(())
         }
     }
@@ -144,6 +163,12 @@ pub(super) fn read_answer(kind: Kind, reader: &mut Reader<'_>) -> Result<Answer,
         }
         Kind::Denied => Ok(Answer::Denied(reader.text(TEXT_BYTES_MAX)?)),
         Kind::Failed => Ok(Answer::Failed(reader.text(TEXT_BYTES_MAX)?)),
+        Kind::Unavailable => Ok(Answer::Unavailable(reader.text(TEXT_BYTES_MAX)?)),
+        Kind::Registers => Ok(Answer::Registers(if reader.flag()? {
+            StoreId::Shared(reader.u64()?)
+        } else {
+            StoreId::Own
+        })),
         other => Err(WireError::Unexpected(other)),
     }
 }

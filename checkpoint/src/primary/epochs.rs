@@ -1,0 +1,198 @@
+//! The epochs of a primary: when they are cut, what is released and forgotten,
+//! and when the guest has to wait for its backups.
+
+use std::time::Duration;
+
+use arbiter::NodeId;
+
+use super::{
+    Action, CutOrder,
+    flight::Flight,
+    link::Stage,
+    machine::{HeldFor, Phase, Primary},
+};
+use crate::{
+    Epoch, Note,
+    message::{Close, ToBackup},
+};
+
+impl Primary {
+    pub(super) fn wants_cut(&self) -> bool {
+        let drained = matches!(&self.phase, Phase::Draining(drain) if drain.last.is_some());
+        let needed = self.followers().next().is_some() || !self.joins().is_empty();
+        self.cutting.is_none() && needed && !drained && self.has_room()
+    }
+
+    /// Whether another epoch may be in flight.
+    fn has_room(&self) -> bool {
+        self.flights.len() < self.config.epochs_in_flight_max
+            && self.flights.bytes() < self.config.bytes_in_flight_max
+    }
+
+    /// Whether the epoch that runs cannot end because backups lag.
+    pub(super) fn lacks_room(&self) -> bool {
+        self.phase == Phase::Running && self.cutting.is_none() && !self.has_room()
+    }
+
+    pub(super) fn cut_due(&self) -> Duration {
+        self.pacer.due(self.epoch_begun, self.output_waits)
+    }
+
+    pub(super) fn cut(&mut self) {
+        let draining = matches!(&self.phase, Phase::Draining(drain) if drain.last.is_none());
+        let followers = self.followers().next().is_some();
+        let due = self.now >= self.cut_due() || !followers || draining;
+        if self.phase == Phase::Ended || !self.wants_cut() || !due {
+            return;
+        }
+        let epoch = self.next_epoch;
+        self.next_epoch = epoch.next();
+        self.epoch_length = self.now - self.epoch_begun;
+        self.epoch_begun = self.now;
+        self.output_waits = None;
+        if let Phase::Draining(drain) = &mut self.phase {
+            drain.last = Some(epoch);
+        }
+        let joins = if draining { Vec::new() } else { self.joins() };
+        let stay_paused = draining || self.guest_held;
+        let digest = std::mem::take(&mut self.verify_next);
+        if digest {
+            self.verifying = Some(epoch);
+        }
+        let order = CutOrder { epoch, joins, followers, stay_paused, digest };
+        self.cutting = Some(order.clone());
+        self.act(Action::Cut(order));
+    }
+
+    pub(super) fn on_cut_done(&mut self, epoch: Epoch, bytes: u64) {
+        let order = self.cutting.take().expect("a cut was ordered");
+        assert_eq!(order.epoch, epoch, "the cut that was ordered is the one that was done");
+        let (length, cut_at) = (self.epoch_length, self.now);
+        self.flights.push(Flight { epoch, bytes, length, cut_at, close: None });
+        self.holding = true;
+        for backup in &order.joins {
+            let Some(link) = self.links.get_mut(backup) else { continue };
+            if let Stage::Seeding { verified, .. } = link.stage {
+                link.stage = Stage::Joining { epoch, seed_chunks: verified };
+                self.act(Action::Follow { backup: backup.clone(), after: epoch.previous() });
+                self.note(Note::Joining { backup: backup.clone(), epoch });
+            }
+        }
+        let overfull: Vec<NodeId> = self
+            .links
+            .iter()
+            .filter(|(_, link)| link.follows() && bytes > link.staging_bytes_max)
+            .map(|(node, _)| node.clone())
+            .collect();
+        for backup in overfull {
+            let why = format!("it stages less than the {bytes} bytes of epoch {epoch}");
+            self.note(Note::BackupRefused { backup: backup.clone(), why });
+            self.outdate(&backup);
+        }
+        if order.stay_paused && self.phase == Phase::Running && !self.guest_held {
+            self.act(Action::FreeGuest);
+        }
+    }
+
+    /// The number is used for the next try: nobody has heard of it.
+    pub(super) fn on_cut_failed(&mut self, epoch: Epoch, why: String) {
+        let order = self.cutting.take().expect("a cut was ordered");
+        assert_eq!(order.epoch, epoch, "the cut that was ordered is the one that failed");
+        self.next_epoch = epoch;
+        if let Phase::Draining(drain) = &mut self.phase {
+            drain.last = None;
+        }
+        self.note(Note::CutFailed { epoch, why });
+        for backup in order.joins {
+            self.disconnect(&backup);
+        }
+        if order.stay_paused && self.phase == Phase::Running && !self.guest_held {
+            self.act(Action::FreeGuest);
+        }
+    }
+
+    pub(super) fn on_encoded(&mut self, close: Close, wire_bytes: u64) {
+        let Some(flight) = self.flights.get_mut(close.epoch) else { return };
+        self.pacer.shipped(flight.length, wire_bytes);
+        flight.close = Some(close.clone());
+        let mut messages = Vec::new();
+        for (backup, link) in &self.links {
+            let seed_chunks = match link.stage {
+                Stage::Joining { epoch, .. } if epoch > close.epoch => continue,
+                Stage::Joining { epoch, seed_chunks } if epoch == close.epoch => Some(seed_chunks),
+                Stage::Joining { .. } | Stage::InSync => None,
+                Stage::Away | Stage::Preparing | Stage::Seeding { .. } | Stage::Outdated => {
+                    continue;
+                }
+            };
+            if link.connected {
+                if self.verifying == Some(close.epoch) {
+                    messages.push((backup.clone(), ToBackup::Verify { epoch: close.epoch }));
+                }
+                let close = Close { seed_chunks, ..close.clone() };
+                messages.push((backup.clone(), ToBackup::Close(close)));
+            }
+        }
+        for (backup, message) in messages {
+            self.send(&backup, message);
+        }
+    }
+
+    pub(super) fn release(&mut self) {
+        let Some(through) = self.committed_by_all() else { return };
+        if self.doubt.is_none() && through > self.released {
+            self.released = through;
+            if let Some(flight) = self.flights.get(through) {
+                self.pacer.committed(self.now - flight.cut_at);
+            }
+            self.act(Action::Release { through });
+        }
+    }
+
+    pub(super) fn forget(&mut self) {
+        let through = match self.committed_by_all() {
+            Some(through) => through,
+            // Nobody needs what is encoded; what is not even cut stays.
+            None => self.flights.last().unwrap_or(Epoch::ZERO),
+        };
+        if self.flights.forget(through) {
+            self.act(Action::Forget { through });
+        }
+    }
+
+    pub(super) fn pass(&mut self) {
+        if !self.holding || self.followers().next().is_some() || self.cutting.is_some() {
+            return;
+        }
+        assert!(self.register.in_sync.is_empty(), "members are followers");
+        self.holding = false;
+        self.act(Action::PassOutput);
+    }
+
+    pub(super) fn hold_or_free_guest(&mut self) {
+        let (bytes, bytes_max) = (self.held_bytes, self.config.held_output_bytes_max);
+        let output = bytes >= bytes_max || self.held_for.output && bytes > bytes_max / 2;
+        let overdue = self.now >= self.pacer.hold_at(self.epoch_begun);
+        let room = self.lacks_room() && (overdue || self.held_for.room);
+        let before = std::mem::replace(&mut self.held_for, HeldFor { output, room });
+        if output && !before.output {
+            self.note(Note::GuestHeld { bytes });
+        }
+        if room && !before.room {
+            self.note(Note::GuestSlowed { epochs: self.flights.len() });
+        }
+        let held = output || room;
+        if held == self.guest_held {
+            return;
+        }
+        self.guest_held = held;
+        if held {
+            self.act(Action::HoldGuest);
+        } else {
+            self.note(Note::GuestFreed);
+            if self.phase == Phase::Running {
+                self.act(Action::FreeGuest);
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The store against real etcd on loopback.
+
+#![forbid(unsafe_code)]
+
+mod cluster;
+mod members;
+mod trouble;
