@@ -294,6 +294,10 @@ impl Primary {
 
     /// Derives what is to be done from the facts.
     fn settle(&mut self) {
+        // What follows an end would be said by who has no right to.
+        if self.phase == Phase::Ended {
+            return;
+        }
         self.give_up_lost_joins();
         self.notice_silence();
         self.resolve_doubt_by_pongs();
@@ -301,6 +305,9 @@ impl Primary {
         self.forget();
         self.pass();
         self.advance_drain();
+        if self.phase == Phase::Ended {
+            return;
+        }
         self.ask();
         self.hold_or_free_guest();
         self.cut();
