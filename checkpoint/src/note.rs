@@ -149,10 +149,7 @@ impl fmt::Display for Note {
                 write!(f, "chunk {index} of epoch {epoch} was refused: asked for again")
             }
             Self::EpochRefused { epoch } => {
-                write!(
-                    f,
-                    "the digest of epoch {epoch} does not match: all of it is asked for again"
-                )
+                write!(f, "the digest of epoch {epoch} does not match: the session is begun again")
             }
             Self::ImageBroken { why } => {
                 write!(f, "the image is given up, the primary will seed it again: {why}")

@@ -512,13 +512,10 @@ impl Backup {
             Verdict::Incomplete => None,
             Verdict::Whole => Some(epoch),
             Verdict::Wrong => {
+                // Chunks of it may still be between the decoders and here: only
+                // a new session tells which of them count.
                 self.note(Note::EpochRefused { epoch });
-                self.act(Action::Unstage { epoch });
-                let now = self.now;
-                let stage = self.stages.entry(epoch);
-                stage.restart();
-                let chunks = stage.take_missing(now);
-                self.act(Action::Send(ToPrimary::Nack { epoch, chunks }));
+                self.violation("an epoch is not what its close says");
                 None
             }
         }

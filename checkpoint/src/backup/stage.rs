@@ -94,12 +94,6 @@ impl EpochStage {
             .take(NACK_CHUNKS_MAX)
             .collect()
     }
-
-    /// Forgets what came, for another try.
-    pub(super) fn restart(&mut self) {
-        self.digests.clear();
-        self.pages = 0;
-    }
 }
 
 /// The chunks of a seed: applied and acknowledged as far as they are gapless.
