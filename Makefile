@@ -5,8 +5,11 @@ CARGO ?= cargo
 SEED ?= 0
 # Of `make demo`, handed to `romulus demo`: see `romulus demo --help`.
 ARGS ?=
+# Of `make fuzz`: for how long each target, and which; all without.
+MINUTES ?= 1
+TARGET ?=
 
-.PHONY: help check test lab demo bench sim doctor deny packages lab-packages
+.PHONY: help check test lab demo bench sim fuzz doctor deny packages lab-packages
 
 help: ## Show this
 	@echo 'make TARGET, where TARGET is one of:'
@@ -50,6 +53,10 @@ bench: packages ## Benchmarks of the hot loops
 sim: ## Run the cluster simulation of one seed, and print what happens: SEED=7
 	@scripts/preflight cargo
 	SEED=$(SEED) $(CARGO) test --locked --package romulus-tests --release --test protocol everything_at_once -- --nocapture
+
+fuzz: packages ## Feed everything that reads foreign bytes, on nightly: MINUTES=10 TARGET=frame
+	@scripts/preflight cargo
+	CARGO=$(CARGO) scripts/fuzz $(MINUTES) $(TARGET)
 
 doctor: packages ## Tell what this host can do, and why not
 	@scripts/preflight cargo
