@@ -131,7 +131,7 @@ pub struct ArbiterClient {
 struct Vain {
     /// Of the last copy that may have happened.
     doubt: Option<AskError>,
-    /// Of the last copy.
+    /// Of the last copy, or of the one that was denied.
     last: Option<AskError>,
 }
 
@@ -139,7 +139,7 @@ impl Vain {
     fn note(&mut self, error: AskError) {
         if error.may_have_happened() {
             self.doubt = Some(error);
-        } else {
+        } else if !matches!(self.last, Some(AskError::Denied { .. })) {
             self.last = Some(error);
         }
     }
@@ -239,7 +239,8 @@ impl ArbiterClient {
                 Some(attempted) = asking.join_next() => {
                     let (index, attempted): (usize, _) = attempted.expect("an attempt fell");
                     match attempted {
-                        Ok(Answer::Denied(words)) => return Err(AskError::Denied { words }),
+                        // Another's copy may have happened all the same.
+                        Ok(Answer::Denied(words)) => vain.note(AskError::Denied { words }),
                         Ok(answer) => {
                             self.preferred.store(index, Ordering::Relaxed);
                             return Ok((&self.ways[index], answer));
