@@ -54,7 +54,7 @@ macro_rules! short_runs {
 }
 
 short_runs! {
-    backup chunk config control delta devices frame kernel primary probe register register_file
+    backup certificate chunk config control delta devices frame kernel primary probe register register_file
     sections state
 }
 

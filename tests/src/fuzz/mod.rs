@@ -16,6 +16,7 @@
 
 mod arbiter;
 mod backup;
+mod certificate;
 mod chunk;
 mod configuration;
 mod control;
@@ -63,6 +64,7 @@ pub struct Target {
 /// All of them.
 pub const TARGETS: &[Target] = &[
     Target { name: "backup", run: backup::run, mutations: 4_000 * 4 },
+    Target { name: "certificate", run: certificate::run, mutations: 10_000 * 4 },
     Target { name: "chunk", run: chunk::run, mutations: 10_000 * 4 },
     Target { name: "config", run: configuration::run, mutations: 2_000 * 4 },
     Target { name: "control", run: control::run, mutations: 1_000 * 4 },

@@ -31,6 +31,7 @@ pub fn all() -> Vec<Seed> {
     peer::deltas(&mut add);
     peer::sections(&mut add);
     peer::probe(&mut add);
+    peer::certificates(&mut add);
     guest::devices(&mut add);
     guest::kernels(&mut add);
     guest::state(&mut add);

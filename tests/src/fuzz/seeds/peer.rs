@@ -1,6 +1,7 @@
 //! What peers send: frames, requests to the arbiter, chunks, sections.
 
 use arbiter::{NodeId, Operation, Outcome, Record, Register, Request, Stamp, StoreId, Term, VmId};
+use base64::prelude::{BASE64_STANDARD, Engine};
 use checkpoint::{
     Epoch, MemoryLayout, PAGE_BYTES, PageNumber, PageRun, Section, Sections,
     chunk::{
@@ -12,7 +13,10 @@ use checkpoint::{
     message::{Close, Hello, Machine, Refusal, ToBackup, ToPrimary, Trait, Welcome},
     output::{Channel, Output},
 };
-use transport::wire::{self, Answer, Ask, Frame};
+use transport::{
+    identity::pki,
+    wire::{self, Answer, Ask, Frame},
+};
 
 use super::{Add, counted};
 
@@ -199,6 +203,18 @@ pub(super) fn sections(add: &mut Add<'_>) {
     let sections = vec![section("power", 2), section("serial", 40), section("vm.clock", 28)];
     add("sections", "three", Sections::new(sections).expect("three names").encode());
     add("sections", "none", Sections::default().encode());
+}
+
+pub(super) fn certificates(add: &mut Add<'_>) {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let authority = pki::create_authority(folder.path(), 7, false).expect("a folder of our own");
+    let of_node = pki::issue(folder.path(), &node("node-a"), 7, false).expect("its authority");
+    for (name, files) in [("authority", authority), ("node", of_node)] {
+        let pem = std::fs::read_to_string(files.certificate).expect("it was just written");
+        let lines = pem.lines().filter(|line| !line.starts_with('-'));
+        let der = BASE64_STANDARD.decode(lines.collect::<String>()).expect("a PEM file");
+        add("certificate", name, der);
+    }
 }
 
 pub(super) fn probe(add: &mut Add<'_>) {
