@@ -63,21 +63,21 @@ pub struct Target {
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
-    Target { name: "backup", run: backup::run, mutations: 4_000 * 4 },
-    Target { name: "certificate", run: certificate::run, mutations: 10_000 * 4 },
-    Target { name: "chunk", run: chunk::run, mutations: 10_000 * 4 },
-    Target { name: "config", run: configuration::run, mutations: 2_000 * 4 },
-    Target { name: "control", run: control::run, mutations: 1_000 * 4 },
-    Target { name: "delta", run: chunk::run_delta, mutations: 20_000 * 4 },
-    Target { name: "devices", run: devices::run, mutations: 3_000 * 4 },
-    Target { name: "frame", run: frame::run, mutations: 40_000 * 4 },
-    Target { name: "kernel", run: kernel::run, mutations: 2_000 * 4 },
-    Target { name: "primary", run: primary::run, mutations: 4_000 * 4 },
-    Target { name: "probe", run: probe::run, mutations: 40_000 * 4 },
-    Target { name: "register", run: arbiter::run, mutations: 10_000 * 4 },
-    Target { name: "register_file", run: arbiter::run_file, mutations: 2_000 * 4 },
-    Target { name: "sections", run: state::run_sections, mutations: 20_000 * 4 },
-    Target { name: "state", run: state::run, mutations: 3_000 * 4 },
+    Target { name: "backup", run: backup::run, mutations: 4_000 * 2 },
+    Target { name: "certificate", run: certificate::run, mutations: 10_000 * 2 },
+    Target { name: "chunk", run: chunk::run, mutations: 10_000 * 2 },
+    Target { name: "config", run: configuration::run, mutations: 2_000 * 2 },
+    Target { name: "control", run: control::run, mutations: 1_000 * 2 },
+    Target { name: "delta", run: chunk::run_delta, mutations: 20_000 * 2 },
+    Target { name: "devices", run: devices::run, mutations: 3_000 * 2 },
+    Target { name: "frame", run: frame::run, mutations: 40_000 * 2 },
+    Target { name: "kernel", run: kernel::run, mutations: 2_000 * 2 },
+    Target { name: "primary", run: primary::run, mutations: 4_000 * 2 },
+    Target { name: "probe", run: probe::run, mutations: 40_000 * 2 },
+    Target { name: "register", run: arbiter::run, mutations: 10_000 * 2 },
+    Target { name: "register_file", run: arbiter::run_file, mutations: 2_000 * 2 },
+    Target { name: "sections", run: state::run_sections, mutations: 20_000 * 2 },
+    Target { name: "state", run: state::run, mutations: 3_000 * 2 },
 ];
 
 /// The target called `name`.
