@@ -10,9 +10,9 @@
 //! Invariant: the areas do not overlap; version table and working set share no page, so a page and
 //! the version it should have never travel together.
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use romulus_probe::Params;
+use romulus_probe::{Params, Record};
 
 use crate::cpu;
 use crate::fatal::refuse;
@@ -36,8 +36,20 @@ unsafe extern "C" {
 pub(crate) struct PageRecord {
     /// Version of the header word; 0: never written.
     pub(crate) version: AtomicU64,
-    /// Class << 56 | version of the last whole-page write; 0: none yet.
+    /// See [`Record::whole`].
     pub(crate) whole: AtomicU64,
+}
+
+impl PageRecord {
+    pub(crate) fn load(&self) -> Record {
+        let version = self.version.load(Ordering::Relaxed);
+        Record { version, whole: self.whole.load(Ordering::Relaxed) }
+    }
+
+    pub(crate) fn store(&self, record: Record) {
+        self.whole.store(record.whole, Ordering::Relaxed);
+        self.version.store(record.version, Ordering::Relaxed);
+    }
 }
 
 /// The plan of memory.

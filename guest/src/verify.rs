@@ -8,8 +8,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use romulus_probe::content::{content_word, fill_seed, page_seed};
-use romulus_probe::history::mix64;
+use romulus_probe::content::{content_word, fill_seed};
 use romulus_probe::message::{VerifyAnswer, VerifyScope, VerifyState};
 use romulus_probe::{Content, PAGE_WORDS, VCPUS_MAX};
 
@@ -240,18 +239,8 @@ fn check_fill_page(address: u64) -> bool {
 /// Whether a page holds what its record says, and its part of the digest.
 fn check_page(page: u64) -> (bool, u64) {
     let memory = Memory::get();
-    let (words, record) = (memory.page(page), memory.record(page));
-    // SAFETY: within the page, here and below; its writer is this vCPU.
+    let words = memory.page(page);
+    // SAFETY: within the page; its writer is this vCPU.
     let word = |index: usize| unsafe { words.add(index).read_volatile() };
-    let mut good = word(0) == work::expected_header(page, record);
-    let mut digest = mix64(word(0) ^ page);
-    if let Some((class, version)) = work::last_whole(record) {
-        let seed = page_seed(page, version);
-        for index in 1..PAGE_WORDS {
-            let value = word(index);
-            good &= value == content_word(class, seed, index);
-            digest = digest.rotate_left(7) ^ value;
-        }
-    }
-    (good, mix64(digest))
+    memory.record(page).load().check(page, word)
 }

@@ -10,11 +10,11 @@
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use romulus_probe::content::{content_word, header, page_seed};
+use romulus_probe::content::{content_word, page_seed};
 use romulus_probe::pace::{Pace, RATE_PER_S_MAX};
-use romulus_probe::{Content, PAGE_WORDS, Pattern, VCPUS_MAX, Write};
+use romulus_probe::{Content, PAGE_WORDS, Pattern, Record, VCPUS_MAX, Write};
 
-use crate::memory::{Memory, PageRecord};
+use crate::memory::Memory;
 use crate::verify::Checker;
 use crate::{apic, clock};
 
@@ -22,7 +22,6 @@ use crate::{apic, clock};
 const SLICE_PAGES: u64 = 32;
 /// Shortest timer period of a vCPU with a pattern to hold.
 const ACTIVE_TICK_MS_MIN: u64 = 2;
-const CLASS_SHIFT: u32 = 56;
 
 /// What the first vCPU wants of the workers. The change count is bumped last.
 struct Orders {
@@ -201,78 +200,56 @@ impl Worker {
     }
 }
 
-/// Word 0 that a page should hold.
-pub(crate) fn expected_header(page: u64, record: &PageRecord) -> u64 {
-    let version = record.version.load(Ordering::Relaxed);
-    match last_whole(record) {
-        Some((Content::Zero, at)) if at == version => 0,
-        _ => header(page, version),
-    }
-}
-
-/// Class and version of the last whole-page write.
-pub(crate) fn last_whole(record: &PageRecord) -> Option<(Content, u64)> {
-    let whole = record.whole.load(Ordering::Relaxed);
-    let class = Content::from_u8((whole >> CLASS_SHIFT) as u8)?;
-    Some((class, whole & ((1 << CLASS_SHIFT) - 1)))
-}
-
 fn write_page(page: u64, pattern: &Pattern) {
     let memory = Memory::get();
     let (words, record) = (memory.page(page), memory.record(page));
-    let version = record.version.load(Ordering::Relaxed);
-    if version != 0 {
-        check_before_write(page, words, record, version);
+    let before = record.load();
+    if before.version != 0 {
+        check_before_write(page, words, &before);
     }
+    let version = before.version + 1;
     // SAFETY: the page is in the working set and this worker is its only writer.
     unsafe {
         match (pattern.content, pattern.write) {
-            (Content::Same, Write::Sparse) if version != 0 => {
+            (Content::Same, Write::Sparse) if before.version != 0 => {
                 words.write_volatile(words.read_volatile())
             }
-            (Content::Same, Write::Page) if last_whole(record).is_some() => {
+            (Content::Same, Write::Page) if before.last_whole().is_some() => {
                 for index in 0..PAGE_WORDS {
                     words.add(index).write_volatile(words.add(index).read_volatile());
                 }
             }
             (_, Write::Sparse) => {
-                words.write_volatile(header(page, version + 1));
-                record.version.store(version + 1, Ordering::Relaxed);
+                let after = Record { version, ..before };
+                words.write_volatile(after.header(page));
+                record.store(after);
             }
-            (class, Write::Page) => write_whole(page, words, record, class, version + 1),
+            (class, Write::Page) => {
+                let after = Record::of_whole(class, version);
+                write_whole(page, words, class, &after);
+                record.store(after);
+            }
         }
     }
 }
 
 /// # Safety
 /// `words` is the page's memory and the caller its only writer.
-unsafe fn write_whole(
-    page: u64,
-    words: *mut u64,
-    record: &PageRecord,
-    class: Content,
-    version: u64,
-) {
-    let seed = page_seed(page, version);
+unsafe fn write_whole(page: u64, words: *mut u64, class: Content, record: &Record) {
+    let seed = page_seed(page, record.version);
     for index in 1..PAGE_WORDS {
         // SAFETY: within the page.
         unsafe { words.add(index).write(content_word(class, seed, index)) };
     }
-    let first = if class == Content::Zero { 0 } else { header(page, version) };
     // SAFETY: the page's first word.
-    unsafe { words.write_volatile(first) };
-    record.whole.store((class as u64) << CLASS_SHIFT | version, Ordering::Relaxed);
-    record.version.store(version, Ordering::Relaxed);
+    unsafe { words.write_volatile(record.header(page)) };
 }
 
-/// The header and one word of the content: cheap enough for every write. `verify` checks all.
-fn check_before_write(page: u64, words: *mut u64, record: &PageRecord, version: u64) {
-    let sample = 1 + (version as usize % (PAGE_WORDS - 1));
+/// Cheap enough for every write. `verify` checks all of a page.
+fn check_before_write(page: u64, words: *mut u64, record: &Record) {
     // SAFETY: within the page.
-    let (first, word) = unsafe { (words.read_volatile(), words.add(sample).read_volatile()) };
-    let content_agrees = last_whole(record)
-        .is_none_or(|(class, whole)| word == content_word(class, page_seed(page, whole), sample));
-    if first != expected_header(page, record) || !content_agrees {
+    let word = |index: usize| unsafe { words.add(index).read_volatile() };
+    if !record.agrees_at_a_glance(page, word) {
         report_corrupt(words as u64);
     }
 }

@@ -17,8 +17,8 @@ use romulus::{
     rehearsal::{ProbeReport, TcpReport},
 };
 use romulus_tests::lab::{
-    CONSOLE, Direction, Guest, Lab, LoadClient, Materials, PATIENT, Place, Series, Shape, obstacle,
-    switch::Impairment,
+    CONSOLE, Direction, Guest, Lab, LoadClient, Materials, PATIENT, Place, Rehearsal, Series,
+    Shape, obstacle, switch::Impairment,
 };
 
 /// The project's program, as Cargo built it with this test.
@@ -75,7 +75,7 @@ fn materials() -> Materials {
 /// A lab of `hosts` that differ in nothing.
 fn lab(materials: &Materials, name: &str, hosts: u8, guest: Guest) -> Lab {
     let replication = format!("{PATIENT}{WITHOUT_COPIES}");
-    let shape = Shape { hosts, guest, replication, seed: 1 };
+    let shape = Shape { hosts, guest, replication, seed: 1, cpus: 1, more: Vec::new() };
     Lab::new(materials, name, Path::new(ROMULUS), shape).unwrap()
 }
 
@@ -309,4 +309,35 @@ fn a_stock_guest_serves_over_one_connection_whatever_the_network_does() {
         assert!(report.longest_gap.ms >= STANDSTILL.as_secs_f64() * 1e3, "{report:#?}");
         assert!(!lab.bare().console().contains("CORRUPT"));
     }
+}
+
+/// All of it on one emulated host: its own kernel is the guest, and the guest's
+/// only program is the project's. Two hosts share its CPU, so all is slow.
+#[test]
+#[ignore = "takes minutes: name it, with --ignored"]
+fn the_demo_protects_a_linux_guest() {
+    let test = "the_demo_protects_a_linux_guest";
+    let Some(_machine) = machine_for(test) else { return };
+    let materials = materials();
+    let rehearsal = Rehearsal::new(&materials.kernel).unwrap();
+    // A host that has room for two guests.
+    let guest = Guest::probe(640, 1, "");
+    let more = rehearsal.files().to_vec();
+    let shape = Shape { hosts: 1, guest, replication: PATIENT.to_owned(), seed: 1, cpus: 1, more };
+    let mut lab = Lab::new(&materials, "demo", Path::new(ROMULUS), shape).unwrap();
+    let script = rehearsal.script(
+        "--memory 128 --epoch 100 --dirty-rate 100 --detection 20000 --drop 20000 --patience 600",
+    );
+    let outcome = lab.machine(A).order(&script, 10 * PATIENCE).unwrap();
+    lab.say(&outcome.text());
+    assert_eq!(outcome.code, 0, "{}", String::from_utf8_lossy(&outcome.stderr));
+    let report: serde_json::Value = serde_json::from_str(&outcome.text()).unwrap();
+    assert_eq!(report["guest"], format!("Linux {}", materials.kernel.release));
+    assert!(report["answers"].as_u64() > Some(300), "{report}");
+    for none in ["lost", "went_back", "corrupt"] {
+        assert_eq!(report[none], 0, "{report}");
+    }
+    assert_eq!(report["verified"], true, "{report}");
+    // Seeded, promoted, seeded, handed back, seeded.
+    assert!(report["term"].as_u64() >= Some(6), "{report}");
 }

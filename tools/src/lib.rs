@@ -17,6 +17,7 @@ pub mod control;
 pub mod daemon;
 pub mod doctor;
 mod exit;
+pub mod linux_guest;
 pub mod node;
 pub mod primary;
 pub mod probe_guest;

@@ -31,10 +31,12 @@ fn every_command_has_help() {
         "arbiter",
         "status",
         "events",
+        "console",
         "failover",
         "protect",
         "unprotect",
         "verify",
+        "shutdown",
         "pki",
         "pki init",
         "pki issue",
@@ -149,5 +151,19 @@ fn the_doctor_answers_in_json() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let code = if report["ready"] == true { 0 } else { 1 };
     assert_eq!(output.status.code(), Some(code));
-    assert!(report["findings"].as_array().unwrap().len() >= 8);
+    let findings = report["findings"].as_array().unwrap();
+    assert!(findings.len() >= 8);
+    let named = |name| findings.iter().find(|finding| finding["name"] == name);
+    if named("/dev/kvm").unwrap()["verdict"] != "ok" {
+        let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
+        assert!(!required.contains("kvm"), "{report}");
+        println!("skipped: what the doctor says of guests, as KVM cannot be used");
+        return;
+    }
+    let text = stdout(&romulus(&["doctor"]));
+    for name in ["bare-metal guests", "stock Linux guests", "CPU models"] {
+        let finding = named(name).unwrap_or_else(|| panic!("no {name} in {report}"));
+        let found = finding["found"].as_str().unwrap();
+        assert!(text.contains(name) && text.contains(found), "{finding} is not in\n{text}");
+    }
 }

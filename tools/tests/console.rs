@@ -46,6 +46,8 @@ struct Daemon {
     console: Arc<ConsoleTail>,
     role: Arc<Mutex<Role>>,
     typed: Arc<Mutex<Vec<u8>>>,
+    /// How often it would not have what was typed.
+    refused: Arc<AtomicUsize>,
     /// Bytes that the guest takes at a time.
     room: Arc<AtomicUsize>,
     shutdown: Option<oneshot::Sender<()>>,
@@ -80,6 +82,7 @@ impl Daemon {
             console,
             role: Arc::new(Mutex::new(Role::Primary)),
             typed: Arc::default(),
+            refused: Arc::default(),
             room: Arc::new(AtomicUsize::new(usize::MAX)),
             shutdown: Some(shutdown),
             path,
@@ -90,6 +93,7 @@ impl Daemon {
 
     fn answer(&self, mut requests: mpsc::Receiver<ControlRequest>) {
         let (role, typed, room) = (self.role.clone(), self.typed.clone(), self.room.clone());
+        let refusals = self.refused.clone();
         self.runtime.spawn(async move {
             while let Some(request) = requests.recv().await {
                 let role = *role.lock().unwrap();
@@ -98,6 +102,7 @@ impl Daemon {
                     ControlRequest::ConsoleInput { reply, .. } if role != Role::Primary => {
                         let refused = Refused::new(RefusedKind::State, "a backup", "ask another");
                         let _ = reply.send(Err(refused));
+                        refusals.fetch_add(1, Ordering::SeqCst);
                     }
                     ControlRequest::ConsoleInput { bytes, reply } => {
                         let taken = bytes.len().min(room.load(Ordering::SeqCst));
@@ -305,6 +310,7 @@ fn the_session_outlives_processes_and_says_where_the_guest_is() {
     *daemon.role.lock().unwrap() = Role::Backup;
     session.seen.await_text("web-1 runs on node-b: attach there");
     session.press(b"lost");
+    eventually("a refusal", || daemon.refused.load(Ordering::SeqCst) > 0);
     daemon.console.push(b"after all\n");
     session.seen.await_text("after all");
     *daemon.role.lock().unwrap() = Role::Primary;

@@ -46,6 +46,7 @@ fn cluster(prefix: &str, folder: &Path, disk: &str) -> Cluster {
         memory_mib: 64,
         vcpus: 1,
         cmdline: "probe.dirty=pages:500,rate:1000,write:sparse,content:random".into(),
+        linux: None,
         replication: String::new(),
     };
     let program = Path::new(env!("CARGO_BIN_EXE_romulus"));

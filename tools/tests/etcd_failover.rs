@@ -70,6 +70,7 @@ impl Drill {
             memory_mib: 64,
             vcpus: 2,
             cmdline: "probe.dirty=pages:2000,rate:4000,write:sparse,content:random".into(),
+            linux: None,
             replication: String::new(),
         };
         let program = Path::new(env!("CARGO_BIN_EXE_romulus"));

@@ -20,6 +20,7 @@ use romulus::{
         netns::{Direction, Place, TAP},
     },
 };
+use vmm::host::{Backend, Host};
 
 const A: Place = Place::Host(1);
 const B: Place = Place::Host(2);
@@ -72,6 +73,7 @@ impl Drill {
             memory_mib: 64,
             vcpus: 2,
             cmdline: "probe.dirty=pages:2000,rate:4000,write:sparse,content:random".into(),
+            linux: None,
             replication: replication.into(),
         };
         let program = Path::new(env!("CARGO_BIN_EXE_romulus"));
@@ -385,6 +387,28 @@ fn a_guest_is_handed_to_and_fro() {
     assert_sound(&report);
 }
 
+/// The start of a bzImage whose code asks for more than an emulator knows
+/// (`cmpxchg16b`), and then ends with code 1. Offsets: Linux
+/// `Documentation/arch/x86/boot.rst`.
+fn bzimage() -> Vec<u8> {
+    const ENTRY: usize = 0x200;
+    let code = [0x48, 0x0f, 0xc7, 0x0e, 0xb0, 0x01, 0xba, 0xf4, 0, 0, 0, 0xee, 0xeb, 0xfe];
+    let mut file = vec![0; 1024 + ENTRY + 512];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[1]);
+    put(0x1f4, &((ENTRY as u32 + 512) / 16).to_le_bytes());
+    put(0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]);
+    put(0x202, b"HdrS\x0f\x02");
+    put(0x211, &[1]);
+    put(0x22c, &0x7fff_ffff_u32.to_le_bytes());
+    put(0x236, &[1]);
+    put(0x238, &2047_u32.to_le_bytes());
+    put(0x258, &0x100_0000_u64.to_le_bytes());
+    put(0x260, &0x10_0000_u32.to_le_bytes());
+    put(1024 + ENTRY, &code);
+    file
+}
+
 #[test]
 fn what_is_missing_is_named() {
     let Some(_machine) = machine_for("what_is_missing_is_named") else { return };
@@ -394,12 +418,22 @@ fn what_is_missing_is_named() {
     let no_elf = drill.cluster.folder().join("no.elf");
     std::fs::write(&no_elf, "not a kernel").unwrap();
     let no_elf = format!("kernel = \"{}\"", no_elf.display());
-    let cases: [(&str, &str, i32, &[&str]); 5] = [
+    let linux = drill.cluster.folder().join("vmlinuz");
+    std::fs::write(&linux, bzimage()).unwrap();
+    let linux = format!("kernel = \"{}\"", linux.display());
+    let interpreted: &[&str] = &[
+        "too few instructions for stock Linux",
+        "use a host with VMX or SVM",
+        "cannot emulate the instruction at 0x1000200, bytes 48 0f c7 0e",
+    ];
+    let pvm = Host::open().unwrap().capabilities().backend == Backend::Pvm;
+    let cases: [(&str, &str, i32, &[&str]); 6] = [
         ("tap = \"tap0\"", "tap = \"tap9\"", 1, &["tap9", "ip tuntap add"]),
         ("kernel = \"probe\"", &no_elf, 1, &["no.elf", "ELF"]),
         ("memory_mib = 64", "memory_mib = 1048576", 1, &["memory"]),
         ("memory_mib = 64", "memory_mib = 63", 2, &["memory_mib", "64"]),
         ("vcpus = 2", "vcpu = 2", 2, &["vcpu", "vcpus"]),
+        ("kernel = \"probe\"", &linux, 1, if pvm { interpreted } else { &["ended with code 1"] }),
     ];
     for (before, after, code, words) in cases {
         std::fs::write(&path, sound.replace(before, after)).unwrap();

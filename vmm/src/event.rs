@@ -206,4 +206,15 @@ mod tests {
         let told = event(Backend::Pvm).to_string();
         assert!(told.contains("stock Linux") && told.contains("VMX or SVM"), "{told}");
     }
+
+    #[test]
+    fn an_internal_error_is_told_with_its_reason_and_its_address() {
+        let told = |suberror| VmEvent::InternalError { vcpu: 2, suberror, rip: 0xfff0 }.to_string();
+        let expected = "vcpu 2: kvm gave up at 0xfff0: an exception while another was being \
+                        delivered (internal error 2)";
+        assert_eq!(told(2), expected);
+        assert!(told(3).contains("an event that could not be delivered (internal error 3)"));
+        assert!(told(4).contains("an exit that it does not know (internal error 4)"));
+        assert!(told(99).contains("does not tell (internal error 99)"));
+    }
 }

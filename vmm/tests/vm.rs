@@ -6,6 +6,7 @@ use guest::{Rig, elf, elf_at, require_kvm};
 use romulus_vmm::{
     boot::{BootError, BootProtocol},
     event::VmEvent,
+    host::{Backend, Host},
     vm::VmError,
 };
 
@@ -247,6 +248,25 @@ fn what_stops_a_guest_is_told() {
         std::thread::yield_now();
     }
     rig.vm.pause().unwrap();
+}
+
+#[test]
+fn an_instruction_that_kvm_cannot_emulate_is_told_with_bytes_and_address() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::beyond_the_emulator(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    let event = rig.event();
+    rig.vm.pause().unwrap();
+    if Host::open().unwrap().capabilities().backend != Backend::Pvm {
+        assert_eq!(event, VmEvent::GuestExit { code: 1 }, "the processor knows it");
+        return;
+    }
+    let VmEvent::Emulation { vcpu: 0, ref instruction, rip, .. } = event else { panic!("{event}") };
+    assert!(instruction.starts_with(&[0x48, 0x0f, 0xc7, 0x0b]), "{event}");
+    assert!(event.to_string().contains(&format!("at {rip:#x}, bytes 48 0f c7 0b")), "{event}");
 }
 
 #[test]

@@ -12,6 +12,7 @@
 //! | [`pattern`] | how the guest dirties its working set |
 //! | [`pace`] | holding a rate in small batches |
 //! | [`content`] | what pages hold, as a function of page and version |
+//! | [`record`] | what is remembered of a page, and the check of the page against it |
 //! | [`service`] | the guest's memory of its clients |
 //! | [`params`] | the guest's command line |
 #![no_std]
@@ -28,6 +29,7 @@ pub mod message;
 pub mod pace;
 pub mod params;
 pub mod pattern;
+pub mod record;
 pub mod service;
 mod wire;
 
@@ -36,6 +38,7 @@ pub use lane::{ClientLane, Verdict};
 pub use message::{Answer, Message, Request};
 pub use params::Params;
 pub use pattern::{Pattern, Write};
+pub use record::Record;
 
 /// UDP port of the service.
 pub const SERVICE_PORT: u16 = 7000;

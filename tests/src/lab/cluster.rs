@@ -108,6 +108,10 @@ pub struct Shape {
     pub replication: String,
     /// Of the switches' chance.
     pub seed: u64,
+    /// CPUs of a machine.
+    pub cpus: u16,
+    /// More files for the machines' disk, and where they are there.
+    pub more: Vec<(PathBuf, PathBuf)>,
 }
 
 /// Machines and networks; they end with it.
@@ -215,6 +219,12 @@ impl Lab {
                 fs::copy(from, folder.join(to)).map_err(system(format!("copy the {to}")))?;
             }
         }
+        for (from, to) in &self.shape.more {
+            let to = content.join(to);
+            let folder = to.parent().expect("it is below the disk's root");
+            fs::create_dir_all(folder).map_err(system("make the disk's folders"))?;
+            fs::copy(from, &to).map_err(system(format!("copy {}", from.display())))?;
+        }
         Ok(content)
     }
 
@@ -241,7 +251,7 @@ impl Lab {
             initrd: boot.initrd.clone(),
             cmdline: String::new(),
             memory_mib,
-            cpus: 1,
+            cpus: self.shape.cpus,
             disk: Some(disk.to_owned()),
             nics,
             obeys: true,

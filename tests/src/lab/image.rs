@@ -24,8 +24,8 @@ use super::{
 const HOST_INIT: &str = include_str!("host-init.sh");
 const GUEST_INIT: &str = include_str!("guest-init.sh");
 /// What a lab's machine needs: its devices, the project's disk, KVM, a bridge
-/// with a tap.
-const HOST_MODULES: [&str; 8] = [
+/// with a tap, and what a rehearsal in it makes its networks of.
+const HOST_MODULES: [&str; 9] = [
     "virtio_pci",
     "virtio_console",
     "virtio_blk",
@@ -34,6 +34,7 @@ const HOST_MODULES: [&str; 8] = [
     "kvm-amd",
     "tun",
     "bridge",
+    "veth",
 ];
 /// What the protected guest needs, on virtio-mmio or on PCI.
 const GUEST_MODULES: [&str; 5] =

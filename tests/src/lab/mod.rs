@@ -30,6 +30,7 @@ pub mod machine;
 mod materials;
 pub mod packages;
 mod program;
+mod rehearsal;
 pub mod switch;
 pub mod tool;
 
@@ -41,6 +42,7 @@ pub use self::{
     configuration::{CONSOLE, PATIENT},
     guest::Guest,
     materials::{Boot, Materials, Series},
+    rehearsal::Rehearsal,
 };
 
 /// Why a lab is impossible here, if it is.

@@ -48,13 +48,14 @@ pub const QEMU: Tool = Tool { program: "qemu-system-x86_64", package: "qemu-syst
 pub const SETPRIV: Tool = Tool { program: "setpriv", package: "util-linux" };
 pub(super) const MKSQUASHFS: Tool = Tool { program: "mksquashfs", package: "squashfs-tools" };
 pub(super) const CPIO: Tool = Tool { program: "cpio", package: "cpio" };
-pub(super) const XZ: Tool = Tool { program: "xz", package: "xz-utils" };
+/// What a rehearsal in a machine makes its networks with.
+pub(super) const IP: Tool = Tool { program: "ip", package: "iproute2" };
 pub(super) const STRIP: Tool = Tool { program: "strip", package: "binutils" };
 pub(super) const DPKG_DEB: Tool = Tool { program: "dpkg-deb", package: "dpkg" };
 pub(super) const APT_GET: Tool = Tool { program: "apt-get", package: "apt" };
 pub(super) const APT_CACHE: Tool = Tool { program: "apt-cache", package: "apt" };
 
-const ALL: [Tool; 9] = [QEMU, SETPRIV, MKSQUASHFS, CPIO, XZ, STRIP, DPKG_DEB, APT_GET, APT_CACHE];
+const ALL: [Tool; 9] = [QEMU, SETPRIV, MKSQUASHFS, CPIO, IP, STRIP, DPKG_DEB, APT_GET, APT_CACHE];
 
 /// Those of the lab's programs that are not in PATH.
 #[must_use]
@@ -63,7 +64,8 @@ pub fn missing() -> Vec<Tool> {
 }
 
 impl Tool {
-    fn path(self) -> Option<PathBuf> {
+    /// Where it is.
+    pub(super) fn path(self) -> Option<PathBuf> {
         let folders = std::env::var_os("PATH")?;
         let mut candidates = std::env::split_paths(&folders).map(|dir| dir.join(self.program));
         candidates.find(|candidate| candidate.is_file())

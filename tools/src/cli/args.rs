@@ -117,7 +117,7 @@ pub enum Command {
     Doctor,
     /// Show all of it on this machine, in one minute
     #[command(
-        after_help = "Examples:\n  romulus demo\n  romulus demo --epoch 10 --memory 1024 --dirty-rate 2000 --keep"
+        after_help = "Examples:\n  romulus demo\n  romulus demo --epoch 10 --memory 1024 --dirty-rate 2000 --keep\n  romulus demo --guest linux\n\nA Linux guest needs a KVM on VMX or SVM: see `romulus doctor`."
     )]
     Demo(DemoArgs),
     /// Look into configuration files
@@ -290,6 +290,12 @@ pub enum ConfigCommand {
 /// Arguments of `demo`.
 #[derive(Debug, Clone, Args)]
 pub struct DemoArgs {
+    /// What runs: the built-in probe, or this host's Linux with the probe as its only program
+    #[arg(long, value_name = "GUEST", value_enum, default_value = "probe")]
+    pub guest: DemoGuest,
+    /// A bzImage for the Linux guest, instead of this host's kernel
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
     /// Run interval between two checkpoints, in ms
     #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub epoch: u32,
@@ -302,9 +308,27 @@ pub struct DemoArgs {
     /// Pages that the guest dirties per second
     #[arg(long, value_name = "PAGES", default_value_t = 4000)]
     pub dirty_rate: u64,
+    /// Silence after which the backup asks for promotion, in ms
+    #[arg(long, value_name = "MS", default_value_t = 150, value_parser = clap::value_parser!(u32).range(10..=600_000))]
+    pub detection: u32,
+    /// Silence after which the primary asks to go on without its backup, in ms
+    #[arg(long, value_name = "MS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(10..=600_000))]
+    pub drop: u32,
+    /// How long anything may take before the demo gives up, in s
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub patience: u64,
     /// Leave it running to play with
     #[arg(long)]
     pub keep: bool,
+}
+
+/// What the demo protects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DemoGuest {
+    /// The built-in bare-metal guest; every KVM runs it
+    Probe,
+    /// A stock Linux kernel
+    Linux,
 }
 
 /// What the demo and tests run in namespaces.
@@ -314,6 +338,8 @@ pub enum InternalCommand {
     ProbeClient(ProbeClientArgs),
     /// Write to a redis in the guest over one connection, and read all of it again
     TcpClient(TcpClientArgs),
+    /// Be the first process of the demo's Linux guest
+    LinuxProbe,
 }
 
 /// Arguments of the probe's client.

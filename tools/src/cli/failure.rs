@@ -12,8 +12,9 @@ use crate::{
     control::{ClientError, ErrorBody},
     daemon::ShellError,
     exit::Exit,
+    linux_guest::probe::ProbeError,
     node::NodeError,
-    rehearsal::{ProbeClientError, TcpClientError, cluster::ClusterError},
+    rehearsal::{ProbeClientError, TcpClientError, demo::DemoError},
 };
 
 /// Why a command did not do what was asked.
@@ -65,7 +66,13 @@ pub enum Failure {
     },
     /// The demo could not go on.
     #[error(transparent)]
-    Demo(#[from] ClusterError),
+    Demo(#[from] DemoError),
+    /// The probe guest was given a kernel.
+    #[error("the probe guest is a kernel of its own: add `--guest linux`, or leave out --kernel")]
+    KernelOfProbe,
+    /// The Linux guest's first process could not be that.
+    #[error(transparent)]
+    LinuxProbe(#[from] ProbeError),
 }
 
 impl Failure {
@@ -73,7 +80,7 @@ impl Failure {
     #[must_use]
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::Target(_) => Exit::Usage,
+            Self::Config(_) | Self::Target(_) | Self::KernelOfProbe => Exit::Usage,
             Self::Client(_)
             | Self::Node(_)
             | Self::Arbiter(_)
@@ -84,7 +91,8 @@ impl Failure {
             | Self::Output(_)
             | Self::NotProtected { .. }
             | Self::StillRuns { .. }
-            | Self::Demo(_) => Exit::Failed,
+            | Self::Demo(_)
+            | Self::LinuxProbe(_) => Exit::Failed,
         }
     }
 

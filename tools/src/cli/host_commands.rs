@@ -1,12 +1,12 @@
 //! Commands about this host: configuration, certificates, its abilities.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use serde::Serialize;
 use transport::identity::{CertificateDetails, pki};
 
 use super::{
-    args::{ConfigCommand, DemoArgs, InternalCommand, PkiCommand},
+    args::{ConfigCommand, DemoArgs, DemoGuest, InternalCommand, PkiCommand},
     control_commands::{print, wait},
     failure::Failure,
     render,
@@ -15,9 +15,10 @@ use crate::{
     config,
     doctor::{self, Verdict},
     exit::Exit,
+    linux_guest::probe::be_first_process,
     rehearsal::{
         self,
-        demo::{self, DemoSettings},
+        demo::{self, DemoSettings, GuestKind},
     },
 };
 
@@ -158,11 +159,20 @@ fn certificate(shown: &Shown) -> String {
 }
 
 pub(super) fn demo(arguments: &DemoArgs, json: bool) -> Result<Exit, Failure> {
+    let guest = match (arguments.guest, &arguments.kernel) {
+        (DemoGuest::Probe, None) => GuestKind::Probe,
+        (DemoGuest::Probe, Some(_)) => return Err(Failure::KernelOfProbe),
+        (DemoGuest::Linux, kernel) => GuestKind::Linux { kernel: kernel.clone() },
+    };
     let settings = DemoSettings {
+        guest,
         epoch_ms: arguments.epoch,
         memory_mib: arguments.memory,
         vcpus: arguments.vcpus,
         dirty_rate: arguments.dirty_rate,
+        detection_ms: arguments.detection,
+        drop_ms: arguments.drop,
+        patience: Duration::from_secs(arguments.patience),
         keep: arguments.keep,
         quiet: json,
     };
@@ -179,6 +189,7 @@ pub(super) fn internal(command: &InternalCommand) -> Result<Exit, Failure> {
         InternalCommand::TcpClient(arguments) => {
             wait(rehearsal::tcp_client::run(&arguments.into(), rehearsal::print_line))??.sound()
         }
+        InternalCommand::LinuxProbe => match be_first_process()? {},
     };
     Ok(if sound { Exit::Done } else { Exit::Failed })
 }

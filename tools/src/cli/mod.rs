@@ -14,7 +14,7 @@ use std::{ffi::OsString, io::Write};
 use clap::{Parser, error::ErrorKind};
 
 pub use self::{
-    args::{Cli, Command, DemoArgs, ProbeClientArgs, TcpClientArgs},
+    args::{Cli, Command, DemoArgs, DemoGuest, ProbeClientArgs, TcpClientArgs},
     failure::Failure,
     target::{ENV_RUN_DIR, RUN_DIR},
 };

@@ -44,7 +44,8 @@ fn usable(host: &Host) -> Vec<Finding> {
     let mut findings = vec![
         ok("/dev/kvm", "usable"),
         ok("KVM backend", capabilities.backend.name()),
-        guests(capabilities.backend),
+        bare_metal_guests(),
+        stock_linux_guests(capabilities.backend),
         ok("vCPUs", format!("up to {} in a VM", capabilities.vcpus_max)),
         ok("extended state", format!("{} bytes of a vCPU", capabilities.xsave_bytes)),
     ];
@@ -72,14 +73,21 @@ fn usable(host: &Host) -> Vec<Finding> {
     findings
 }
 
-fn guests(backend: Backend) -> Finding {
-    let (name, guests) = ("guests", backend.guests());
+fn bare_metal_guests() -> Finding {
+    ok(
+        "bare-metal guests",
+        "yes, the built-in probe among them: at CPL0 it keeps to what every KVM knows",
+    )
+}
+
+fn stock_linux_guests(backend: Backend) -> Finding {
+    let (name, guests) = ("stock Linux guests", backend.guests());
     if guests.stock_linux {
-        return ok(name, "stock Linux; bare-metal guests such as the built-in probe");
+        return ok(name, format!("yes, bzImage or ELF by PVH: {}", guests.reason));
     }
     warn(
         name,
-        format!("bare-metal guests such as the built-in probe; no stock Linux: {}", guests.reason),
+        format!("no: {}", guests.reason),
         "for Linux guests use a host with VT-x or AMD-V (in a VM: nested virtualisation)",
     )
 }
@@ -155,9 +163,16 @@ mod tests {
     }
 
     #[test]
-    fn guests_that_do_not_run_are_told_with_the_reason() {
-        assert_eq!(guests(Backend::Svm).verdict, Verdict::Ok);
-        let finding = guests(Backend::Pvm);
-        assert!(finding.found.contains("no stock Linux: pvm interprets"), "{finding:?}");
+    fn guests_are_told_with_the_reason() {
+        let finding = stock_linux_guests(Backend::Svm);
+        assert_eq!(finding.verdict, Verdict::Ok);
+        assert!(finding.found.contains("bzImage") && finding.found.contains("PVH"), "{finding:?}");
+        for backend in [Backend::Pvm, Backend::Unknown] {
+            let finding = stock_linux_guests(backend);
+            assert_eq!(finding.verdict, Verdict::Warn);
+            assert!(finding.found.starts_with("no: "), "{finding:?}");
+        }
+        let told = stock_linux_guests(Backend::Pvm).found;
+        assert!(told.contains("pvm interprets code at CPL0"), "{told}");
     }
 }

@@ -25,7 +25,10 @@ use super::{
     netns::{GUEST_ADDRESS, Lab, LabError, Place, TAP},
     probe_report::ProbeReport,
 };
-use crate::control::{ArbiterStatus, Client, ClientError, PeerState, Protection, Role, Status};
+use crate::{
+    control::{ArbiterStatus, Client, ClientError, PeerState, Protection, Role, Status},
+    linux_guest::image::GuestImage,
+};
 
 const NODE_PORT: u16 = 7700;
 const ARBITER_PORT: u16 = 7800;
@@ -42,10 +45,29 @@ pub struct Shape {
     pub memory_mib: u32,
     /// vCPUs.
     pub vcpus: u16,
-    /// Added to the probe guest's command line.
+    /// Added to what the probe is told on the command line.
     pub cmdline: String,
+    /// The Linux that the probe runs in; without, it is the bare-metal one.
+    pub linux: Option<GuestImage>,
     /// Lines of the section `[replication]`.
     pub replication: String,
+}
+
+impl Shape {
+    /// The section `[vm]`. A Linux guest that restarts, or panics, has failed.
+    fn guest(&self) -> String {
+        let Self { memory_mib, vcpus, cmdline, linux, .. } = self;
+        let told = format!("probe.vcpus={vcpus} probe.ip={GUEST_ADDRESS}/24 {cmdline}");
+        let files = match linux {
+            None => format!("kernel = \"probe\"\ncmdline = \"{told}\"\n"),
+            Some(GuestImage { kernel, initrd, .. }) => format!(
+                "kernel = {kernel:?}\ninitrd = {initrd:?}\ncmdline = \"{}\"\n\
+                 on_reboot = \"stop\"\non_triple_fault = \"stop\"\non_panic = \"stop\"\n",
+                GuestImage::cmdline(&told)
+            ),
+        };
+        format!("[vm]\nname = \"demo\"\nmemory_mib = {memory_mib}\nvcpus = {vcpus}\n{files}")
+    }
 }
 
 /// Where the arbiters' registers are.
@@ -209,17 +231,17 @@ impl Cluster {
     }
 
     fn host_config(&self, host: u8) -> String {
-        let Shape { memory_mib, vcpus, cmdline, replication, hosts } = &self.shape;
+        let Shape { hosts, replication, .. } = &self.shape;
         let place = Place::Host(host);
         let address = |host| Place::Host(host).replication_address().expect("hosts have one");
         let mut text = format!(
-            "[vm]\nname = \"demo\"\nmemory_mib = {memory_mib}\nvcpus = {vcpus}\nkernel = \"probe\"\n\
-             cmdline = \"probe.vcpus={vcpus} probe.ip={GUEST_ADDRESS}/24 {cmdline}\"\n\n\
+            "{}\n\
              [network]\ntap = \"{TAP}\"\nmac = \"{MAC}\"\n\n\
              [console]\nlog = \"{place}.console\"\n\n\
              [node]\nname = \"{place}\"\nlisten = \"{}:{NODE_PORT}\"\nstate_dir = \"{place}.state\"\n\
              control = \"{place}.sock\"\n{}\n\
              [replication]\n{replication}\n",
+            self.shape.guest(),
             address(host),
             Self::identity(place),
         );
@@ -456,13 +478,38 @@ impl Cluster {
         self.wait_for(place, "runs the guest", patience, |status| status.role == Role::Primary)
     }
 
+    /// Waits until the guest at `place` has said `words` on its console.
+    ///
+    /// # Errors
+    ///
+    /// [`ClusterError::Waited`] with the end of log and console.
+    pub fn wait_console(
+        &self,
+        place: Place,
+        words: &str,
+        patience: Duration,
+    ) -> Result<(), ClusterError> {
+        let console = self.folder.join(format!("{place}.console"));
+        let said = || String::from_utf8_lossy(&fs::read(&console).unwrap_or_default()).into_owned();
+        let deadline = Instant::now() + patience;
+        while !said().contains(words) {
+            if Instant::now() >= deadline {
+                return Err(ClusterError::Waited {
+                    what: format!("the guest at {place} says `{words}`"),
+                    waited_s: patience.as_secs(),
+                    log: format!("{}\n{}", self.log_end(place), last_lines(&said())),
+                });
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
     /// The last lines of the log at `place`.
     #[must_use]
     pub fn log_end(&self, place: Place) -> String {
         let path = self.folder.join(format!("{place}.log"));
-        let text = fs::read_to_string(path).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(25)..].join("\n")
+        last_lines(&fs::read_to_string(path).unwrap_or_default())
     }
 
     /// Starts the probe's client with `lanes` lanes and `arguments`.
@@ -487,6 +534,11 @@ impl Cluster {
     pub fn all_in_sync(status: &Status) -> bool {
         status.peers.iter().all(|peer| peer.state == PeerState::InSync)
     }
+}
+
+fn last_lines(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(25)..].join("\n")
 }
 
 impl Drop for Cluster {

@@ -11,25 +11,84 @@ use std::{
 };
 
 use serde::Serialize;
+use thiserror::Error;
+use vmm::host::{Host, HostError};
 
 use super::{
     cluster::{Cluster, ClusterError, LoadClient, Shape},
     netns::{GUEST_ADDRESS, Place},
     probe_report::ProbeReport,
 };
-use crate::control::{Client, FailoverBody, Percentiles, Status, VerifyReport};
+use crate::{
+    control::{Client, FailoverBody, Percentiles, Status, VerifyReport},
+    linux_guest::{
+        image::{GuestImage, ImageError},
+        probe::READY,
+    },
+};
 
 const FIRST: Place = Place::Host(1);
 const SECOND: Place = Place::Host(2);
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the guest serves between two events.
 const PHASE: Duration = Duration::from_secs(3);
 /// Clients that ask from the beginning to the end.
 const LANES: u32 = 4;
+/// Heartbeats within the time after which silence is noticed.
+const HEARTBEATS: u32 = 6;
+/// Shortest time after which clients ask again, in ms, and how much shorter
+/// than the detection it is.
+const RETRANSMIT_MS_MIN: u32 = 20;
+const RETRANSMITS: u32 = 8;
+/// What a Linux kernel, and the initramfs with this program, need to boot.
+const LINUX_MIB_MIN: u32 = 128;
+
+/// Why the demo does not go on.
+#[derive(Debug, Error)]
+pub enum DemoError {
+    /// The cluster.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Kvm(#[from] HostError),
+    /// KVM does not run Linux.
+    #[error(
+        "this host's KVM ({backend}) does not run stock Linux ({reason}): use a host with VT-x or AMD-V, or the demo without `--guest linux`"
+    )]
+    NoLinux {
+        /// KVM's backend.
+        backend: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The guest is too small.
+    #[error("a Linux guest needs {LINUX_MIB_MIN} MiB at least, not {mib}: raise --memory")]
+    TooSmall {
+        /// What it was to have.
+        mib: u32,
+    },
+    /// There is nothing to boot.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+}
+
+/// What is protected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GuestKind {
+    /// The bare-metal probe guest.
+    Probe,
+    /// The probe in a stock Linux.
+    Linux {
+        /// A bzImage; `None`: this host's own.
+        kernel: Option<PathBuf>,
+    },
+}
 
 /// What the operator chose.
 #[derive(Debug, Clone)]
 pub struct DemoSettings {
+    /// What is protected.
+    pub guest: GuestKind,
     /// Run interval between two checkpoints, in ms.
     pub epoch_ms: u32,
     /// The guest's memory, in MiB.
@@ -38,6 +97,12 @@ pub struct DemoSettings {
     pub vcpus: u16,
     /// Pages that it dirties per second.
     pub dirty_rate: u64,
+    /// Silence after which the backup asks for promotion, in ms.
+    pub detection_ms: u32,
+    /// Silence after which the primary asks to go on alone, in ms.
+    pub drop_ms: u32,
+    /// How long anything may take.
+    pub patience: Duration,
     /// Leave everything running until Ctrl-C.
     pub keep: bool,
     /// Say nothing on the way.
@@ -47,6 +112,8 @@ pub struct DemoSettings {
 /// What came of it. `lost` must be 0.
 #[derive(Debug, Clone, Serialize)]
 pub struct DemoReport {
+    /// What was protected: `probe`, or `Linux` and its release.
+    pub guest: String,
     /// Epochs ended by all primaries.
     pub epochs: u64,
     /// Time in which no vCPU ran, per epoch of the first primary.
@@ -95,20 +162,57 @@ impl DemoReport {
 ///
 /// # Errors
 ///
-/// [`ClusterError`]
-pub fn play(settings: &DemoSettings) -> Result<DemoReport, ClusterError> {
+/// [`DemoError`]
+pub fn play(settings: &DemoSettings) -> Result<DemoReport, DemoError> {
+    let linux = match &settings.guest {
+        GuestKind::Probe => None,
+        GuestKind::Linux { kernel } => {
+            require_linux(settings.memory_mib)?;
+            Some(kernel.as_deref())
+        }
+    };
     let folder = std::env::temp_dir().join(format!("romulus-demo-{}", std::process::id()));
-    let program = std::env::current_exe()
-        .map_err(|source| ClusterError::System { action: "find this program".into(), source })?;
-    let result = Demo::new(settings, &folder, &program).and_then(Demo::play);
+    let system = |action: &str| {
+        let action = action.to_owned();
+        move |source| ClusterError::System { action, source }
+    };
+    let program = std::env::current_exe().map_err(system("find this program"))?;
+    std::fs::create_dir_all(&folder).map_err(system("make the demo's folder"))?;
+    let image = linux.map(|kernel| GuestImage::make(kernel, &folder)).transpose();
+    let result = image
+        .map_err(DemoError::from)
+        .and_then(|image| Ok(Demo::new(settings, &folder, &program, image)?.play()?));
     let _ = std::fs::remove_dir_all(folder);
     result
+}
+
+/// Before anything starts: whether this host can do it.
+fn require_linux(mib: u32) -> Result<(), DemoError> {
+    let backend = Host::open()?.capabilities().backend;
+    let guests = backend.guests();
+    if !guests.stock_linux {
+        return Err(DemoError::NoLinux { backend: backend.name(), reason: guests.reason });
+    }
+    if mib < LINUX_MIB_MIN {
+        return Err(DemoError::TooSmall { mib });
+    }
+    Ok(())
 }
 
 struct Demo<'a> {
     settings: &'a DemoSettings,
     cluster: Cluster,
+    linux: Option<GuestImage>,
     begun: Instant,
+}
+
+fn replication(settings: &DemoSettings) -> String {
+    let DemoSettings { epoch_ms, detection_ms, drop_ms, .. } = settings;
+    let heartbeat_ms = (detection_ms.min(drop_ms) / HEARTBEATS).max(1);
+    format!(
+        "epoch_ms = {epoch_ms}\nheartbeat_ms = {heartbeat_ms}\n\
+         detection_ms = {detection_ms}\ndrop_ms = {drop_ms}\nmtu_max = 65000"
+    )
 }
 
 impl<'a> Demo<'a> {
@@ -116,6 +220,7 @@ impl<'a> Demo<'a> {
         settings: &'a DemoSettings,
         folder: &Path,
         program: &Path,
+        linux: Option<GuestImage>,
     ) -> Result<Self, ClusterError> {
         let begun = Instant::now();
         let pages = settings.dirty_rate.clamp(1, u64::from(settings.memory_mib) * 64);
@@ -128,10 +233,11 @@ impl<'a> Demo<'a> {
             memory_mib: settings.memory_mib,
             vcpus: settings.vcpus,
             cmdline: dirty,
-            replication: format!("epoch_ms = {}\nmtu_max = 65000", settings.epoch_ms),
+            linux: linux.clone(),
+            replication: replication(settings),
         };
         let cluster = Cluster::new("demo", folder, program, shape)?;
-        Ok(Self { settings, cluster, begun })
+        Ok(Self { settings, cluster, linux, begun })
     }
 
     fn say(&self, text: &str) {
@@ -142,8 +248,8 @@ impl<'a> Demo<'a> {
 
     fn play(mut self) -> Result<DemoReport, ClusterError> {
         self.begin()?;
-        let mut client = self.cluster.client(LANES, &[])?;
-        client.wait_answers(1, PATIENCE)?;
+        let mut client = self.client(0)?;
+        client.wait_answers(1, self.settings.patience)?;
         self.say("clients ask, and check every answer");
         let (killed, failover) = self.kill(&mut client)?;
         self.reprotect()?;
@@ -158,8 +264,13 @@ impl<'a> Demo<'a> {
         self.say("two hosts, an arbiter and a client, each in a network namespace");
         self.cluster.start(Place::Arbiter, "arbiter")?;
         self.cluster.start(FIRST, "run")?;
+        if let Some(image) = &self.linux {
+            // What a boot dirties goes into the seed once.
+            self.cluster.wait_console(FIRST, READY, self.settings.patience)?;
+            self.say(&format!("Linux {} has booted at {FIRST}", image.release));
+        }
         self.cluster.start(SECOND, "backup")?;
-        self.cluster.wait_protected(FIRST, PATIENCE)?;
+        self.cluster.wait_protected(FIRST, self.settings.patience)?;
         self.say(&format!(
             "{FIRST} runs a guest of {} MiB and {} vCPUs, {SECOND} is its backup: protected",
             self.settings.memory_mib, self.settings.vcpus
@@ -167,11 +278,17 @@ impl<'a> Demo<'a> {
         Ok(())
     }
 
-    /// A client that measures one interruption on lanes of its own.
+    /// A client on lanes of its own.
+    fn client(&self, first_lane: u32) -> Result<LoadClient, ClusterError> {
+        let retransmit_ms = (self.settings.detection_ms / RETRANSMITS).max(RETRANSMIT_MS_MIN);
+        let (lane, ms) = (first_lane.to_string(), retransmit_ms.to_string());
+        self.cluster.client(LANES, &["--first-lane", &lane, "--retransmit-ms", &ms])
+    }
+
+    /// A client that measures one interruption.
     fn observer(&self, first_lane: u32) -> Result<LoadClient, ClusterError> {
-        let first_lane = first_lane.to_string();
-        let mut observer = self.cluster.client(LANES, &["--first-lane", &first_lane])?;
-        observer.wait_answers(100, PATIENCE)?;
+        let mut observer = self.client(first_lane)?;
+        observer.wait_answers(100, self.settings.patience)?;
         Ok(observer)
     }
 
@@ -181,9 +298,9 @@ impl<'a> Demo<'a> {
         let before = self.cluster.status(FIRST)?;
         self.cluster.kill(FIRST);
         self.say(&format!("{FIRST} is killed (SIGKILL) in epoch {}", before.epoch));
-        let status = self.cluster.wait_primary(SECOND, PATIENCE)?;
-        observer.wait_answers(100, PATIENCE)?;
-        client.wait_answers(100, PATIENCE)?;
+        let status = self.cluster.wait_primary(SECOND, self.settings.patience)?;
+        observer.wait_answers(100, self.settings.patience)?;
+        client.wait_answers(100, self.settings.patience)?;
         let gap = observer.finish()?.longest_gap.ms;
         self.say(&format!(
             "{SECOND} has taken over (term {}); the client waited {gap:.0} ms",
@@ -195,7 +312,7 @@ impl<'a> Demo<'a> {
     fn reprotect(&mut self) -> Result<(), ClusterError> {
         self.cluster.start(FIRST, "backup")?;
         let begun = Instant::now();
-        self.cluster.wait_protected(SECOND, PATIENCE)?;
+        self.cluster.wait_protected(SECOND, self.settings.patience)?;
         self.say(&format!(
             "{FIRST} is back as a backup, seeded in {:.1} s while the guest ran: protected",
             begun.elapsed().as_secs_f64()
@@ -209,12 +326,12 @@ impl<'a> Demo<'a> {
         let before = self.cluster.status(SECOND)?;
         let to = FailoverBody { to: Some(FIRST.node()) };
         self.cluster.ask(SECOND, async |control: Client| control.failover(&to).await)?;
-        self.cluster.wait_primary(FIRST, PATIENCE)?;
-        observer.wait_answers(100, PATIENCE)?;
-        client.wait_answers(100, PATIENCE)?;
+        self.cluster.wait_primary(FIRST, self.settings.patience)?;
+        observer.wait_answers(100, self.settings.patience)?;
+        client.wait_answers(100, self.settings.patience)?;
         let gap = observer.finish()?.longest_gap.ms;
         self.say(&format!("handed back to {FIRST} by plan; the client waited {gap:.0} ms"));
-        self.cluster.wait_protected(FIRST, PATIENCE)?;
+        self.cluster.wait_protected(FIRST, self.settings.patience)?;
         self.say(&format!("{SECOND} stands by again: protected"));
         Ok((before, gap))
     }
@@ -256,7 +373,9 @@ impl<'a> Demo<'a> {
         [failover_ms, switchover_ms]: [f64; 2],
     ) -> DemoReport {
         let [first, _, last] = primaries;
+        let guest = self.linux.as_ref().map(|image| format!("Linux {}", image.release));
         DemoReport {
+            guest: guest.unwrap_or_else(|| "probe".to_owned()),
             epochs: primaries.iter().map(|status| status.epochs).sum(),
             pause_us: first.pause_us,
             commit_us: first.commit_us,
@@ -288,6 +407,7 @@ pub fn render(report: &DemoReport) -> String {
     let verified = if report.verified { "equal on both hosts" } else { "DIFFERENT" };
     [
         format!("\n{word}\n\n"),
+        row("guest", report.guest.clone()),
         row(
             "answers",
             format!("{} ({} twice, which is harmless)", report.answers, report.duplicates),

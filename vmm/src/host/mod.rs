@@ -22,6 +22,7 @@ use thiserror::Error;
 pub(crate) use self::guest_cpu::GuestCpu;
 pub use self::guest_cpu::ModelOffer;
 use self::{model::ModelError, scratch::Scratch};
+use crate::ioctl;
 
 /// Why KVM cannot be used.
 #[derive(Debug, Error)]
@@ -51,6 +52,12 @@ pub enum HostError {
     /// It does not have the CPU that the guest is to see.
     #[error(transparent)]
     Model(#[from] ModelError),
+}
+
+/// The processor's time stamp counter, as who asks sees it.
+#[must_use]
+pub fn time_stamp() -> u64 {
+    ioctl::host_tsc()
 }
 
 /// TSC frequencies within this many parts per million are the same: the kernel
@@ -97,11 +104,13 @@ impl Backend {
         }
     }
 
-    /// Which guests it runs, and why not others.
+    /// Which guests it runs, and why.
     #[must_use]
     pub fn guests(self) -> Guests {
         match self {
-            Self::Vmx | Self::Svm => Guests { stock_linux: true, reason: "" },
+            Self::Vmx | Self::Svm => {
+                Guests { stock_linux: true, reason: "the processor itself runs guest kernels" }
+            }
             Self::Pvm => Guests {
                 stock_linux: false,
                 reason: "pvm interprets code at CPL0 and does not know all instructions of stock kernels",
@@ -118,7 +127,7 @@ impl Backend {
 pub struct Guests {
     /// Kernels of distributions; bare-metal guests run everywhere.
     pub stock_linux: bool,
-    /// Why not; empty if they do.
+    /// Why, or why not.
     pub reason: &'static str,
 }
 

@@ -216,6 +216,18 @@ guest_code!(
 guest_code!(touching_nothing, "mov rdi, 0xc8000000", "mov al, [rdi]", "mov [rdi], al", "4: jmp 4b");
 guest_code!(unknown_instruction, "mov ebx, 0x200000", "ud2", "4: jmp 4b");
 
+// An instruction that every 64-bit processor knows and KVM's emulator does not;
+// then the guest is done, with code 1.
+guest_code!(
+    beyond_the_emulator,
+    "mov ebx, 0x200000",
+    "cmpxchg16b [rbx]",
+    "mov al, 1",
+    "mov dx, 0xf4",
+    "out dx, al",
+    "4: jmp 4b",
+);
+
 // Counts its lives in memory: restarts twice, then turns itself off.
 guest_code!(
     restarting,
