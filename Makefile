@@ -14,8 +14,10 @@ KEEP ?= target/failed-seeds
 SIMULATE = $(CARGO) run --locked --quiet --release --package romulus-tests --example simulate --
 # Of `make demo` and `make soak`, handed to `romulus demo` and `romulus soak`: see their `--help`.
 ARGS ?=
+# Of `make fuzz`: which target, for MINUTES=1 if not given; all without.
+TARGET ?=
 
-.PHONY: help check test lab demo soak bench sim soak-sim doctor deny packages lab-packages
+.PHONY: help check test lab demo soak bench sim soak-sim fuzz doctor deny packages lab-packages
 
 help: ## Show this
 	@echo 'make TARGET, where TARGET is one of:'
@@ -67,6 +69,10 @@ sim: ## Run the cluster simulation of one seed, and print what happens: SEED=7
 soak-sim: ## Run many seeds on all cores, keep those that fail: SEEDS=100000 or MINUTES=10
 	@scripts/preflight cargo
 	$(SIMULATE) soak $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FROM),--from $(FROM)) --keep $(KEEP)
+
+fuzz: packages ## Feed everything that reads foreign bytes, on nightly: MINUTES=10 TARGET=frame
+	@scripts/preflight cargo
+	CARGO=$(CARGO) scripts/fuzz $(or $(MINUTES),1) $(TARGET)
 
 doctor: packages ## Tell what this host can do, and why not
 	@scripts/preflight cargo
