@@ -297,6 +297,10 @@ impl Primary {
 
     /// Derives what is to be done from the facts.
     fn settle(&mut self) {
+        // What follows an end would be said by who has no right to.
+        if self.phase == Phase::Ended {
+            return;
+        }
         self.give_up_lost_joins();
         self.notice_silence();
         self.notice_stuck_seeds();
@@ -305,6 +309,9 @@ impl Primary {
         self.forget();
         self.pass();
         self.advance_drain();
+        if self.phase == Phase::Ended {
+            return;
+        }
         self.ask();
         self.hold_or_free_guest();
         self.cut();
@@ -466,7 +473,7 @@ impl Primary {
         let oldest = self.flights.first().unwrap_or_else(|| self.first_not_cut());
         let resumable = committed.filter(|committed| {
             let sound = *committed >= link.committed && link.stage != Stage::Outdated;
-            sound && committed.next() >= oldest && *committed < self.first_not_cut()
+            sound && *committed < self.first_not_cut() && committed.next() >= oldest
         });
         let Some(committed) = resumable else {
             self.outdate(backup);

@@ -137,6 +137,9 @@ impl Primary {
         asked.waiting = false;
         let retry_at = self.now + self.config.ask_retry;
         match answer {
+            Answer::Outcome(Outcome::Set(register)) if !asked.question.asks_for(&register) => {
+                self.on_other_register(Some(register), retry_at);
+            }
             Answer::Outcome(Outcome::Set(register)) => {
                 let asked = self.asked.take().expect("asked");
                 self.on_set(asked.purpose, register);
