@@ -657,7 +657,13 @@ impl Backup {
                 self.stand_again(Note::ArbiterForgot { known: self.term, found: Some(register) });
             }
             None => self.stand_again(Note::ArbiterForgot { known: self.term, found: None }),
-            Some(register) if self.is_ours(&register) => self.promote(register),
+            // Handed over from the term that this node knows. From any other it
+            // was given to a process before this one, which has told more.
+            Some(register)
+                if self.is_ours(&register) && Some(register.term) == self.term.next() =>
+            {
+                self.promote(register);
+            }
             // The register may mean the process before this one, and this image
             // be of a primary that has lost its right and does not know.
             Some(register)
