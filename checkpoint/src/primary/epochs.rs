@@ -74,7 +74,12 @@ impl Primary {
         self.holding = true;
         for backup in &order.joins {
             let Some(link) = self.links.get_mut(backup) else { continue };
-            if let Stage::Seeding { verified, .. } = link.stage {
+            let Stage::Seeding { since, verified, .. } = link.stage else { continue };
+            if since > epoch {
+                // It was lost and came back while this was cut: another seed has
+                // begun, and the cut has taken what that one was owed.
+                self.disconnect(backup);
+            } else {
                 link.stage = Stage::Joining { epoch, seed_chunks: verified };
                 link.seeds_stuck = 0;
                 let after = epoch.previous();

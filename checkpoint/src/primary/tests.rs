@@ -207,6 +207,21 @@ fn a_seed_that_does_not_go_on_is_begun_again_and_waited_for_longer() {
 }
 
 #[test]
+fn a_seed_that_begins_while_another_joins_does_not_join() {
+    let mut bench = Bench::new();
+    bench.seed();
+    // The cut takes long; the backup is lost and back before it is done.
+    bench.tell(Event::LinkDown { backup: node("b") });
+    bench.link_up(None);
+    bench.hear(1, ToPrimary::SeedAck { chunks: 0 });
+    bench.take();
+    bench.finish_cut(1);
+    let actions = bench.take();
+    assert!(actions.contains(&Action::Disconnect { backup: node("b"), redial: true }));
+    assert!(!actions.iter().any(|action| matches!(action, Action::Follow { .. })), "{actions:?}");
+}
+
+#[test]
 fn output_is_released_when_the_follower_has_committed() {
     let mut bench = Bench::in_sync();
     bench.pass(Duration::from_millis(12));
