@@ -63,7 +63,7 @@ fn every_command_has_help() {
 fn usage_is_2_and_failure_is_1() {
     for (arguments, code, words) in [
         (&["frobnicate"][..], 2, "unrecognized subcommand"),
-        (&["status"], 2, "<VM>"),
+        (&["status"], 2, "<VM|ARBITER>"),
         (&["status", "Not A Name"], 2, "neither a VM.toml"),
         (&["run", "/nowhere/vm.toml"], 2, "cannot read /nowhere/vm.toml"),
         (&["demo", "--memory", "1"], 2, "1 is not in 64..="),
