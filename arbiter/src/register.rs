@@ -31,14 +31,11 @@ impl Term {
         self.0
     }
 
-    /// The term that a change of the register sets.
-    ///
-    /// # Panics
-    ///
-    /// At 2^64 changes, which nobody lives to see.
+    /// The term that a change of the register sets. Nobody lives to see the
+    /// last term, but anybody may name it: `None`.
     #[must_use]
-    pub fn next(self) -> Self {
-        Self(self.0.checked_add(1).expect("terms are exhausted"))
+    pub fn next(self) -> Option<Self> {
+        self.0.checked_add(1).map(Self)
     }
 }
 

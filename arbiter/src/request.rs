@@ -104,6 +104,12 @@ pub enum Illegal {
         /// What was asked.
         operation: Operation,
     },
+    /// No term is left after that of the register that the caller believes in.
+    #[error("no term follows that of the expected register ({expected})")]
+    LastTerm {
+        /// What the caller believes in.
+        expected: Register,
+    },
     /// The backup that the operation is about is (not) in the set.
     #[error("{operation:?} by {caller} does not go with the in-sync set of: {expected}")]
     Membership {
@@ -157,7 +163,8 @@ impl Request {
             };
         };
         let mut target = expected.clone();
-        target.term = expected.term.next();
+        let last = || Illegal::LastTerm { expected: expected.clone() };
+        target.term = expected.term.next().ok_or_else(last)?;
         let member = match &self.operation {
             Operation::Create => return Err(self.unexpected()),
             Operation::Restart => {
@@ -301,6 +308,14 @@ mod tests {
     }
 
     #[test]
+    fn nothing_follows_the_last_term() {
+        let current = register(u64::MAX, "p", &["b"]);
+        let asked = request("b", Some(current.clone()), Operation::Promote);
+        let told = Illegal::LastTerm { expected: current };
+        assert_eq!(asked.decide(None), Err(told));
+    }
+
+    #[test]
     fn only_the_primary_changes_the_set() {
         let current = register(3, "p", &["b"]);
         for operation in [
@@ -341,7 +356,7 @@ mod tests {
             };
             let asked = request(&caller, Some(expected.clone()), operation);
             if let Ok(target) = asked.target() {
-                proptest::prop_assert_eq!(target.term, expected.term.next());
+                proptest::prop_assert_eq!(Some(target.term), expected.term.next());
                 proptest::prop_assert!(!target.in_sync.contains(&target.primary));
             }
         }

@@ -11,6 +11,17 @@ pub enum Question {
     Read,
 }
 
+impl Question {
+    /// Whether it asks for just this register to be set. An arbiter that sets
+    /// another one is not believed.
+    pub(crate) fn asks_for(&self, register: &Register) -> bool {
+        match self {
+            Self::Change(request) => request.target().as_ref() == Ok(register),
+            Self::Read => false,
+        }
+    }
+}
+
 /// What the shell brings back: exactly one for every question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {

@@ -2,5 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod fuzz;
 pub mod lab;
+pub mod model;
 pub mod simulation;

@@ -7,6 +7,8 @@ pub mod boot;
 pub mod device;
 pub mod dirty;
 pub mod event;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod host;
 mod ioctl;
 pub mod memory;

@@ -6,7 +6,7 @@ use arbiter::{NodeId, Operation, Outcome, Register, Term};
 
 use super::{
     Action, Config, Event, Standing,
-    stage::{EPOCHS_AHEAD_MAX, SeedStage, Stages, Verdict},
+    stage::{EPOCH_MAX, EPOCHS_AHEAD_MAX, SeedStage, Stages, Verdict},
 };
 use crate::{
     Answer, Epoch, Note, Question,
@@ -379,14 +379,19 @@ impl Backup {
         }
         self.register = Some(register);
         // What was acknowledged under the term before is said again under this.
-        if matches!(self.phase, Phase::Standing) && self.committed > Epoch::ZERO {
-            self.acknowledge();
+        match &self.phase {
+            Phase::Seeding(seed) => {
+                let chunks = seed.gapless();
+                self.act(Action::Send(ToPrimary::SeedAck { chunks }));
+            }
+            Phase::Standing => self.acknowledge(),
+            Phase::Waiting | Phase::Asking(_) | Phase::Promoting => {}
         }
     }
 
     fn on_hand_over(&mut self, epoch: Epoch, register: Register) {
         let whole = matches!(self.phase, Phase::Standing) && self.committed >= epoch;
-        if whole && register.primary == self.config.node {
+        if whole && self.is_ours(&register) {
             self.promote(register);
         } else {
             self.violation("it hands over what is not committed here");
@@ -424,9 +429,11 @@ impl Backup {
     fn in_window(&self, epoch: Epoch) -> bool {
         match self.phase {
             // The joining epoch may have any number.
-            Phase::Seeding(_) => epoch > Epoch::ZERO,
+            Phase::Seeding(_) => epoch > Epoch::ZERO && epoch <= EPOCH_MAX,
             Phase::Standing => {
-                epoch > self.committed && epoch.get() - self.committed.get() <= EPOCHS_AHEAD_MAX
+                epoch > self.committed
+                    && epoch.get() - self.committed.get() <= EPOCHS_AHEAD_MAX
+                    && epoch <= EPOCH_MAX
             }
             Phase::Waiting | Phase::Asking(_) | Phase::Promoting => false,
         }
@@ -510,13 +517,10 @@ impl Backup {
             Verdict::Incomplete => None,
             Verdict::Whole => Some(epoch),
             Verdict::Wrong => {
+                // Chunks of it may still be between the decoders and here: only
+                // a new session tells which of them count.
                 self.note(Note::EpochRefused { epoch });
-                self.act(Action::Unstage { epoch });
-                let now = self.now;
-                let stage = self.stages.entry(epoch);
-                stage.restart();
-                let chunks = stage.take_missing(now);
-                self.act(Action::Send(ToPrimary::Nack { epoch, chunks }));
+                self.violation("an epoch is not what its close says");
                 None
             }
         }
@@ -611,7 +615,10 @@ impl Backup {
         asking.waiting = false;
         let read = asking.question == Question::Read;
         match answer {
-            Answer::Outcome(Outcome::Set(register)) => self.promote(register),
+            Answer::Outcome(Outcome::Set(register)) if asking.question.asks_for(&register) => {
+                self.promote(register);
+            }
+            Answer::Outcome(Outcome::Set(register)) => self.on_register(Some(register)),
             Answer::Outcome(Outcome::Mismatch(found)) | Answer::Register(found) => {
                 self.on_register(found);
             }
@@ -645,7 +652,7 @@ impl Backup {
                 self.stand_again(Note::ArbiterForgot { known: self.term, found: Some(register) });
             }
             None => self.stand_again(Note::ArbiterForgot { known: self.term, found: None }),
-            Some(register) if register.primary == self.config.node => self.promote(register),
+            Some(register) if self.is_ours(&register) => self.promote(register),
             Some(register) if register.in_sync.contains(&self.config.node) => {
                 self.raise(register.term);
                 let question = self.promotion(&register);
@@ -657,6 +664,12 @@ impl Backup {
                 self.note(Note::NotPromoted { register });
             }
         }
+    }
+
+    /// Whether `register` makes this node primary. One that begins has no
+    /// backups: with some, it is of a life before this one.
+    fn is_ours(&self, register: &Register) -> bool {
+        register.primary == self.config.node && register.in_sync.is_empty()
     }
 
     fn promote(&mut self, register: Register) {

@@ -10,6 +10,9 @@ use crate::{
 
 /// Most epochs that may be staged beyond the committed one.
 pub(super) const EPOCHS_AHEAD_MAX: u64 = 1024;
+/// Highest number of an epoch that is staged. A peer may name any; nobody
+/// counts to the end from here.
+pub(super) const EPOCH_MAX: Epoch = Epoch::new(1 << 62);
 /// Most chunks of an epoch or a seed: 4 TiB of pages.
 const CHUNKS_MAX: u32 = 1 << 22;
 
@@ -90,12 +93,6 @@ impl EpochStage {
             .filter(|index| !self.digests.contains_key(index))
             .take(NACK_CHUNKS_MAX)
             .collect()
-    }
-
-    /// Forgets what came, for another try.
-    pub(super) fn restart(&mut self) {
-        self.digests.clear();
-        self.pages = 0;
     }
 }
 

@@ -174,6 +174,20 @@ fn a_seed_is_applied_and_acknowledged_without_gaps() {
 }
 
 #[test]
+fn a_seed_is_acknowledged_again_under_a_new_term() {
+    let mut bench = Bench::new();
+    bench.knock(1, hello());
+    bench.hear(1, ToBackup::BeginSeed);
+    bench.stage(0, 0);
+    bench.take();
+    // Another backup was admitted: the primary takes no acknowledgement of the
+    // term before any more.
+    bench.hear(2, ToBackup::Membership(register(2, "a", &["c"])));
+    let again = Action::Send(ToPrimary::SeedAck { chunks: 1 });
+    assert!(bench.take().contains(&again));
+}
+
+#[test]
 fn the_joining_epoch_needs_the_whole_seed() {
     let mut bench = Bench::new();
     bench.knock(1, hello());
@@ -205,7 +219,7 @@ fn epochs_commit_in_their_order() {
 }
 
 #[test]
-fn an_epoch_with_a_wrong_digest_is_asked_for_again() {
+fn an_epoch_with_a_wrong_digest_ends_the_session() {
     let mut bench = Bench::standing();
     bench.stage(6, 0);
     bench.hear(2, ToBackup::Close(Close { digest: [0xee; 32], ..close(6, 1, None) }));
@@ -213,8 +227,9 @@ fn an_epoch_with_a_wrong_digest_is_asked_for_again() {
     assert!(
         acks(&actions).is_empty() && !actions.iter().any(|a| matches!(a, Action::Apply { .. }))
     );
-    let nack = ToPrimary::Nack { epoch: Epoch::new(6), chunks: vec![0] };
-    assert!(actions.contains(&Action::Send(nack)));
+    assert!(actions.iter().any(|action| matches!(action, Action::Disconnect { .. })));
+    // What was committed before stays.
+    assert_eq!(bench.machine.standing(), Standing::Whole);
 }
 
 #[test]

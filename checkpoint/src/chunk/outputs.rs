@@ -12,6 +12,9 @@ use crate::{
 };
 
 const HEAD_BYTES: usize = 6;
+/// Most outputs of a chunk. An empty one costs six octets here and many times
+/// that in memory, so that their number is bounded beside their length.
+const OUTPUTS_MAX: usize = 1 << 16;
 
 impl Chunk {
     /// Encodes as many of `outputs` as fit a chunk; returns how many.
@@ -20,7 +23,8 @@ impl Chunk {
         let mut body = Vec::new();
         let mut taken = 0;
         for output in outputs {
-            if taken > 0 && body.len() + output.payload.len() > CHUNK_PAGES_MAX * PAGE_BYTES {
+            let is_full = body.len() + output.payload.len() > CHUNK_PAGES_MAX * PAGE_BYTES;
+            if taken > 0 && is_full || taken == OUTPUTS_MAX {
                 break;
             }
             let (channel, index) = match output.channel {
@@ -45,6 +49,9 @@ pub(super) fn decode(body: &[u8]) -> Result<Vec<Output>, ChunkError> {
         let len = u32::from_le_bytes(head[2..].try_into().expect("four octets")) as usize;
         let (payload, left) = left.split_at_checked(len).ok_or_else(early)?;
         rest = left;
+        if outputs.len() == OUTPUTS_MAX {
+            return Err(ChunkError::Malformed("it has too many outputs"));
+        }
         let channel = match (head[0], head[1]) {
             (0, 0) => Channel::Console,
             (1, index) => Channel::Network(index),

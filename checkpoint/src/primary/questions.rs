@@ -137,6 +137,9 @@ impl Primary {
         asked.waiting = false;
         let retry_at = self.now + self.config.ask_retry;
         match answer {
+            Answer::Outcome(Outcome::Set(register)) if !asked.question.asks_for(&register) => {
+                self.on_other_register(Some(register), retry_at);
+            }
             Answer::Outcome(Outcome::Set(register)) => {
                 let asked = self.asked.take().expect("asked");
                 self.on_set(asked.purpose, register);
@@ -204,7 +207,8 @@ impl Primary {
         match purpose {
             Purpose::Admit(backup) => {
                 let link = self.links.get_mut(&backup).expect("a joining backup");
-                link.stage = Stage::InSync;
+                // If it has lost its image meanwhile, it is dropped again.
+                link.stage = if link.follows() { Stage::InSync } else { Stage::Outdated };
                 self.note(Note::Admitted { backup, term });
                 self.tell_membership();
             }

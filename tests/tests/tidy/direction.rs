@@ -38,7 +38,7 @@ const ALL_BELOW: &[&str] = &[
     PROBE,
 ];
 
-const RULES: [Rule; 10] = [
+const RULES: [Rule; 11] = [
     Rule { package: PROBE, ours: &[], barred: CORE },
     Rule { package: "probe-guest", ours: &[PROBE], barred: CORE },
     Rule { package: "romulus-arbiter", ours: &[], barred: CORE },
@@ -48,6 +48,7 @@ const RULES: [Rule; 10] = [
     Rule { package: "romulus-vmm", ours: BELOW_TOOLS, barred: &[ASYNC, NETWORK] },
     Rule { package: "romulus", ours: ALL_BELOW, barred: &[] },
     Rule { package: "romulus-tests", ours: ALL_BELOW, barred: &[] },
+    Rule { package: "romulus-fuzz", ours: &["romulus-tests"], barred: CORE },
     Rule { package: "romulus-benches", ours: ALL_BELOW, barred: &[] },
 ];
 

@@ -31,7 +31,7 @@ pub use self::{
     },
     client::{Client, ClientError},
     request::{ControlRequest, ControlRequests, Refused, RefusedKind, Reply, WAITING_MAX},
-    server::{Surface, routes, serve},
+    server::{Surface, routes, serve, serve_on},
     socket::{ControlSocket, SocketError},
     types::{
         Accepted, ArbiterState, Behind, ErrorBody, EventKind, EventPage, EventRecord, FailoverBody,

@@ -4,7 +4,7 @@
 //! or a late answer is 503. Events, metrics and the console's tail are read
 //! beside the core, so that they can be read while it is busy or stuck.
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{fmt, future::Future, io, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -13,6 +13,7 @@ use axum::{
     http::{StatusCode, header},
     response::{AppendHeaders, IntoResponse, Response},
     routing::{get, post},
+    serve::Listener,
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::{mpsc, oneshot};
@@ -64,6 +65,23 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let (listener, _file) = socket.into_parts();
+    serve_on(listener, routes, shutdown).await
+}
+
+/// Serves `routes` to whoever comes by `listener`, until `shutdown` resolves.
+///
+/// # Errors
+///
+/// If serving fails, which it does not for want of callers.
+pub async fn serve_on<L>(
+    listener: L,
+    routes: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()>
+where
+    L: Listener,
+    L::Addr: fmt::Debug,
+{
     let (ending, ended) = oneshot::channel();
     let graceful = async move {
         shutdown.await;

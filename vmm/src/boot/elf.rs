@@ -3,6 +3,7 @@
 
 use std::{io::Cursor, path::Path};
 
+use checkpoint::PAGE_BYTES;
 use linux_loader::loader::{Elf, KernelLoader, elf::PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -11,6 +12,7 @@ use crate::memory::GuestRam;
 
 const PT_LOAD: u32 = 1;
 const EM_X86_64: u16 = 62;
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A loaded kernel.
 pub(super) struct Kernel {
@@ -22,12 +24,17 @@ pub(super) struct Kernel {
 
 /// Checks that `file` can be loaded; returns one past its last address.
 pub(super) fn check(ram: &GuestRam, path: &Path, file: &[u8]) -> Result<u64, BootError> {
-    let mut last = 0;
+    let (mut last, mut total) = (0, 0_u64);
     for Segment { start, end, .. } in checked_segments(path, file)? {
         if start < IMAGE_START {
             return Err(BootError::TooLow(start));
         }
         if !is_ram(ram, start, end) {
+            return Err(BootError::DoesNotFit { start, end });
+        }
+        // Segments may lie over each other, but not again and again.
+        total += end - start;
+        if total > ram.layout().page_count() * PAGE_BYTES as u64 {
             return Err(BootError::DoesNotFit { start, end });
         }
         last = last.max(end);
@@ -41,9 +48,12 @@ pub(super) fn load(ram: &GuestRam, path: &Path, file: &[u8]) -> Result<Kernel, B
         .map_err(|source| BootError::Load { path: path.to_owned(), source })?;
     for Segment { start, end, file_bytes } in checked_segments(path, file)? {
         // A guest that restarts left something there.
-        let rest = start + file_bytes..end;
-        let zeros = vec![0; (rest.end - rest.start) as usize];
-        ram.memory().write_slice(&zeros, GuestAddress(rest.start)).expect("it was found to be RAM");
+        let mut at = start + file_bytes;
+        while at < end {
+            let zeros = &ZEROS[..(end - at).min(ZEROS.len() as u64) as usize];
+            ram.memory().write_slice(zeros, GuestAddress(at)).expect("it was found to be RAM");
+            at += zeros.len() as u64;
+        }
     }
     let pvh_entry = match loaded.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => Some(entry.0),

@@ -105,3 +105,33 @@ fn what_an_earlier_guest_left_in_low_memory_is_gone() {
     assert_eq!(read(&ram, 0x9008, 8), [0; 8]);
     assert_eq!(read(&ram, 0x528, 8), [0; 8]);
 }
+
+/// An ELF file whose segments have nothing in the file: (address, bytes).
+fn elf(segments: &[(u64, u64)]) -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(64, 0);
+    file[16..20].copy_from_slice(&[2, 0, 62, 0]);
+    file[20] = 1;
+    file[24..32].copy_from_slice(&(2 * MIB).to_le_bytes());
+    file[32] = 64;
+    file[52..58].copy_from_slice(&[64, 0, 56, 0, segments.len() as u8, 0]);
+    for (address, bytes) in segments {
+        file.extend([1, 0, 0, 0, 7, 0, 0, 0]);
+        for number in [0, *address, *address, 0, *bytes, 1] {
+            file.extend(number.to_le_bytes());
+        }
+    }
+    file
+}
+
+#[test]
+fn what_is_not_in_an_elf_file_is_zero_and_no_more_than_the_ram() {
+    let (folder, ram) = (Folder::new(), ram());
+    let end = 42 * MIB + 5;
+    ram.memory().write_slice(&[7; 6], GuestAddress(end - 5)).unwrap();
+    let once = folder.config(&elf(&[(2 * MIB, end - 2 * MIB)]), None);
+    load_into(&ram, &once).unwrap();
+    assert_eq!(read(&ram, end - 5, 6), [0, 0, 0, 0, 0, 7]);
+    let again = folder.config(&elf(&[(2 * MIB, 40 * MIB), (2 * MIB, 40 * MIB)]), None);
+    assert!(matches!(load_into(&ram, &again), Err(BootError::DoesNotFit { .. })));
+}

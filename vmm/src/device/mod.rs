@@ -24,6 +24,8 @@ pub(crate) mod bus;
 pub(crate) mod codec;
 #[cfg(test)]
 pub(crate) mod fixture;
+#[cfg(feature = "fuzz")]
+pub mod loose;
 pub(crate) mod panic_port;
 pub mod power;
 pub(crate) mod serial;
@@ -241,13 +243,9 @@ impl Devices {
         }
         let rng = config.rng.then(|| slots.plug(0, Rng::new())).transpose()?;
         let Slots { devices: in_slots, workers, .. } = slots;
-        let ranges = in_slots
-            .iter()
-            .enumerate()
-            .map(|(index, device)| (slot::place(index).address, SLOT_BYTES, Arc::clone(device)));
         Ok(Self {
             ports: port_bus(&serial, &power, &panic),
-            slots: Bus::new(ranges.collect()),
+            slots: slot_bus(&in_slots),
             serial,
             power,
             panic,
@@ -494,6 +492,14 @@ fn port_bus(
         ranges.push((first.into(), count, Arc::new(PortDevice::Power(Arc::clone(power)))));
     }
     Bus::new(ranges)
+}
+
+fn slot_bus(in_slots: &[Arc<dyn MmioDevice>]) -> Bus<dyn MmioDevice> {
+    let ranges = in_slots
+        .iter()
+        .enumerate()
+        .map(|(index, device)| (slot::place(index).address, SLOT_BYTES, Arc::clone(device)));
+    Bus::new(ranges.collect())
 }
 
 /// Network device `index`, connected to its tap and the outlet.

@@ -46,18 +46,42 @@ pub(crate) fn save(vm: &VmFd, shape: &[u8]) -> Result<Vec<Section>, StateError> 
     Ok(sections)
 }
 
+/// The machine's state, read from its sections: of the right sizes, and
+/// otherwise for KVM to judge.
+pub(crate) struct MachineState {
+    chips: Vec<kvm_irqchip>,
+    pit: kvm_pit_state2,
+}
+
+impl MachineState {
+    /// Reads the machine's sections.
+    pub(crate) fn decode(sections: &Sections) -> Result<Self, StateError> {
+        let mut chips = Vec::new();
+        for (chip_id, name) in CHIPS {
+            let chip: kvm_irqchip = one(sections, name)?;
+            if chip.chip_id != chip_id {
+                return Err(StateError::Shape("interrupt controllers"));
+            }
+            chips.push(chip);
+        }
+        Ok(Self { chips, pit: one(sections, PIT)? })
+    }
+
+    /// The same state, saved at `moment` of another host, on this one.
+    pub(crate) fn moved(mut self, moment: Moment) -> Self {
+        self.pit = on_this_host(self.pit, moment.monotonic_ns, ioctl::monotonic_ns());
+        self
+    }
+}
+
 /// Sets the machine's state, saved at `moment` of another host; vCPUs must be
 /// parked and are restored after it.
 pub(crate) fn restore(vm: &VmFd, sections: &Sections, moment: Moment) -> Result<(), StateError> {
-    for (chip_id, name) in CHIPS {
-        let chip: kvm_irqchip = one(sections, name)?;
-        if chip.chip_id != chip_id {
-            return Err(StateError::Shape("interrupt controllers"));
-        }
-        vm.set_irqchip(&chip).map_err(error("KVM_SET_IRQCHIP"))?;
+    let state = MachineState::decode(sections)?.moved(moment);
+    for chip in &state.chips {
+        vm.set_irqchip(chip).map_err(error("KVM_SET_IRQCHIP"))?;
     }
-    let pit = on_this_host(one(sections, PIT)?, moment.monotonic_ns, ioctl::monotonic_ns());
-    vm.set_pit2(&pit).map_err(error("KVM_SET_PIT2"))
+    vm.set_pit2(&state.pit).map_err(error("KVM_SET_PIT2"))
 }
 
 /// KVM has when a channel was loaded as the host's time, which on another host
@@ -69,6 +93,23 @@ fn on_this_host(mut pit: kvm_pit_state2, then_ns: u64, now_ns: u64) -> kvm_pit_s
         channel.count_load_time = channel.count_load_time.wrapping_add(passed);
     }
     pit
+}
+
+/// Interrupt controllers and timer of a machine that was never run.
+#[cfg(feature = "fuzz")]
+pub(crate) fn zeroed() -> Vec<Section> {
+    let section = |name: &str, bytes| Section { name: name.to_owned(), version: VERSION, bytes };
+    let mut sections = vec![section(PIT, bytes_of(&[kvm_pit_state2::default()]))];
+    for (chip_id, name) in CHIPS {
+        sections.push(section(name, bytes_of(&[kvm_irqchip { chip_id, ..Default::default() }])));
+    }
+    sections
+}
+
+/// `vm.shape` with this body.
+#[cfg(feature = "fuzz")]
+pub(crate) fn shape_section(body: &[u8]) -> Section {
+    Section { name: SHAPE.to_owned(), version: VERSION, bytes: body.to_vec() }
 }
 
 /// The body of `vm.shape`.

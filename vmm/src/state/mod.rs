@@ -28,6 +28,8 @@ pub(crate) use self::vcpu::{
     VcpuShape, restore as restore_vcpu, save as save_vcpu, section_names as vcpu_section_names,
     tsc_section,
 };
+#[cfg(feature = "fuzz")]
+pub(crate) use self::vcpu::{VcpuState, zeroed as zeroed_vcpu};
 
 /// The version of all sections of this crate's own state.
 pub(crate) const VERSION: u32 = 1;

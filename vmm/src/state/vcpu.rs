@@ -1,7 +1,10 @@
 //! One vCPU's state. Called on the vCPU's own thread, out of the guest.
 
 use checkpoint::{Section, Sections};
-use kvm_bindings::{Msrs, kvm_msr_entry};
+use kvm_bindings::{
+    Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_sregs2, kvm_vcpu_events, kvm_xcrs,
+};
 use kvm_ioctls::VcpuFd;
 
 use super::{
@@ -89,6 +92,55 @@ pub(crate) fn save(
     Ok(sections)
 }
 
+/// The state of one vCPU, read from its sections: of the right sizes, and
+/// otherwise for KVM to judge.
+pub(crate) struct VcpuState {
+    tsc: Tsc,
+    xcrs: kvm_xcrs,
+    sregs: SpecialRegisters,
+    regs: kvm_regs,
+    xsave: Vec<u8>,
+    msrs: Vec<kvm_msr_entry>,
+    lapic: kvm_lapic_state,
+    mp_state: kvm_mp_state,
+    debug_regs: kvm_debugregs,
+    events: kvm_vcpu_events,
+}
+
+/// As the host's KVM takes them.
+enum SpecialRegisters {
+    Old(kvm_sregs),
+    New(kvm_sregs2),
+}
+
+impl VcpuState {
+    /// Reads the sections of vCPU `index`.
+    pub(crate) fn decode(
+        index: u8,
+        shape: &VcpuShape,
+        sections: &Sections,
+    ) -> Result<Self, StateError> {
+        let saved = Saved { index, sections };
+        let mut xsave = saved.bytes("xsave", shape.xsave_bytes)?.to_vec();
+        xsave.resize(shape.xsave_area_bytes, 0);
+        Ok(Self {
+            tsc: Tsc::saved(sections, &tsc_section(index))?,
+            xcrs: saved.one("xcrs")?,
+            sregs: match shape.sregs2 {
+                true => SpecialRegisters::New(saved.one("sregs")?),
+                false => SpecialRegisters::Old(saved.one("sregs")?),
+            },
+            regs: saved.one("regs")?,
+            xsave,
+            msrs: saved.all("msrs")?,
+            lapic: saved.one("lapic")?,
+            mp_state: saved.one("mp_state")?,
+            debug_regs: saved.one("debugregs")?,
+            events: saved.one("events")?,
+        })
+    }
+}
+
 /// Sets all state, in the order that works on every backend tried. The TSC
 /// comes before the registers, as the timer's deadline is measured by it.
 pub(crate) fn restore(
@@ -98,26 +150,51 @@ pub(crate) fn restore(
     sections: &Sections,
     shift: &TscShift,
 ) -> Result<(), StateError> {
-    let saved = Saved { index, sections };
-    shift.apply(vcpu, index, Tsc::saved(sections, &tsc_section(index))?)?;
+    let state = VcpuState::decode(index, shape, sections)?;
+    shift.apply(vcpu, index, state.tsc)?;
     let at = |call| move |error: kvm_ioctls::Error| kvm_error(call, index)(error.into());
-    vcpu.set_xcrs(&saved.one("xcrs")?).map_err(at("KVM_SET_XCRS"))?;
-    restore_sregs(vcpu, shape, &saved)?;
-    vcpu.set_regs(&saved.one("regs")?).map_err(at("KVM_SET_REGS"))?;
-    let mut xsave = saved.bytes("xsave", shape.xsave_bytes)?.to_vec();
-    xsave.resize(shape.xsave_area_bytes, 0);
-    ioctl::set_xsave(vcpu, &xsave).map_err(kvm_error("KVM_SET_XSAVE", index))?;
-    let msrs: Vec<kvm_msr_entry> = saved.all("msrs")?;
-    set_msrs(vcpu, index, &msrs)?;
-    vcpu.set_lapic(&saved.one("lapic")?).map_err(at("KVM_SET_LAPIC"))?;
+    vcpu.set_xcrs(&state.xcrs).map_err(at("KVM_SET_XCRS"))?;
+    match &state.sregs {
+        SpecialRegisters::New(sregs) => {
+            ioctl::set_sregs2(vcpu, sregs).map_err(kvm_error("KVM_SET_SREGS2", index))?;
+        }
+        SpecialRegisters::Old(sregs) => vcpu.set_sregs(sregs).map_err(at("KVM_SET_SREGS"))?,
+    }
+    vcpu.set_regs(&state.regs).map_err(at("KVM_SET_REGS"))?;
+    ioctl::set_xsave(vcpu, &state.xsave).map_err(kvm_error("KVM_SET_XSAVE", index))?;
+    set_msrs(vcpu, index, &state.msrs)?;
+    vcpu.set_lapic(&state.lapic).map_err(at("KVM_SET_LAPIC"))?;
     let deadline: Vec<_> =
-        msrs.iter().filter(|msr| msr.index == MSR_TSC_DEADLINE).copied().collect();
+        state.msrs.iter().filter(|msr| msr.index == MSR_TSC_DEADLINE).copied().collect();
     set_msrs(vcpu, index, &deadline)?;
-    vcpu.set_mp_state(saved.one("mp_state")?).map_err(at("KVM_SET_MP_STATE"))?;
-    vcpu.set_debug_regs(&saved.one("debugregs")?).map_err(at("KVM_SET_DEBUGREGS"))?;
-    vcpu.set_vcpu_events(&saved.one("events")?).map_err(at("KVM_SET_VCPU_EVENTS"))?;
+    vcpu.set_mp_state(state.mp_state).map_err(at("KVM_SET_MP_STATE"))?;
+    vcpu.set_debug_regs(&state.debug_regs).map_err(at("KVM_SET_DEBUGREGS"))?;
+    vcpu.set_vcpu_events(&state.events).map_err(at("KVM_SET_VCPU_EVENTS"))?;
     clock::tell_of_stop(vcpu);
     Ok(())
+}
+
+/// The sections of a vCPU all of whose state is zero.
+#[cfg(feature = "fuzz")]
+pub(crate) fn zeroed(index: u8, shape: &VcpuShape) -> Vec<Section> {
+    let sregs = if shape.sregs2 { size_of::<kvm_sregs2>() } else { size_of::<kvm_sregs>() };
+    let sizes = [
+        size_of::<kvm_mp_state>(),
+        size_of::<kvm_regs>(),
+        sregs,
+        shape.xsave_bytes,
+        size_of::<kvm_xcrs>(),
+        size_of::<kvm_debugregs>(),
+        size_of::<kvm_vcpu_events>(),
+        size_of::<kvm_lapic_state>(),
+        size_of::<kvm_msr_entry>() * shape.msrs.len(),
+        size_of::<Tsc>(),
+    ];
+    let section = |(part, bytes): (&&str, usize)| {
+        let name = name(index, part);
+        Section { name, version: VERSION, bytes: vec![0; bytes] }
+    };
+    PARTS.iter().zip(sizes).map(section).collect()
 }
 
 fn save_sregs(vcpu: &VcpuFd, index: u8, shape: &VcpuShape) -> Result<Vec<u8>, StateError> {
@@ -127,16 +204,6 @@ fn save_sregs(vcpu: &VcpuFd, index: u8, shape: &VcpuShape) -> Result<Vec<u8>, St
     }
     let sregs = vcpu.get_sregs().map_err(|e| kvm_error("KVM_GET_SREGS", index)(e.into()))?;
     Ok(bytes_of(&[sregs]))
-}
-
-fn restore_sregs(vcpu: &VcpuFd, shape: &VcpuShape, saved: &Saved) -> Result<(), StateError> {
-    let index = saved.index;
-    if shape.sregs2 {
-        return ioctl::set_sregs2(vcpu, &saved.one("sregs")?)
-            .map_err(kvm_error("KVM_SET_SREGS2", index));
-    }
-    let sregs = saved.one("sregs")?;
-    vcpu.set_sregs(&sregs).map_err(|e| kvm_error("KVM_SET_SREGS", index)(e.into()))
 }
 
 fn save_msrs(vcpu: &VcpuFd, index: u8, msrs: &[u32]) -> Result<Vec<u8>, StateError> {

@@ -116,7 +116,7 @@ impl Tap {
     }
 
     /// A cable end for tests: any non-blocking descriptor that keeps frames apart.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(crate) fn from_socket(socket: std::os::unix::net::UnixDatagram) -> Self {
         socket.set_nonblocking(true).expect("a socket can be made non-blocking");
         Self { file: File::from(std::os::fd::OwnedFd::from(socket)), name: "test".into() }
