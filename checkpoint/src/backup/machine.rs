@@ -52,6 +52,8 @@ pub struct Backup {
     link: Option<Link>,
     /// The register, as the primary last told it.
     register: Option<Register>,
+    /// Who seeded the image.
+    seeded_by: Option<NodeId>,
     heard_at: Duration,
     committed: Epoch,
     applied: Epoch,
@@ -77,6 +79,7 @@ impl Backup {
             term,
             link: None,
             register: None,
+            seeded_by: None,
             heard_at: now,
             committed: Epoch::ZERO,
             applied: Epoch::ZERO,
@@ -410,6 +413,7 @@ impl Backup {
         let primary = self.link.as_ref().expect("heard from").primary.clone();
         self.discard();
         self.phase = Phase::Seeding(SeedStage::default());
+        self.seeded_by = Some(primary.clone());
         self.note(Note::SeedReceiving { primary });
         self.act(Action::Send(ToPrimary::SeedAck { chunks: 0 }));
     }
@@ -421,6 +425,7 @@ impl Backup {
         self.applied = Epoch::ZERO;
         self.stages = Stages::default();
         self.register = None;
+        self.seeded_by = None;
         self.verifying = None;
         self.take_over = false;
         self.act(Action::Discard);
@@ -652,8 +657,19 @@ impl Backup {
                 self.stand_again(Note::ArbiterForgot { known: self.term, found: Some(register) });
             }
             None => self.stand_again(Note::ArbiterForgot { known: self.term, found: None }),
-            Some(register) if self.is_ours(&register) => self.promote(register),
-            Some(register) if register.in_sync.contains(&self.config.node) => {
+            // Handed over from the term that this node knows. From any other it
+            // was given to a process before this one, which has told more.
+            Some(register)
+                if self.is_ours(&register) && Some(register.term) == self.term.next() =>
+            {
+                self.promote(register);
+            }
+            // The register may mean the process before this one, and this image
+            // be of a primary that has lost its right and does not know.
+            Some(register)
+                if register.in_sync.contains(&self.config.node)
+                    && self.seeded_by.as_ref() == Some(&register.primary) =>
+            {
                 self.raise(register.term);
                 let question = self.promotion(&register);
                 self.put(question);

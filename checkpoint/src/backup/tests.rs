@@ -335,6 +335,22 @@ fn the_loser_gives_up_its_image() {
 }
 
 #[test]
+fn an_image_of_another_than_the_registers_primary_is_not_promoted() {
+    // The register means the process before this one, which "c" had in sync;
+    // "a" stood still meanwhile, and seeded this one before it heard of that.
+    // Or that one was promoted, and has died.
+    for found in [register(5, "c", &["b"]), register(5, "b", &[])] {
+        let mut bench = Bench::asking();
+        bench.take();
+        bench.tell(Event::Answered(Answer::Outcome(Outcome::Mismatch(Some(found)))));
+        let actions = bench.take();
+        assert!(actions.contains(&Action::Discard));
+        let goes_on = |a: &Action| matches!(a, Action::Ask(_) | Action::Promote { .. });
+        assert!(!actions.iter().any(goes_on), "{actions:?}");
+    }
+}
+
+#[test]
 fn what_was_never_asked_can_be_taken_back_and_what_may_have_been_cannot() {
     let mut bench = Bench::asking();
     bench.tell(Event::Answered(Answer::Unsent));

@@ -109,12 +109,15 @@ impl Witness {
         }
     }
 
-    /// Whoever the register would let take over must know all that was said.
+    /// Whoever the register would let take over must know all that was said. An
+    /// image by another than the register's primary does not count: whether its
+    /// node takes over all the same is seen when it does.
     fn check_members(&mut self) {
         let Some(register) = self.register.in_file() else { return };
         let told = self.voices.told();
         let ignorant = self.images.replicas().find(|replica| {
-            let member = register.in_sync.contains(&replica.node);
+            let member = register.in_sync.contains(&replica.node)
+                && *self.voices.node_of(replica.source) == register.primary;
             member && !self.voices.knows(replica.source, replica.steps, told)
         });
         if let Some((node, steps)) = ignorant.map(|replica| (replica.node.clone(), replica.steps)) {

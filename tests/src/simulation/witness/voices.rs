@@ -37,6 +37,11 @@ impl Voices {
         self.told
     }
 
+    /// The node that an incarnation runs on.
+    pub(super) fn node_of(&self, index: usize) -> &NodeId {
+        &self.incarnations[index].node
+    }
+
     /// The last incarnation.
     pub(super) fn last(&self) -> Option<usize> {
         self.incarnations.len().checked_sub(1)
