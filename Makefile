@@ -1,19 +1,27 @@
 # `make` or `make help` tells what can be made.
 
 CARGO ?= cargo
-# Of `make sim`.
+# Of `make sim`: the seed, and the deliberate bug to put in, if one is wanted.
 SEED ?= 0
-# Of `make demo`, handed to `romulus demo`: see `romulus demo --help`.
+MUTATION ?=
+# Of `make soak`: how long, 10 if not given.
+MINUTES ?=
+# Of `make soak-sim`: how long or how many, whichever ends first, and from which
+# seed on; where failing seeds are kept.
+SEEDS ?= $(if $(MINUTES),,100000)
+FROM ?=
+KEEP ?= target/failed-seeds
+SIMULATE = $(CARGO) run --locked --quiet --release --package romulus-tests --example simulate --
+# Of `make demo` and `make soak`, handed to `romulus demo` and `romulus soak`: see their `--help`.
 ARGS ?=
-# Of `make fuzz`: for how long each target, and which; all without.
-MINUTES ?= 1
+# Of `make fuzz`: which target; without one, all. Each runs for MINUTES, 1 if not given.
 TARGET ?=
 
-.PHONY: help check test lab demo bench sim fuzz doctor deny packages lab-packages
+.PHONY: help check test lab demo soak bench sim soak-sim fuzz doctor deny packages lab-packages
 
 help: ## Show this
 	@echo 'make TARGET, where TARGET is one of:'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lab-packages ## Install what is missing from Debian, then run all tests
 	@scripts/preflight cargo
@@ -50,13 +58,21 @@ bench: packages ## Benchmarks of the hot loops
 	@scripts/preflight cargo
 	$(CARGO) bench --locked --package romulus-benches
 
+soak: packages ## Random faults of real processes for MINUTES=10; ARGS="--seed 7 --etcd"
+	@scripts/preflight cargo kvm root
+	$(CARGO) run --locked --release --package romulus -- soak --minutes $(or $(MINUTES),10) $(ARGS)
+
 sim: ## Run the cluster simulation of one seed, and print what happens: SEED=7
 	@scripts/preflight cargo
-	SEED=$(SEED) $(CARGO) test --locked --package romulus-tests --release --test protocol everything_at_once -- --nocapture
+	$(SIMULATE) seed $(SEED) $(MUTATION)
+
+soak-sim: ## Run many seeds on all cores, keep those that fail: SEEDS=100000 or MINUTES=10
+	@scripts/preflight cargo
+	$(SIMULATE) soak $(if $(SEEDS),--seeds $(SEEDS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(FROM),--from $(FROM)) --keep $(KEEP)
 
 fuzz: packages ## Feed everything that reads foreign bytes, on nightly: MINUTES=10 TARGET=frame
 	@scripts/preflight cargo
-	CARGO=$(CARGO) scripts/fuzz $(MINUTES) $(TARGET)
+	CARGO=$(CARGO) scripts/fuzz $(or $(MINUTES),1) $(TARGET)
 
 doctor: packages ## Tell what this host can do, and why not
 	@scripts/preflight cargo

@@ -7,18 +7,23 @@
 //!
 //! Every change writes a whole new file beside the old one, flushes it, renames
 //! it over the old one and flushes the directory; only then is the caller
-//! answered. A crash leaves the old file or the new one, never a mixture. A
-//! file whose digest does not match is refused, not repaired: serving an older
-//! register could lower a term.
+//! answered. A crash leaves the old file or the new one, never a mixture. Which
+//! of them it was is made durable before anything is served again. A file whose
+//! digest does not match is refused, not repaired: serving an older register
+//! could lower a term.
+
+mod disk;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
 };
 
 use thiserror::Error;
+
+use disk::beside;
+pub use disk::{Disk, OsDisk};
 
 use crate::{Outcome, Record, Request, Store, StoreError, StoreId, VmId};
 
@@ -68,12 +73,10 @@ pub enum FileError {
 
 /// A [`Store`] in one file. See the module's head for its format.
 #[derive(Debug)]
-pub struct FileStore {
-    path: PathBuf,
+pub struct FileStore<D = OsDisk> {
+    disk: D,
     records: BTreeMap<VmId, Record>,
     poisoned: bool,
-    /// Held for its lock.
-    _lock: File,
 }
 
 impl FileStore {
@@ -82,43 +85,59 @@ impl FileStore {
     /// # Errors
     ///
     /// [`FileError::Damaged`] for a torn or corrupted file,
-    /// [`FileError::InUse`] if another process holds it.
+    /// [`FileError::InUse`] if another process holds it, [`FileError::Io`] if
+    /// the disk fails.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let lock = lock(path)?;
-        let records = match read(path)? {
-            Some(bytes) => {
-                parse(&bytes).map_err(|what| FileError::Damaged { path: path.to_owned(), what })?
-            }
+        Self::on(OsDisk::lock(path)?)
+    }
+}
+
+impl<D: Disk> FileStore<D> {
+    /// Opens the register file of `disk`, or begins an empty one.
+    ///
+    /// # Errors
+    ///
+    /// [`FileError::Damaged`] for a torn or corrupted file, [`FileError::Io`]
+    /// if the disk fails.
+    pub fn on(mut disk: D) -> Result<Self, FileError> {
+        // The arbiter before may have died between its rename and the flush:
+        // what is served must not go back when power is lost.
+        disk.flush_folder().map_err(|source| FileError::Io {
+            action: "flush the folder of",
+            path: disk.path().to_owned(),
+            source,
+        })?;
+        let records = match read(&disk)? {
+            Some(bytes) => parse(&bytes).map_err(|what| damaged(&disk, what))?,
             None => BTreeMap::new(),
         };
-        Ok(Self { path: path.to_owned(), records, poisoned: false, _lock: lock })
+        Ok(Self { disk, records, poisoned: false })
     }
 
     /// Whatever is asked of a store in doubt does not happen.
     fn require_sound(&self) -> Result<(), StoreError> {
         if self.poisoned {
-            return Err(StoreError::untouched(FileError::Poisoned { path: self.path.clone() }));
+            let path = self.disk.path().to_owned();
+            return Err(StoreError::untouched(FileError::Poisoned { path }));
         }
         Ok(())
     }
 
-    fn persist(&self) -> Result<(), FileError> {
-        let staged = beside(&self.path, "new");
+    fn persist(&mut self) -> Result<(), FileError> {
+        let staged = beside(self.disk.path(), "new");
         let fail = |action| {
             let path = staged.clone();
             move |source| FileError::Io { action, path, source }
         };
-        let mut file = File::create(&staged).map_err(fail("create"))?;
-        file.write_all(&render(&self.records)).map_err(fail("write"))?;
-        file.sync_all().map_err(fail("flush"))?;
-        fs::rename(&staged, &self.path).map_err(fail("rename"))?;
-        File::open(folder(&self.path))
-            .and_then(|folder| folder.sync_all())
-            .map_err(fail("flush the folder of"))
+        self.disk.begin_beside().map_err(fail("create"))?;
+        self.disk.write_beside(&render(&self.records)).map_err(fail("write"))?;
+        self.disk.flush_beside().map_err(fail("flush"))?;
+        self.disk.rename().map_err(fail("rename"))?;
+        self.disk.flush_folder().map_err(fail("flush the folder of"))
     }
 }
 
-impl Store for FileStore {
+impl<D: Disk> Store for FileStore<D> {
     fn id(&self) -> Result<StoreId, StoreError> {
         Ok(StoreId::Own)
     }
@@ -153,51 +172,18 @@ impl Store for FileStore {
     }
 }
 
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
+fn damaged(disk: &impl Disk, what: String) -> FileError {
+    FileError::Damaged { path: disk.path().to_owned(), what }
 }
 
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".");
-    name.push(ending);
-    name.into()
-}
-
-fn lock(path: &Path) -> Result<File, FileError> {
-    let lock_path = beside(path, "lock");
-    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
-    let file = opened.map_err(|source| FileError::Io {
-        action: "open",
-        path: lock_path.clone(),
-        source,
-    })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(FileError::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(source)) => {
-            Err(FileError::Io { action: "lock", path: lock_path, source })
-        }
-    }
-}
-
-fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
-    let fail = |source| FileError::Io { action: "read", path: path.to_owned(), source };
-    let bytes = match fs::metadata(path) {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(fail(error)),
-    };
+fn read(disk: &impl Disk) -> Result<Option<Vec<u8>>, FileError> {
+    let fail = |source| FileError::Io { action: "read", path: disk.path().to_owned(), source };
+    let Some(bytes) = disk.bytes().map_err(fail)? else { return Ok(None) };
     if bytes > FILE_BYTES_MAX {
-        return Err(FileError::Damaged {
-            path: path.to_owned(),
-            what: format!("{bytes} bytes, more than the {FILE_BYTES_MAX} that a store writes"),
-        });
+        let what = format!("{bytes} bytes, more than the {FILE_BYTES_MAX} that a store writes");
+        return Err(damaged(disk, what));
     }
-    fs::read(path).map(Some).map_err(fail)
+    disk.read().map(Some).map_err(fail)
 }
 
 fn render(records: &BTreeMap<VmId, Record>) -> Vec<u8> {
@@ -227,6 +213,8 @@ fn parse(bytes: &[u8]) -> Result<BTreeMap<VmId, Record>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::{NodeId, Operation, Register, Stamp, Term};
 

@@ -24,7 +24,7 @@ mod register;
 mod request;
 mod store;
 
-pub use file_store::{FileError, FileStore};
+pub use file_store::{Disk, FileError, FileStore, OsDisk};
 pub use id::{InvalidId, NodeId, VmId};
 pub use register::{Register, Stamp, Term};
 pub use request::{Illegal, Operation, Outcome, Record, Request};

@@ -17,6 +17,7 @@ pub enum Note {
     BackupOutdated { backup: NodeId },
     SeedBegun { backup: NodeId },
     SeedRestarted { backup: NodeId },
+    SeedStuck { backup: NodeId, millis: u64 },
     Joining { backup: NodeId, epoch: Epoch },
     Resumed { backup: NodeId, after: Epoch, resent: usize },
     Admitted { backup: NodeId, term: Term },
@@ -69,6 +70,12 @@ impl fmt::Display for Note {
             Self::SeedBegun { backup } => write!(f, "seeding backup {backup}"),
             Self::SeedRestarted { backup } => {
                 write!(f, "a seed chunk for backup {backup} was damaged: seeding it again")
+            }
+            Self::SeedStuck { backup, millis } => {
+                write!(
+                    f,
+                    "nothing of the seed went on at backup {backup} for {millis} ms: seeding it again"
+                )
             }
             Self::Joining { backup, epoch } => {
                 write!(f, "backup {backup} joins with epoch {epoch}; output is held from here on")

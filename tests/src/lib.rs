@@ -4,4 +4,5 @@
 
 pub mod fuzz;
 pub mod lab;
+pub mod model;
 pub mod simulation;

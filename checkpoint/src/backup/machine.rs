@@ -379,8 +379,13 @@ impl Backup {
         }
         self.register = Some(register);
         // What was acknowledged under the term before is said again under this.
-        if matches!(self.phase, Phase::Standing) && self.committed > Epoch::ZERO {
-            self.acknowledge();
+        match &self.phase {
+            Phase::Seeding(seed) => {
+                let chunks = seed.gapless();
+                self.act(Action::Send(ToPrimary::SeedAck { chunks }));
+            }
+            Phase::Standing => self.acknowledge(),
+            Phase::Waiting | Phase::Asking(_) | Phase::Promoting => {}
         }
     }
 

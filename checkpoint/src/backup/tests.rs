@@ -174,6 +174,20 @@ fn a_seed_is_applied_and_acknowledged_without_gaps() {
 }
 
 #[test]
+fn a_seed_is_acknowledged_again_under_a_new_term() {
+    let mut bench = Bench::new();
+    bench.knock(1, hello());
+    bench.hear(1, ToBackup::BeginSeed);
+    bench.stage(0, 0);
+    bench.take();
+    // Another backup was admitted: the primary takes no acknowledgement of the
+    // term before any more.
+    bench.hear(2, ToBackup::Membership(register(2, "a", &["c"])));
+    let again = Action::Send(ToPrimary::SeedAck { chunks: 1 });
+    assert!(bench.take().contains(&again));
+}
+
+#[test]
 fn the_joining_epoch_needs_the_whole_seed() {
     let mut bench = Bench::new();
     bench.knock(1, hello());

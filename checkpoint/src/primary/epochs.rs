@@ -46,6 +46,9 @@ impl Primary {
             return;
         }
         let epoch = self.next_epoch;
+        // Judged before the number goes on: who may join depends on the epoch
+        // that the guest is in.
+        let joins = if draining { Vec::new() } else { self.joins() };
         self.next_epoch = epoch.next();
         self.epoch_length = self.now - self.epoch_begun;
         self.epoch_begun = self.now;
@@ -53,7 +56,6 @@ impl Primary {
         if let Phase::Draining(drain) = &mut self.phase {
             drain.last = Some(epoch);
         }
-        let joins = if draining { Vec::new() } else { self.joins() };
         let stay_paused = draining || self.guest_held;
         let digest = std::mem::take(&mut self.verify_next);
         if digest {
@@ -74,7 +76,9 @@ impl Primary {
             let Some(link) = self.links.get_mut(backup) else { continue };
             if let Stage::Seeding { verified, .. } = link.stage {
                 link.stage = Stage::Joining { epoch, seed_chunks: verified };
-                self.act(Action::Follow { backup: backup.clone(), after: epoch.previous() });
+                link.seeds_stuck = 0;
+                let after = epoch.previous();
+                self.act(Action::Follow { backup: backup.clone(), after, joins: true });
                 self.note(Note::Joining { backup: backup.clone(), epoch });
             }
         }

@@ -62,7 +62,18 @@ pub(super) struct Link {
     /// The first ping that ends a doubt.
     pub(super) doubt_ping: u64,
     pub(super) staging_bytes_max: u64,
+    /// When something of its seed last went on.
+    pub(super) seed_progress_at: Duration,
+    /// Seeds in a row that did not go on: each is waited for twice as long as
+    /// the one before, because the line may be that slow.
+    pub(super) seeds_stuck: u32,
 }
+
+/// A seed that does not go on for so many times the time after which a silent
+/// backup is given up is begun again.
+const SEED_PATIENCE: u32 = 20;
+/// Most doublings of that.
+pub(super) const SEED_DOUBLINGS_MAX: u32 = 5;
 
 impl Link {
     pub(super) fn new(now: Duration) -> Self {
@@ -76,6 +87,27 @@ impl Link {
             pong: 0,
             doubt_ping: 0,
             staging_bytes_max: 0,
+            seed_progress_at: now,
+            seeds_stuck: 0,
+        }
+    }
+
+    /// When its seed is begun again, if nothing of it goes on: a chunk, or word
+    /// of one, has been lost that nobody will send again.
+    pub(super) fn seed_stuck_at(&self, drop_after: Duration) -> Option<Duration> {
+        match self.stage {
+            // All of it has arrived: the checkpoint that it ends with is waited for.
+            Stage::Seeding { sent: Some((chunks, _)), verified, .. } if verified == chunks => None,
+            Stage::Preparing | Stage::Seeding { .. } if self.connected => {
+                let patience = drop_after * (SEED_PATIENCE << self.seeds_stuck);
+                Some(self.seed_progress_at + patience)
+            }
+            Stage::Preparing
+            | Stage::Seeding { .. }
+            | Stage::Away
+            | Stage::Joining { .. }
+            | Stage::InSync
+            | Stage::Outdated => None,
         }
     }
 

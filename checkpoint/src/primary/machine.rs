@@ -217,8 +217,11 @@ impl Primary {
         let lagging = self.lacks_room() && !self.held_for.room;
         let hold = lagging.then(|| self.pacer.hold_at(self.epoch_begun));
         let silent = self.links.iter().filter_map(|(node, link)| self.silent_at(node, link));
+        let drop_after = self.config.drop_after;
+        let stuck = self.links.values().filter_map(|link| link.seed_stuck_at(drop_after));
         let retry = self.retry_at();
-        [Some(self.heartbeat_at), cut, hold, retry].into_iter().flatten().chain(silent).min()
+        let due = [Some(self.heartbeat_at), cut, hold, retry];
+        due.into_iter().flatten().chain(silent).chain(stuck).min()
     }
 
     /// Takes what happened at `now`; actions follow from
@@ -300,6 +303,7 @@ impl Primary {
         }
         self.give_up_lost_joins();
         self.notice_silence();
+        self.notice_stuck_seeds();
         self.resolve_doubt_by_pongs();
         self.release();
         self.forget();
@@ -314,11 +318,14 @@ impl Primary {
         self.send_heartbeats();
     }
 
-    /// Whose commits output waits for.
+    /// Whose commits output waits for. Who was lost while its admission is
+    /// asked for may have been admitted.
     pub(super) fn followers(&self) -> impl Iterator<Item = (&NodeId, &Link)> {
-        self.links
-            .iter()
-            .filter(|(node, link)| link.follows() || self.register.in_sync.contains(*node))
+        self.links.iter().filter(|(node, link)| self.counts(node, link))
+    }
+
+    fn counts(&self, node: &NodeId, link: &Link) -> bool {
+        link.follows() || self.register.in_sync.contains(node) || self.asks_about(node)
     }
 
     /// The last epoch that every follower has committed; `None` without one.
@@ -355,6 +362,7 @@ impl Primary {
         // Who stood still cannot tell who was silent meanwhile.
         for link in self.links.values_mut() {
             link.heard_at = self.now;
+            link.seed_progress_at = self.now;
         }
         if self.followers().next().is_some() {
             self.note(Note::Doubt { millis: late.as_millis() as u64 });
@@ -372,9 +380,12 @@ impl Primary {
     }
 
     /// A backup stops answering before it asks for a promotion, so when every
-    /// follower answers a ping sent since, nobody has been promoted.
+    /// follower answers a ping sent since, nobody has been promoted. One that has
+    /// lost its image proves nothing: it may be a new process, and the one
+    /// before it may have been promoted and died.
     fn resolve_doubt_by_pongs(&mut self) {
-        let answered = |link: &Link| link.connected && link.pong >= link.doubt_ping;
+        let answered =
+            |link: &Link| link.follows() && link.connected && link.pong >= link.doubt_ping;
         if self.doubt.is_some_and(|doubt| doubt.by_pongs)
             && self.followers().all(|(_, link)| answered(link))
         {
@@ -444,7 +455,8 @@ impl Primary {
         link.pong = 0;
         link.doubt_ping = 1;
         link.staging_bytes_max = staging_bytes_max;
-        let follows = link.follows() || self.register.in_sync.contains(backup);
+        link.seed_progress_at = now;
+        let follows = self.counts(backup, &self.links[backup]);
         self.note(Note::BackupConnected { backup: backup.clone() });
         self.heartbeat_at = now;
         if follows {
@@ -473,7 +485,7 @@ impl Primary {
         self.links.get_mut(backup).expect("looked up above").committed = committed;
         self.note(Note::Resumed { backup: backup.clone(), after: committed, resent });
         self.send(backup, ToBackup::Membership(self.register.clone()));
-        self.act(Action::Follow { backup: backup.clone(), after: committed });
+        self.act(Action::Follow { backup: backup.clone(), after: committed, joins: false });
         for close in closes {
             self.send(backup, ToBackup::Close(close));
         }
@@ -603,70 +615,5 @@ impl Primary {
         }
         self.note(Note::ChunksResent { backup: backup.clone(), epoch, chunks: chunks.len() });
         self.act(Action::Resend { backup: backup.clone(), epoch, chunks });
-    }
-
-    // --- Seeds ------------------------------------------------------------
-
-    fn on_seed_ack(&mut self, backup: &NodeId, chunks: u32) {
-        let link = self.links.get_mut(backup).expect("heard from");
-        match &mut link.stage {
-            Stage::Preparing if chunks == 0 => {
-                let since = self.next_epoch;
-                link.stage = Stage::Seeding { since, rounds: 0, sent: None, verified: 0 };
-                link.committed = Epoch::ZERO;
-                self.note(Note::SeedBegun { backup: backup.clone() });
-                self.act(Action::StartSeed { backup: backup.clone() });
-            }
-            Stage::Seeding { verified, .. } => {
-                *verified = chunks.max(*verified);
-                self.next_seed_round(backup);
-            }
-            Stage::Preparing
-            | Stage::Away
-            | Stage::Joining { .. }
-            | Stage::InSync
-            | Stage::Outdated => {}
-        }
-    }
-
-    fn on_seed_round(&mut self, backup: &NodeId, chunks: u32, left: u64) {
-        let Some(link) = self.links.get_mut(backup) else { return };
-        if let Stage::Seeding { rounds, sent, .. } = &mut link.stage {
-            *rounds += 1;
-            *sent = Some((chunks, left));
-            self.next_seed_round(backup);
-        }
-    }
-
-    /// Sends another round if the one before has arrived and too much is left.
-    fn next_seed_round(&mut self, backup: &NodeId) {
-        let (left_max, rounds_max) = (self.config.seed_pages_left_max, self.config.seed_rounds_max);
-        let link = self.links.get_mut(backup).expect("being seeded");
-        let settled = link.may_join(left_max, rounds_max);
-        if let Stage::Seeding { sent, verified, .. } = &mut link.stage
-            && sent.is_some_and(|(chunks, _)| chunks == *verified)
-            && !settled
-        {
-            *sent = None;
-            self.act(Action::SeedRound { backup: backup.clone() });
-        }
-    }
-
-    pub(super) fn joins(&self) -> Vec<NodeId> {
-        let ready = |link: &Link| {
-            link.may_join(self.config.seed_pages_left_max, self.config.seed_rounds_max)
-        };
-        // What was sent ahead of an epoch's end builds on the epoch before, so
-        // nobody joins with an epoch that had begun when its seed did.
-        let followed = self.followers().next().is_some();
-        let begun_before = |link: &Link| match link.stage {
-            Stage::Seeding { since, .. } => !followed || since < self.next_epoch,
-            _ => false,
-        };
-        self.links
-            .iter()
-            .filter(|(_, link)| ready(link) && begun_before(link))
-            .map(|(node, _)| node.clone())
-            .collect()
     }
 }

@@ -44,6 +44,7 @@ mod flight;
 mod link;
 mod machine;
 mod questions;
+mod seeds;
 
 use std::time::Duration;
 
@@ -256,6 +257,9 @@ pub enum Action {
         backup: NodeId,
         /// The last epoch that it has.
         after: Epoch,
+        /// It joins with the first of them: what was encoded of that one before
+        /// it began anew is not for it.
+        joins: bool,
     },
     /// Send encoded chunks again.
     Resend {

@@ -207,7 +207,8 @@ impl Primary {
         match purpose {
             Purpose::Admit(backup) => {
                 let link = self.links.get_mut(&backup).expect("a joining backup");
-                link.stage = Stage::InSync;
+                // If it has lost its image meanwhile, it is dropped again.
+                link.stage = if link.follows() { Stage::InSync } else { Stage::Outdated };
                 self.note(Note::Admitted { backup, term });
                 self.tell_membership();
             }

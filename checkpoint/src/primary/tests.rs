@@ -119,14 +119,19 @@ impl Bench {
         self.tell(Event::Answered(answer));
     }
 
+    /// Through a seed, to the cut that ends it.
+    fn seed(&mut self) {
+        self.link_up(None);
+        self.hear(1, ToPrimary::SeedAck { chunks: 0 });
+        self.tell(Event::SeedRoundSent { backup: node("b"), chunks: 2, pages_left: 0 });
+        self.hear(1, ToPrimary::SeedAck { chunks: 2 });
+        assert_eq!(self.order().expect("the join").joins, [node("b")]);
+    }
+
     /// Through a seed, the joining epoch 1 and the admission, to term 2.
     fn in_sync() -> Self {
         let mut bench = Self::new();
-        bench.link_up(None);
-        bench.hear(1, ToPrimary::SeedAck { chunks: 0 });
-        bench.tell(Event::SeedRoundSent { backup: node("b"), chunks: 2, pages_left: 0 });
-        bench.hear(1, ToPrimary::SeedAck { chunks: 2 });
-        assert_eq!(bench.order().expect("the join").joins, [node("b")]);
+        bench.seed();
         bench.finish_cut(1);
         bench.ack(1, 1);
         bench.answer(Answer::Outcome(Outcome::Set(register(2, &["b"]))));
@@ -169,6 +174,35 @@ fn a_seed_goes_round_until_little_is_left_and_all_of_it_is_verified() {
     assert_eq!(
         (order.epoch, order.joins, order.followers),
         (Epoch::new(1), vec![node("b")], false)
+    );
+}
+
+#[test]
+fn a_seed_that_does_not_go_on_is_begun_again_and_waited_for_longer() {
+    let mut bench = Bench::new();
+    // Heartbeats come and go, but a chunk was lost: nobody sends it again.
+    let stuck_after = |bench: &mut Bench| {
+        bench.link_up(None);
+        bench.hear(1, ToPrimary::SeedAck { chunks: 0 });
+        bench.tell(Event::SeedRoundSent { backup: node("b"), chunks: 9, pages_left: 0 });
+        bench.hear(1, ToPrimary::SeedAck { chunks: 8 });
+        let begun = bench.now;
+        bench.take();
+        for _ in 0..10_000 {
+            bench.hear(1, ToPrimary::Heartbeat { pong: 0 });
+            bench.pass(Duration::from_millis(9));
+            if bench.take().contains(&Action::Disconnect { backup: node("b"), redial: true }) {
+                return bench.now - begun;
+            }
+        }
+        panic!("it is waited for in vain");
+    };
+    let first = stuck_after(&mut bench);
+    assert!(first > Duration::from_secs(2), "a slow line is given time: {first:?}");
+    assert!(stuck_after(&mut bench) > first * 3 / 2);
+    bench.link_up(None);
+    assert!(
+        bench.take().contains(&Action::Send { backup: node("b"), message: ToBackup::BeginSeed })
     );
 }
 
@@ -259,6 +293,18 @@ fn a_register_that_went_back_is_not_believed() {
 }
 
 #[test]
+fn a_member_that_begins_anew_does_not_confirm_the_right_to_run() {
+    let mut bench = Bench::in_sync();
+    bench.now += Duration::from_secs(1);
+    bench.tell(Event::LinkDown { backup: node("b") });
+    // It was promoted meanwhile, and has died; this is the process after it.
+    bench.link_up(None);
+    bench.hear(2, ToPrimary::Heartbeat { pong: u64::MAX });
+    assert!(bench.machine.in_doubt());
+    assert!(!bench.take().contains(&Action::Confirm));
+}
+
+#[test]
 fn who_stood_still_releases_nothing_until_its_right_is_confirmed() {
     let mut bench = Bench::in_sync();
     bench.pass(Duration::from_millis(12));
@@ -307,7 +353,11 @@ fn after_a_blink_what_is_lacking_is_sent_again() {
     bench.take();
     bench.link_up(Some(1));
     let actions = bench.take();
-    assert!(actions.contains(&Action::Follow { backup: node("b"), after: Epoch::new(1) }));
+    assert!(actions.contains(&Action::Follow {
+        backup: node("b"),
+        after: Epoch::new(1),
+        joins: false
+    }));
     let closes = |action: &Action| match action {
         Action::Send { message: ToBackup::Close(close), .. } => close.epoch == Epoch::new(2),
         _ => false,
@@ -324,6 +374,54 @@ fn a_member_without_its_image_is_dropped_then_seeded() {
     let actions = bench.take();
     assert!(matches!(asked(&actions), Some(Question::Change(_))), "{actions:?}");
     assert!(!actions.iter().any(|action| matches!(action, Action::StartSeed { .. })));
+}
+
+#[test]
+fn who_is_lost_while_its_admission_is_asked_for_may_have_been_admitted() {
+    let mut bench = Bench::new();
+    bench.seed();
+    bench.finish_cut(1);
+    bench.ack(1, 1);
+    assert!(matches!(asked(&bench.take()), Some(Question::Change(_))));
+    // It comes back without its image.
+    for _ in 0..2 {
+        bench.tell(Event::LinkDown { backup: node("b") });
+        bench.link_up(None);
+        bench.tell(Event::OutputHeld { bytes: 10 });
+        let actions = bench.take();
+        assert!(!actions.contains(&Action::PassOutput), "it may be a member");
+        let begin = Action::Send { backup: node("b"), message: ToBackup::BeginSeed };
+        assert!(!actions.contains(&begin), "it is not seeded while it may be one");
+    }
+    bench.answer(Answer::Outcome(Outcome::Set(register(2, &["b"]))));
+    let actions = bench.take();
+    assert!(!actions.contains(&Action::PassOutput), "it is a member");
+    assert!(matches!(asked(&actions), Some(Question::Change(_))), "it is to be dropped");
+    bench.answer(Answer::Outcome(Outcome::Set(register(3, &[]))));
+    bench.finish_cut(2);
+    assert!(bench.take().contains(&Action::PassOutput));
+}
+
+#[test]
+fn nobody_joins_with_an_epoch_that_had_begun_before_its_seed() {
+    let mut bench = Bench::in_sync();
+    let c = || node("c");
+    bench.tell(Event::Commanded(Command::Protect { backup: c() }));
+    bench.tell(Event::LinkUp { backup: c(), committed: None, staging_bytes_max: 1 << 20 });
+    let hear = |bench: &mut Bench, chunks| {
+        let message = ToPrimary::SeedAck { chunks };
+        bench.tell(Event::Heard { backup: c(), term: Term::new(2), message });
+    };
+    // The guest is in epoch 2, and pages of it may have been sent already.
+    hear(&mut bench, 0);
+    bench.tell(Event::SeedRoundSent { backup: c(), chunks: 1, pages_left: 0 });
+    hear(&mut bench, 1);
+    for (epoch, joins) in [(2, vec![]), (3, vec![c()])] {
+        bench.pass(Duration::from_millis(10));
+        let order = bench.order().expect("due");
+        assert_eq!((order.epoch, order.joins), (Epoch::new(epoch), joins));
+        bench.finish_cut(epoch);
+    }
 }
 
 #[test]

@@ -14,6 +14,11 @@ impl Chance {
         Self { state: seed }
     }
 
+    /// What a chance that goes on from here begins with.
+    pub(super) fn state(&self) -> u64 {
+        self.state
+    }
+
     pub(super) fn number(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.state;
@@ -26,12 +31,28 @@ impl Chance {
         self.number() % bound
     }
 
-    /// True `per_mille` times in a thousand.
-    pub(super) fn hits(&mut self, per_mille: u64) -> bool {
-        self.below(1000) < per_mille
+    pub(super) fn index(&mut self, len: usize) -> usize {
+        self.below(len as u64) as usize
     }
 
-    pub(super) fn between(&mut self, micros: Range<u64>) -> Duration {
-        Duration::from_micros(micros.start + self.below(micros.end - micros.start))
+    pub(super) fn within(&mut self, range: &Range<u64>) -> u64 {
+        range.start + self.below(range.end - range.start)
+    }
+
+    /// True `per_mille` times in a thousand.
+    pub(super) fn hits(&mut self, per_mille: u64) -> bool {
+        per_mille > 0 && self.below(1000) < per_mille
+    }
+
+    pub(super) fn micros(&mut self, micros: Range<u64>) -> Duration {
+        Duration::from_micros(self.within(&micros))
+    }
+
+    /// Up to `longest`, short ones as likely as long ones: every doubling is.
+    pub(super) fn micros_of_any_size(&mut self, micros: Range<u64>) -> Duration {
+        let doublings = u64::from((micros.end / micros.start.max(1)).ilog2());
+        let shift = self.below(doublings + 1);
+        let start = micros.start << shift;
+        Duration::from_micros(self.within(&(start..(2 * start).min(micros.end).max(start + 1))))
     }
 }

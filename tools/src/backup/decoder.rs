@@ -73,7 +73,7 @@ fn work(
         let input = match chunk.decode(layout) {
             Ok(content) => {
                 let pages = content.pages();
-                if !staging.stage(session, id, content) {
+                if !staging.stage(session, id, digest, content) {
                     continue;
                 }
                 Input::Staged { session, term, id, digest, pages }

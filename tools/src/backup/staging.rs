@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 
 use checkpoint::{
     Epoch,
-    chunk::{ChunkId, Content},
+    chunk::{ChunkId, Content, Digest},
     staging::{EpochContent, Staging},
 };
 
@@ -34,15 +34,21 @@ impl SharedStaging {
         self.room.notify_all();
     }
 
-    /// Stages content when there is room; `false` if its session is over.
-    pub(super) fn stage(&self, session: u64, id: ChunkId, content: Content) -> bool {
+    /// Stages content when there is room; `false` if its session is over, or another
+    /// chunk came before in its place.
+    pub(super) fn stage(
+        &self,
+        session: u64,
+        id: ChunkId,
+        digest: Digest,
+        content: Content,
+    ) -> bool {
         let waits = |staging: &mut Staging| !staging.is_over(session) && !staging.has_room();
         let mut staging = self.room.wait_while(self.lock(), waits).expect("no holder panics");
         if staging.is_over(session) {
             return false;
         }
-        staging.stage(session, id, content);
-        true
+        staging.stage(session, id, digest, content)
     }
 
     /// Takes an epoch that is committed.
@@ -80,11 +86,11 @@ mod tests {
         staging.begin(1);
         let id = |index| ChunkId { epoch: Epoch::new(1), index };
         let content = || Content::SectionsDelta(vec![0; 10].into());
-        assert!(staging.stage(1, id(0), content()));
+        assert!(staging.stage(1, id(0), [0; 32], content()));
         staging.take(Epoch::new(1));
         let stage = |session| {
             let staging = staging.clone();
-            std::thread::spawn(move || staging.stage(session, id(1), content()))
+            std::thread::spawn(move || staging.stage(session, id(1), [1; 32], content()))
         };
         let waiting = stage(1);
         std::thread::sleep(Duration::from_millis(20));

@@ -120,6 +120,16 @@ pub enum Command {
         after_help = "Examples:\n  romulus demo\n  romulus demo --epoch 10 --memory 1024 --dirty-rate 2000 --keep\n  romulus demo --guest linux\n\nA Linux guest needs a KVM on VMX or SVM: see `romulus doctor`."
     )]
     Demo(DemoArgs),
+    /// Random faults of real processes, while clients check every answer
+    ///
+    /// Two hosts, arbiters and clients in network namespaces, as in the demo. Hosts, arbiters and
+    /// members of etcd are killed, frozen, cut off, put behind lossy links and onto full disks;
+    /// memory and processors become short; the guest is handed over in the middle. Needs root, KVM
+    /// and nftables.
+    #[command(
+        after_help = "Examples:\n  romulus soak --minutes 10\n  romulus soak --minutes 60 --seed 7 --etcd --json"
+    )]
+    Soak(SoakArgs),
     /// Look into configuration files
     Config {
         /// What to do
@@ -329,6 +339,32 @@ pub enum DemoGuest {
     Probe,
     /// A stock Linux kernel
     Linux,
+}
+
+/// Arguments of `soak`.
+#[derive(Debug, Clone, Args)]
+pub struct SoakArgs {
+    /// How long; the round that has begun is ended
+    #[arg(long, value_name = "MINUTES", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_080))]
+    pub minutes: u64,
+    /// How long, in seconds
+    #[arg(long, value_name = "SECONDS", conflicts_with = "minutes", hide = true)]
+    pub seconds: Option<u64>,
+    /// Draws the faults; a random one if not given
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// The guest's memory, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
+    pub memory: u32,
+    /// The guest's vCPUs
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=8))]
+    pub vcpus: u16,
+    /// Pages that the guest dirties per second
+    #[arg(long, value_name = "PAGES", default_value_t = 2000)]
+    pub dirty_rate: u64,
+    /// Keep the registers in three members of etcd, behind two arbiters
+    #[arg(long)]
+    pub etcd: bool,
 }
 
 /// What the demo and tests run in namespaces.

@@ -14,7 +14,7 @@ use crate::{
     exit::Exit,
     linux_guest::probe::ProbeError,
     node::NodeError,
-    rehearsal::{ProbeClientError, TcpClientError, demo::DemoError},
+    rehearsal::{ProbeClientError, TcpClientError, cluster::ClusterError, demo::DemoError},
 };
 
 /// Why a command did not do what was asked.
@@ -67,6 +67,9 @@ pub enum Failure {
     /// The demo could not go on.
     #[error(transparent)]
     Demo(#[from] DemoError),
+    /// There is nothing to soak.
+    #[error(transparent)]
+    Soak(#[from] ClusterError),
     /// The probe guest was given a kernel.
     #[error("the probe guest is a kernel of its own: add `--guest linux`, or leave out --kernel")]
     KernelOfProbe,
@@ -92,6 +95,7 @@ impl Failure {
             | Self::NotProtected { .. }
             | Self::StillRuns { .. }
             | Self::Demo(_)
+            | Self::Soak(_)
             | Self::LinuxProbe(_) => Exit::Failed,
         }
     }

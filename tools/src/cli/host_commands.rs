@@ -6,7 +6,7 @@ use serde::Serialize;
 use transport::identity::{CertificateDetails, pki};
 
 use super::{
-    args::{ConfigCommand, DemoArgs, DemoGuest, InternalCommand, PkiCommand},
+    args::{ConfigCommand, DemoArgs, DemoGuest, InternalCommand, PkiCommand, SoakArgs},
     control_commands::{print, wait},
     failure::Failure,
     render,
@@ -19,6 +19,7 @@ use crate::{
     rehearsal::{
         self,
         demo::{self, DemoSettings, GuestKind},
+        soak::{self, SoakSettings},
     },
 };
 
@@ -178,6 +179,21 @@ pub(super) fn demo(arguments: &DemoArgs, json: bool) -> Result<Exit, Failure> {
     };
     let report = demo::play(&settings)?;
     print(json, &report, || demo::render(&report))?;
+    Ok(if report.sound() { Exit::Done } else { Exit::Failed })
+}
+
+pub(super) fn soak(arguments: &SoakArgs, json: bool) -> Result<Exit, Failure> {
+    let settings = SoakSettings {
+        length: Duration::from_secs(arguments.seconds.unwrap_or(60 * arguments.minutes)),
+        seed: arguments.seed.unwrap_or_else(rand::random),
+        memory_mib: arguments.memory,
+        vcpus: arguments.vcpus,
+        dirty_rate: arguments.dirty_rate,
+        etcd: arguments.etcd,
+        quiet: json,
+    };
+    let report = soak::run(&settings)?;
+    print(json, &report, || soak::render(&report))?;
     Ok(if report.sound() { Exit::Done } else { Exit::Failed })
 }
 

@@ -59,6 +59,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Doctor => host_commands::doctor(json),
         Command::Pki { command } => host_commands::pki(&command, json),
         Command::Demo(arguments) => host_commands::demo(&arguments, json),
+        Command::Soak(arguments) => host_commands::soak(&arguments, json),
         Command::Internal { command } => host_commands::internal(&command),
         Command::Status(arguments) => control_commands::status(&arguments, json),
         Command::Events(arguments) => control_commands::events(&arguments, json),

@@ -35,7 +35,7 @@ fn class(note: &Note) -> (Severity, EventKind) {
         Note::BackupRefused { .. } | Note::PrimaryRefused { .. } => {
             (Warning, EventKind::PeerRefused)
         }
-        Note::BackupOutdated { .. } | Note::SeedRestarted { .. } => {
+        Note::BackupOutdated { .. } | Note::SeedRestarted { .. } | Note::SeedStuck { .. } => {
             (Warning, EventKind::SeedStarted)
         }
         Note::SeedBegun { .. } | Note::SeedReceiving { .. } => (Info, EventKind::SeedStarted),

@@ -410,9 +410,9 @@ impl Core {
                 }
                 self.cutter.cut(order);
             }
-            Action::Follow { backup, after } => {
+            Action::Follow { backup, after, joins } => {
                 if let Some(queue) = self.peers.chunk_queue(&backup) {
-                    self.flights.follow(backup, after, queue);
+                    self.flights.follow(backup, after, joins, queue);
                 }
             }
             Action::Resend { backup, epoch, chunks } => {

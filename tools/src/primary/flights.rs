@@ -43,6 +43,8 @@ struct Inner {
 #[derive(Debug)]
 struct Flight {
     number: u64,
+    /// It was begun anew: nothing in it builds on epochs before.
+    fresh: bool,
     chunks: Vec<Option<Arc<Chunk>>>,
     missing: usize,
     pages: u64,
@@ -53,7 +55,17 @@ struct Flight {
 #[derive(Debug)]
 struct Follower {
     after: Epoch,
+    /// It joins with the epoch that follows.
+    joins: bool,
     queue: ChunkQueue,
+}
+
+impl Follower {
+    /// Whether it is to have a chunk of this flight. What was encoded of an epoch
+    /// before it began anew must not come to who joins with it.
+    fn takes(&self, epoch: Epoch, flight: &Flight) -> bool {
+        epoch > self.after && (flight.fresh || !self.joins || epoch != self.after.next())
+    }
 }
 
 /// The right to publish one chunk.
@@ -82,7 +94,7 @@ impl Flights {
     pub(super) fn place(&self, epoch: Epoch) -> Place {
         self.with(|inner| {
             if !inner.epochs.contains_key(&epoch) {
-                inner.open(epoch);
+                inner.open(epoch, false);
             }
             let flight = inner.epochs.get_mut(&epoch).expect("opened above");
             let index = flight.chunks.len() as u32;
@@ -104,7 +116,7 @@ impl Flights {
             let followed =
                 inner.followers.values().any(|follower| follower.after < epoch.previous());
             assert!(!begun || !followed, "an epoch that is followed does not begin anew");
-            inner.open(epoch);
+            inner.open(epoch, true);
         });
     }
 
@@ -129,7 +141,7 @@ impl Flights {
             *slot = Some(chunk.clone());
             flight.missing -= 1;
             flight.pages += pages;
-            for follower in inner.followers.values().filter(|f| epoch > f.after) {
+            for follower in inner.followers.values().filter(|f| f.takes(epoch, flight)) {
                 // A session that has ended takes nothing; the next one resumes.
                 let _ = follower.queue.send(chunk.clone());
             }
@@ -137,14 +149,19 @@ impl Flights {
         })
     }
 
-    /// Sends every chunk of every epoch after `after` to `queue`.
-    pub(super) fn follow(&self, backup: NodeId, after: Epoch, queue: ChunkQueue) {
+    /// Sends every chunk of every epoch after `after` to `queue`. Who `joins` with
+    /// the first of them gets only what was encoded since it began anew.
+    pub(super) fn follow(&self, backup: NodeId, after: Epoch, joins: bool, queue: ChunkQueue) {
         self.with(|inner| {
-            let later = inner.epochs.range(after.next()..);
-            for chunk in later.flat_map(|(_, flight)| flight.chunks.iter().flatten()) {
-                let _ = queue.send(chunk.clone());
+            let follower = Follower { after, joins, queue };
+            for (epoch, flight) in inner.epochs.range(after.next()..) {
+                for chunk in
+                    flight.chunks.iter().flatten().filter(|_| follower.takes(*epoch, flight))
+                {
+                    let _ = follower.queue.send(chunk.clone());
+                }
             }
-            inner.followers.insert(backup, Follower { after, queue });
+            inner.followers.insert(backup, follower);
         });
     }
 
@@ -186,10 +203,11 @@ impl Flights {
 }
 
 impl Inner {
-    fn open(&mut self, epoch: Epoch) {
+    fn open(&mut self, epoch: Epoch, fresh: bool) {
         self.flights += 1;
         let number = self.flights;
-        let flight = Flight { number, chunks: Vec::new(), missing: 0, pages: 0, closed: None };
+        let chunks = Vec::new();
+        let flight = Flight { number, fresh, chunks, missing: 0, pages: 0, closed: None };
         self.epochs.insert(epoch, flight);
     }
 }
@@ -230,7 +248,7 @@ mod tests {
         let places = [flights.place(first), flights.place(second), flights.place(second)];
         assert!(flights.publish(&places[0], chunk(&places[0]), 1).is_none(), "not closed");
         assert!(flights.publish(&places[1], chunk(&places[1]), 1).is_none());
-        flights.follow("b".parse().unwrap(), first, queue);
+        flights.follow("b".parse().unwrap(), first, false, queue);
         assert!(flights.close(second).is_none(), "a chunk is missing");
         let complete = flights.publish(&places[2], chunk(&places[2]), 2).expect("the last");
         assert_eq!((complete.close.chunks, complete.close.pages), (2, 3));
@@ -254,5 +272,24 @@ mod tests {
         flights.close(epoch);
         let complete = flights.publish(&fresh, chunk(&fresh), 1).expect("the only one");
         assert_eq!((complete.close.chunks, complete.close.pages), (1, 1));
+    }
+
+    #[test]
+    fn who_joins_gets_nothing_of_what_was_encoded_before() {
+        let flights = Flights::default();
+        let (queue, mut sent) = tokio::sync::mpsc::unbounded_channel();
+        let (joined, next) = (Epoch::new(4), Epoch::new(5));
+        let ahead = [flights.place(joined), flights.place(joined)];
+        flights.publish(&ahead[0], chunk(&ahead[0]), 1);
+        flights.follow("b".parse().unwrap(), joined.previous(), true, queue);
+        // The encoders have not come to the join yet.
+        flights.publish(&ahead[1], chunk(&ahead[1]), 1);
+        assert!(sent.try_recv().is_err());
+        flights.reopen(joined);
+        let places = [flights.place(joined), flights.place(next)];
+        for place in &places {
+            flights.publish(place, chunk(place), 1);
+            assert_eq!(sent.try_recv().unwrap().id, place.id);
+        }
     }
 }

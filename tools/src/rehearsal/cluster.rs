@@ -33,6 +33,8 @@ use crate::{
 const NODE_PORT: u16 = 7700;
 const ARBITER_PORT: u16 = 7800;
 const MAC: &str = "52:54:00:77:00:64";
+/// The arbiter's folder, if it has one.
+const REGISTERS: &str = "arbiter.state";
 /// How often a state that is waited for is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -191,6 +193,7 @@ impl Cluster {
             runtime,
             children: Vec::new(),
         };
+        fs::create_dir_all(folder.join(REGISTERS)).map_err(system("make the arbiter's folder"))?;
         for place in cluster.lab.arbiters() {
             cluster.write(&format!("{place}.toml"), &cluster.arbiter_config(place))?;
         }
@@ -214,9 +217,9 @@ impl Cluster {
     fn arbiter_config(&self, place: Place) -> String {
         let endpoints: Vec<_> = self.lab.members().map(etcd_member::endpoint).collect();
         let (file, section) = if endpoints.is_empty() {
-            ("store = \"register\"\n", String::new())
+            (format!("store = \"{REGISTERS}/register\"\n"), String::new())
         } else {
-            ("", format!("\n[arbiter.etcd]\nendpoints = {endpoints:?}\n"))
+            (String::new(), format!("\n[arbiter.etcd]\nendpoints = {endpoints:?}\n"))
         };
         format!(
             "[arbiter]\nname = \"{place}\"\nlisten = \"{}\"\n\
@@ -271,6 +274,19 @@ impl Cluster {
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Where the daemon at `place` keeps what must outlive it; etcd and clients
+    /// have no such folder.
+    #[must_use]
+    pub fn state_folder(&self, place: Place) -> Option<PathBuf> {
+        match place {
+            Place::Host(_) => Some(self.folder.join(format!("{place}.state"))),
+            Place::Arbiter if self.lab.members().next().is_none() => {
+                Some(self.folder.join(REGISTERS))
+            }
+            Place::Arbiter | Place::OtherArbiter(_) | Place::Etcd(_) | Place::Client => None,
+        }
     }
 
     /// Starts the daemon `role` (`arbiter`, `run` or `backup`) at `place`.

@@ -10,6 +10,7 @@ pub mod probe_client;
 mod probe_lane;
 mod probe_report;
 mod resp;
+pub mod soak;
 pub mod tcp_client;
 mod tcp_report;
 

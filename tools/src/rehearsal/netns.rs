@@ -28,6 +28,7 @@ use std::{
     fmt, fs,
     io::{self, Write},
     net::Ipv4Addr,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
@@ -224,13 +225,17 @@ impl Lab {
     ///
     /// [`LabError`] if nftables cannot.
     pub fn cut(&self, place: Place, direction: Direction) -> Result<(), LabError> {
-        if matches!(direction, Direction::Incoming | Direction::Both) {
-            self.drop_arriving(&self.namespace(place), "repl0")?;
-        }
-        if matches!(direction, Direction::Outgoing | Direction::Both) {
-            self.drop_arriving(&self.switch(), &port("repl", place))?;
-        }
-        Ok(())
+        self.filter(place, direction, "drop", "")
+    }
+
+    /// Loses `percent` of a hundred frames of `place`'s replication link, at
+    /// random and in each of `direction`'s ways, until [`Lab::heal`].
+    ///
+    /// # Errors
+    ///
+    /// [`LabError`] if nftables cannot.
+    pub fn lose(&self, place: Place, direction: Direction, percent: u8) -> Result<(), LabError> {
+        self.filter(place, direction, "accept", &format!("numgen random mod 100 < {percent} drop"))
     }
 
     /// Lets all frames of `place`'s replication link pass again.
@@ -261,12 +266,28 @@ impl Lab {
         ip(&["-n", &self.switch(), "link", "set", &port("lan", place), state])
     }
 
-    fn drop_arriving(&self, namespace: &str, device: &str) -> Result<(), LabError> {
-        let table = cut_table(device);
-        let rules = format!(
-            "table netdev {table} {{\nchain arriving {{\ntype filter hook ingress device \"{device}\" priority 0; policy drop;\n}}\n}}\n"
-        );
-        nft(namespace, &rules)
+    /// Frames arrive at the other end of a link that they leave by.
+    fn filter(
+        &self,
+        place: Place,
+        direction: Direction,
+        policy: &str,
+        rule: &str,
+    ) -> Result<(), LabError> {
+        if matches!(direction, Direction::Incoming | Direction::Both) {
+            filter_arriving(&self.namespace(place), "repl0", policy, rule)?;
+        }
+        if matches!(direction, Direction::Outgoing | Direction::Both) {
+            filter_arriving(&self.switch(), &port("repl", place), policy, rule)?;
+        }
+        Ok(())
+    }
+
+    /// The file of the switch's namespace, whose ports `lan-1`, `lan-2` … are
+    /// the hosts' on the guests' network.
+    #[must_use]
+    pub fn switch_path(&self) -> PathBuf {
+        Path::new(NETNS_DIR).join(self.switch())
     }
 
     fn switch(&self) -> String {
@@ -389,6 +410,19 @@ fn port(network: &str, place: Place) -> String {
         Place::Etcd(number) => format!("{network}-etcd{number}"),
         Place::Client => format!("{network}-cli"),
     }
+}
+
+fn filter_arriving(
+    namespace: &str,
+    device: &str,
+    policy: &str,
+    rule: &str,
+) -> Result<(), LabError> {
+    let table = cut_table(device);
+    let rules = format!(
+        "table netdev {table} {{\nchain arriving {{\ntype filter hook ingress device \"{device}\" priority 0; policy {policy};\n{rule}\n}}\n}}\n"
+    );
+    nft(namespace, &rules)
 }
 
 fn cut_table(device: &str) -> String {

@@ -1,0 +1,137 @@
+//! Seeds a backup: all of memory in rounds, while the guest runs. Mirrors
+//! `tools/src/primary/seeder.rs`.
+//!
+//! A batch is copied when it is its turn, so what was written since its round
+//! was taken is in it, and is dirty all the same.
+
+use std::{collections::VecDeque, rc::Rc, time::Duration};
+
+use arbiter::NodeId;
+use checkpoint::{
+    Epoch, PageRun, PageSet,
+    chunk::{ChunkId, Encoder},
+};
+
+use super::{
+    encoder::{Batch, batches_of, compression},
+    tracker::Tracker,
+};
+use crate::simulation::{
+    guest::Guest,
+    happening::{Happening, ProcessId},
+    network::{SessionId, Side},
+    world::World,
+};
+
+/// One running seed.
+#[derive(Debug)]
+pub(super) struct Seed {
+    number: u32,
+    pub(super) backup: NodeId,
+    session: SessionId,
+    encoder: Encoder,
+    /// The round under way.
+    round: Option<Round>,
+    /// Rounds that were ordered and not begun.
+    ordered: u32,
+    chunks: u32,
+}
+
+#[derive(Debug)]
+struct Round {
+    pages: PageSet,
+    batches: VecDeque<Vec<PageRun>>,
+}
+
+/// What a step came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// There is more to do, or an order is waited for.
+    GoesOn,
+    /// A round is sent.
+    RoundSent { chunks: u32, pages_left: u64 },
+    /// The session is over, or the seed was given up.
+    Over,
+}
+
+impl Seed {
+    pub(super) fn start(
+        world: &mut World,
+        me: ProcessId,
+        number: u32,
+        backup: NodeId,
+        session: SessionId,
+    ) -> Self {
+        let encoder = Encoder::new(compression(&world.plan.shape));
+        let seed = Self { number, backup, session, encoder, round: None, ordered: 1, chunks: 0 };
+        seed.go_on(world, me);
+        seed
+    }
+
+    pub(super) fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Another round is ordered.
+    pub(super) fn order(&mut self, world: &mut World, me: ProcessId) {
+        self.ordered += 1;
+        if self.round.is_none() && self.ordered == 1 {
+            self.go_on(world, me);
+        }
+    }
+
+    fn go_on(&self, world: &mut World, me: ProcessId) {
+        world.work_later(me, 30..400, Happening::SeedStep(self.number));
+    }
+
+    /// The thread goes on.
+    pub(super) fn step(
+        &mut self,
+        world: &mut World,
+        me: ProcessId,
+        tracker: &mut Tracker,
+        guest: &mut Guest,
+    ) -> Step {
+        if tracker.is_locked() {
+            self.go_on(world, me);
+            return Step::GoesOn;
+        }
+        if self.round.is_none() {
+            let Some(pages) = tracker.take_round(world, guest, &self.backup) else {
+                return Step::Over;
+            };
+            self.ordered -= 1;
+            let batches = batches_of(&pages, world.plan.shape.chunk_pages);
+            self.round = Some(Round { pages, batches });
+        }
+        let round = self.round.as_mut().expect("taken above");
+        if world.network.session(self.session).process(Side::Primary).is_none() {
+            tracker.give_back(&self.backup, &round.pages);
+            return Step::Over;
+        }
+        if !world.has_window(self.session) {
+            world.process_later(me, Duration::from_micros(300), Happening::SeedStep(self.number));
+            return Step::GoesOn;
+        }
+        if let Some(runs) = round.batches.pop_front() {
+            self.send(world, runs, guest);
+            self.go_on(world, me);
+            return Step::GoesOn;
+        }
+        self.round = None;
+        if self.ordered > 0 {
+            self.go_on(world, me);
+        }
+        let pages_left = tracker.owed(world, guest, &self.backup);
+        Step::RoundSent { chunks: self.chunks, pages_left }
+    }
+
+    fn send(&mut self, world: &mut World, runs: Vec<PageRun>, guest: &Guest) {
+        let Batch { runs, mut block, stale } = Batch::copy(runs, &guest.memory);
+        let id = ChunkId { epoch: Epoch::ZERO, index: self.chunks };
+        let scan = self.encoder.scan(&runs, &mut block, &stale, None);
+        let chunk = self.encoder.finish(id, scan, block);
+        world.queue_chunk(self.session, Rc::new(chunk));
+        self.chunks += 1;
+    }
+}
