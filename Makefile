@@ -14,7 +14,7 @@ KEEP ?= target/failed-seeds
 SIMULATE = $(CARGO) run --locked --quiet --release --package romulus-tests --example simulate --
 # Of `make demo` and `make soak`, handed to `romulus demo` and `romulus soak`: see their `--help`.
 ARGS ?=
-# Of `make fuzz`: which target; without one, all. Each runs for MINUTES, 1 if not given.
+# Of `make fuzz`: which target, for MINUTES=1 if not given; all without.
 TARGET ?=
 
 .PHONY: help check test lab demo soak bench sim soak-sim fuzz doctor deny packages lab-packages
