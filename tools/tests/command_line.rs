@@ -63,8 +63,8 @@ fn every_command_has_help() {
 fn usage_is_2_and_failure_is_1() {
     for (arguments, code, words) in [
         (&["frobnicate"][..], 2, "unrecognized subcommand"),
-        (&["status"], 2, "<VM>"),
-        (&["status", "Not A Name"], 2, "neither a VM.toml"),
+        (&["status"], 2, "<VM|ARBITER>"),
+        (&["status", "Not A Name"], 2, "neither a configuration"),
         (&["run", "/nowhere/vm.toml"], 2, "cannot read /nowhere/vm.toml"),
         (&["demo", "--memory", "1"], 2, "1 is not in 64..="),
         (&["failover", "web-1", "--to", "NODE"], 2, "is no name"),
