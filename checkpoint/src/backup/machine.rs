@@ -29,7 +29,6 @@ enum Phase {
 #[derive(Debug)]
 struct Asking {
     question: Question,
-    waiting: bool,
     /// A copy of it went unanswered: it may have happened, and only an outcome
     /// can tell.
     uncertain: bool,
@@ -61,6 +60,9 @@ pub struct Backup {
     /// The image's digest is wanted at this epoch.
     verifying: Option<Epoch>,
     ask_not_before: Duration,
+    /// A question is under way, perhaps of an image before this one: an answer
+    /// does not say to which, so there is one at a time.
+    answer_due: bool,
     /// An operator wants a promotion.
     take_over: bool,
     stamps: Stamps,
@@ -86,6 +88,7 @@ impl Backup {
             stages: Stages::default(),
             verifying: None,
             ask_not_before: now,
+            answer_due: false,
             take_over: false,
             stamps: Stamps::new(random),
             actions: VecDeque::new(),
@@ -141,10 +144,11 @@ impl Backup {
             Phase::Seeding(_) => self.stages.nack_at(),
             Phase::Standing => {
                 let suspect = (self.heard_at + self.config.detection).max(self.ask_not_before);
+                let suspect = (!self.answer_due).then_some(suspect);
                 let nack = self.link.as_ref().and_then(|_| self.stages.nack_at());
-                Some(nack.map_or(suspect, |nack| nack.min(suspect)))
+                suspect.into_iter().chain(nack).min()
             }
-            Phase::Asking(asking) => (!asking.waiting).then_some(self.ask_not_before),
+            Phase::Asking(_) => (!self.answer_due).then_some(self.ask_not_before),
         }
     }
 
@@ -156,6 +160,9 @@ impl Backup {
         if late >= self.config.freeze_gap {
             // Who stood still cannot tell who was silent meanwhile.
             self.heard_at = self.now;
+        }
+        if matches!(event, Event::Answered(_)) {
+            self.answer_due = false;
         }
         match (&mut self.phase, event) {
             (Phase::Waiting | Phase::Promoting, Event::Timeout) => {}
@@ -572,7 +579,7 @@ impl Backup {
     fn suspect(&mut self) {
         let silent = self.now.saturating_sub(self.heard_at);
         let due = silent >= self.config.detection && self.now >= self.ask_not_before;
-        if !due && !self.take_over {
+        if !due && !self.take_over || self.answer_due {
             return;
         }
         if let Some(link) = self.link.take() {
@@ -597,27 +604,26 @@ impl Backup {
     }
 
     fn put(&mut self, question: Question) {
-        self.phase =
-            Phase::Asking(Asking { question: question.clone(), waiting: true, uncertain: false });
+        self.phase = Phase::Asking(Asking { question: question.clone(), uncertain: false });
+        self.ask(question);
+    }
+
+    fn ask(&mut self, question: Question) {
+        self.answer_due = true;
         self.act(Action::Ask(question));
     }
 
     fn ask_again(&mut self) {
-        if self.now < self.ask_not_before {
+        if self.now < self.ask_not_before || self.answer_due {
             return;
         }
-        if let Phase::Asking(asking) = &mut self.phase
-            && !asking.waiting
-        {
-            asking.waiting = true;
-            let question = asking.question.clone();
-            self.act(Action::Ask(question));
+        if let Phase::Asking(asking) = &self.phase {
+            self.ask(asking.question.clone());
         }
     }
 
     fn on_answered(&mut self, answer: Answer) {
         let Phase::Asking(asking) = &mut self.phase else { return };
-        asking.waiting = false;
         let read = asking.question == Question::Read;
         match answer {
             Answer::Outcome(Outcome::Set(register)) if asking.question.asks_for(&register) => {

@@ -335,6 +335,27 @@ fn the_loser_gives_up_its_image() {
 }
 
 #[test]
+fn one_question_at_a_time() {
+    let mut bench = Bench::asking();
+    bench.tell(Event::ImageBroken { why: "a delta".to_owned() });
+    assert_eq!(bench.machine.standing(), Standing::Waiting);
+    // The same primary lives, and seeds it again before the arbiter answers.
+    bench.knock(2, hello());
+    bench.hear(2, ToBackup::BeginSeed);
+    bench.stage(0, 0);
+    bench.stage(9, 0);
+    bench.close(9, 1, Some(1));
+    bench.hear(3, ToBackup::Membership(register(3, "a", &["b"])));
+    bench.take();
+    bench.pass(Duration::from_millis(500));
+    let asks = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::Ask(_)));
+    assert!(!asks(&bench.take()), "the answer that comes would be taken for another's");
+    bench.tell(Event::Answered(Answer::Unknown));
+    bench.pass(Duration::from_millis(500));
+    assert!(asks(&bench.take()));
+}
+
+#[test]
 fn an_image_of_another_than_the_registers_primary_is_not_promoted() {
     // The register means the process before this one, which "c" had in sync;
     // "a" stood still meanwhile, and seeded this one before it heard of that.
