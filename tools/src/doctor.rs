@@ -13,6 +13,8 @@ use std::{
 use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
 
+use crate::jail;
+
 /// Files that a daemon keeps open at most: sockets, eventfds and memory.
 const FILES_MIN: u64 = 1024;
 /// What the smallest guest and its replica need, in MiB.
@@ -58,6 +60,7 @@ pub fn examine() -> Report {
     let mut findings = vec![user()];
     findings.extend(kvm::examine());
     findings.extend([tun(), ip_command(), userfaultfd(), memory(), cores(), files(), clock()]);
+    findings.extend(jail());
     let ready = findings.iter().all(|finding| finding.verdict != Verdict::Fail);
     Report { ready, findings }
 }
@@ -128,6 +131,29 @@ fn userfaultfd() -> Finding {
         ),
         Err(_) => warn(name, "not in this kernel", "pages are copied during the pause instead"),
     }
+}
+
+/// What the jail is made of.
+fn jail() -> [Finding; 2] {
+    let name = "seccomp";
+    let actions = fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
+    let seccomp = if actions.split_whitespace().any(|action| action == "trap") {
+        ok(name, "system calls can be filtered")
+    } else {
+        fail(name, "not in this kernel", "set jail = \"off\": daemons do not start otherwise")
+    };
+    let name = "landlock";
+    let landlock = match jail::landlock_available() {
+        0 => warn(
+            name,
+            "not in this kernel",
+            "daemons start without it, and their files are guarded by their owners only: boot with `lsm=landlock,...`",
+        ),
+        version => {
+            ok(name, format!("version {version} of the {} that are used", jail::LANDLOCK_MAX))
+        }
+    };
+    [seccomp, landlock]
 }
 
 fn memory() -> Finding {

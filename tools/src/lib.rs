@@ -17,11 +17,13 @@ pub mod control;
 pub mod daemon;
 pub mod doctor;
 mod exit;
+pub mod jail;
 pub mod linux_guest;
 pub mod node;
 pub mod primary;
 pub mod probe_guest;
 pub mod rehearsal;
+mod roles;
 pub mod telemetry;
 
 pub use exit::Exit;

@@ -16,8 +16,12 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use romulus::control::{
-    ArbiterStatus, Client, EtcdMember, EtcdMemberState, Readiness, RegisterStatus, RegisterStore,
+use romulus::{
+    config::JailMode,
+    control::{
+        ArbiterStatus, Client, EtcdMember, EtcdMemberState, Readiness, RegisterStatus,
+        RegisterStore,
+    },
 };
 use transport::{ArbiterClient, AskError, Endpoint, Identity, Options};
 
@@ -238,12 +242,13 @@ impl Drop for Etcd {
     }
 }
 
-/// Writes the configurations of two arbiters in front of etcd at `port`.
+/// Writes the configurations of two arbiters in front of etcd at `port`. The
+/// second has to look its name up, in its jail.
 fn prepare_two(folder: &Path, port: u16) -> [std::path::PathBuf; 2] {
     prepare(folder);
     let text = fs::read_to_string(folder.join("arbiter.toml")).unwrap();
-    let section = format!("[arbiter.etcd]\nendpoints = [\"http://127.0.0.1:{port}\"]\n");
-    [1, 2].map(|number| {
+    [(1, "127.0.0.1"), (2, "localhost")].map(|(number, host)| {
+        let section = format!("[arbiter.etcd]\nendpoints = [\"http://{host}:{port}\"]\n");
         let name = format!("arbiter-{number}");
         let issue = ["pki", "issue", &name, "--dir"];
         let issued = Command::new(ROMULUS).args(issue).arg(folder).output().unwrap();
@@ -298,6 +303,7 @@ async fn arbiters_wait_for_etcd_and_share_their_registers() {
     for socket in &sockets {
         let status = Client::new(socket).arbiter_status().await.unwrap();
         assert_eq!(status.readiness, Readiness::Ready);
+        assert_eq!((status.jail.mode, status.jail.refused_calls), (JailMode::Strict, 0));
         let RegisterStore::Etcd { id: Some(_), members, .. } = &status.store else {
             panic!("{status:?}")
         };

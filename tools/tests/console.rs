@@ -137,7 +137,8 @@ fn status(role: Role) -> Status {
         "pause_us": { "p50": 0, "p99": 0, "max": 0 }, "commit_us": { "p50": 0, "p99": 0, "max": 0 },
         "wire_bytes_per_epoch": 0, "epochs": 0,
         "refused": { "stale_frames": 0, "corrupt_chunks": 0 },
-        "features": { "dirty_tracking": "bitmap", "kvm_backend": "svm" },
+        "features": { "dirty_tracking": "bitmap", "kvm_backend": "svm",
+            "jail": { "mode": "strict", "capabilities": [], "landlock": 6, "refused_calls": 0 } },
     }))
     .unwrap()
 }

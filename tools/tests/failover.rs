@@ -55,6 +55,20 @@ struct Drill {
     _folder: tempfile::TempDir,
 }
 
+/// Whatever a test does to them: daemons ask for nothing that their jail refuses.
+impl Drop for Drill {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        for place in [Place::Arbiter, A, B] {
+            let log = self.cluster.folder().join(format!("{place}.log"));
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            assert!(!log.contains("which its jail refuses"), "{place}:\n{log}");
+        }
+    }
+}
+
 impl Drill {
     /// A cluster that runs a protected guest on `A`, backed by `B`.
     fn protected(prefix: &str, replication: &str) -> Self {

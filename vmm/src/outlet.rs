@@ -48,7 +48,10 @@ use checkpoint::{
 use thiserror::Error;
 
 use self::console::Console;
-use crate::device::virtio::tap::{Sent, Tap};
+use crate::{
+    device::virtio::tap::{Sent, Tap},
+    thread::{self, ThreadKind},
+};
 
 pub use self::console::CONSOLE_BYTES_MAX;
 
@@ -183,9 +186,8 @@ impl Outlet {
             first_held: OnceLock::new(),
         });
         let of_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("outlet".into())
-            .spawn(move || of_thread.retry_blocked())?;
+        let retry = move || of_thread.retry_blocked();
+        let thread = thread::spawn(ThreadKind::Output, "outlet".into(), retry)?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

@@ -46,8 +46,9 @@ use crate::{
     host::{GuestCpu, Host, HostError, fingerprint::Fingerprint, model::CpuConfig},
     memory::{
         GuestRam, MemoryError,
-        guard::{GuardError, WriteGuard},
+        guard::{GuardError, Userfault, WriteGuard},
     },
+    openings::Openings,
     outlet::Outlet,
     state::{self, StateError, VcpuShape, clock::Moment, machine},
     vcpu::{VcpuContext, VcpuError, Vcpus},
@@ -183,8 +184,7 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes a shell: memory mapped, vCPUs created and parked, devices parked.
-    /// The guest's output goes to `outlet`, what happens to it to `events`.
+    /// As [`Vm::from_openings`], with all that it needs opened.
     ///
     /// # Errors
     ///
@@ -194,7 +194,23 @@ impl Vm {
         outlet: Arc<Outlet>,
         events: mpsc::Sender<VmEvent>,
     ) -> Result<Self, VmError> {
-        let host = Host::open()?;
+        Self::from_openings(config, &Openings::open(&config.devices)?, outlet, events)
+    }
+
+    /// Makes a shell: memory mapped, vCPUs created and parked, devices parked.
+    /// `openings` are of the same devices. The guest's output goes to `outlet`,
+    /// what happens to it to `events`.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`]
+    pub fn from_openings(
+        config: &VmConfig,
+        openings: &Openings,
+        outlet: Arc<Outlet>,
+        events: mpsc::Sender<VmEvent>,
+    ) -> Result<Self, VmError> {
+        let host = openings.host();
         let max = host.capabilities().vcpus_max.min(usize::from(VCPUS_MAX));
         if config.vcpus == 0 || usize::from(config.vcpus) > max {
             return Err(VmError::VcpuCount { asked: config.vcpus, max });
@@ -202,14 +218,15 @@ impl Vm {
         let ram = Arc::new(GuestRam::new(config.memory_bytes, config.hugepages)?);
         let memory_end = ram.layout().frame_end() * checkpoint::PAGE_BYTES as u64;
         let cpu = host.guest_cpu(&config.cpu, memory_end)?;
-        let fd = Arc::new(create_machine(&host)?);
+        let fd = Arc::new(create_machine(host)?);
         let capabilities = *host.capabilities();
         let dirty = DirtyLog::new(Arc::clone(&fd), &ram, &capabilities, config.dirty_tracking)?;
         let dirty = Arc::new(dirty);
         let fds = create_vcpus(&cpu, &fd, &dirty, config.vcpus)?;
         let fingerprint = host.fingerprint(&cpu, config.vcpus);
         let memory = ram.memory().clone();
-        let devices = Devices::new(&config.devices, Arc::clone(&fd), memory, outlet)?;
+        let (taps, of_devices) = (openings.taps(), Arc::clone(&fd));
+        let devices = Devices::new(&config.devices, taps, of_devices, memory, outlet)?;
         let devices = Arc::new(devices);
         let context = VcpuContext {
             devices: Arc::clone(&devices),
@@ -418,13 +435,13 @@ impl Vm {
         &self.ram
     }
 
-    /// Write protection of the guest's memory.
+    /// Write protection of the guest's memory, by way of `userfault`.
     ///
     /// # Errors
     ///
     /// [`GuardError`], saying what is missing.
-    pub fn write_guard(&self) -> Result<WriteGuard, GuardError> {
-        WriteGuard::new(&self.ram)
+    pub fn write_guard(&self, userfault: &Userfault) -> Result<WriteGuard, GuardError> {
+        WriteGuard::new(userfault, &self.ram)
     }
 
     /// The log of pages that the guest writes, for a harvester's thread.

@@ -10,7 +10,10 @@ use guest::{Rig, config, elf, require_kvm};
 use romulus_vmm::{
     boot::BootProtocol,
     dirty::DirtyTracking,
-    memory::{GuestRam, guard::WriteGuard},
+    memory::{
+        GuestRam,
+        guard::{Userfault, WriteGuard},
+    },
 };
 
 /// A copy of `pages`, rescued from writers or taken in time.
@@ -47,7 +50,7 @@ fn what_is_captured_behind_a_running_guest_is_what_it_was_in_the_pause() {
     let mut rig = Rig::new(&config(1, DirtyTracking::Auto));
     rig.boot(&elf(guest::scattering(), false), BootProtocol::Auto);
     let ram = Arc::clone(rig.vm.memory());
-    let guard = match WriteGuard::new(&ram) {
+    let guard = match Userfault::open().and_then(|userfault| WriteGuard::new(&userfault, &ram)) {
         Ok(guard) => guard,
         Err(error) => {
             let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();

@@ -26,9 +26,12 @@ use super::{
     figures::Figures,
     registers::{Registers, Sight},
 };
-use crate::control::{
-    ApiError, ArbiterStatus, EtcdMember, EtcdMemberState, Readiness, RegisterStatus, RegisterStore,
-    prometheus_text,
+use crate::{
+    control::{
+        ApiError, ArbiterStatus, EtcdMember, EtcdMemberState, Readiness, RegisterStatus,
+        RegisterStore, prometheus_text,
+    },
+    jail::InForce,
 };
 
 /// Between two looks of the watch.
@@ -41,6 +44,7 @@ pub(super) struct Surface {
     pub(super) address: SocketAddr,
     pub(super) registers: Registers,
     pub(super) figures: Arc<Figures>,
+    pub(super) jail: InForce,
 }
 
 /// An arbiter's routes.
@@ -104,6 +108,7 @@ impl Surface {
                 .records
                 .ok()
                 .map(|records| records.into_iter().map(register).collect()),
+            jail: self.jail.status(),
         }
     }
 

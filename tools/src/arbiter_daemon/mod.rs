@@ -25,9 +25,10 @@ use self::{
 };
 use crate::{
     config::ArbiterConfig,
-    control::{ControlSocket, SocketError},
+    control::{ControlSocket, SocketError, make_folder},
     daemon::{Serving, ShellError, runtime},
     exit::Exit,
+    jail::{self, JailError, Needs, ThreadKind},
 };
 
 /// Why the arbiter could not do its work.
@@ -61,6 +62,9 @@ pub enum ArbiterError {
     /// There is no control socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// It could not be jailed.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// The address cannot be served.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -71,6 +75,10 @@ pub enum ArbiterError {
 /// # Errors
 ///
 /// [`ArbiterError`].
+///
+/// # Panics
+///
+/// If this process has other threads already.
 pub fn run(config: ArbiterConfig) -> Result<Exit, ArbiterError> {
     let paths = &config.identity;
     let identity = Identity::load(&paths.ca, &paths.cert, &paths.key)?;
@@ -78,7 +86,11 @@ pub fn run(config: ArbiterConfig) -> Result<Exit, ArbiterError> {
         let certified = identity.node().clone();
         return Err(ArbiterError::Name { certified, configured: config.name });
     }
-    let runtime = runtime()?;
+    if let Some(control) = &config.control {
+        make_folder(control)?;
+    }
+    let jail = jail::enter(config.jail, &Needs::of_arbiter(&config))?;
+    let runtime = runtime(ThreadKind::Process)?;
     let registers = Registers::open(&config.store, runtime.handle())?;
     let figures = Arc::new(Figures::default());
     runtime.block_on(async {
@@ -91,7 +103,8 @@ pub fn run(config: ArbiterConfig) -> Result<Exit, ArbiterError> {
         let options = Options::default();
         let server = ArbiterServer::serve(config.listen, &identity, &options, stores.collect())?;
         let address = server.local_address();
-        let surface = Surface { name: config.name.clone(), address, registers, figures };
+        let name = config.name.clone();
+        let surface = Surface { name, address, registers, figures, jail };
         let control = config.control.as_deref().map(ControlSocket::bind).transpose()?;
         let serving =
             control.map(|socket| Serving::start(socket, control::routes(surface.clone())));

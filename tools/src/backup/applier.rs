@@ -17,7 +17,11 @@ use checkpoint::{
 };
 
 use super::{core::Input, staging::SharedStaging};
-use crate::{daemon::Telemetry, node::Guest};
+use crate::{
+    daemon::Telemetry,
+    jail::{self, ThreadKind},
+    node::Guest,
+};
 
 #[derive(Debug)]
 enum Order {
@@ -43,9 +47,7 @@ impl Applier {
     ) -> std::io::Result<Self> {
         let (orders, received) = mpsc::channel();
         let worker = Worker { guest, staging, telemetry, inputs, image: Ok(Image::default()) };
-        let thread = std::thread::Builder::new()
-            .name("apply".into())
-            .spawn(move || worker.work(&received))?;
+        let thread = jail::spawn(ThreadKind::Pages, "apply", move || worker.work(&received))?;
         Ok(Self { orders, thread })
     }
 

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     control::ControlRequest,
-    node::{ArbiterWatch, Asker, Guest, Host, NodeError, record_note},
+    node::{ArbiterWatch, Asker, Guest, Host, NodeError, Requests, record_note},
     primary::Promoted,
 };
 
@@ -73,7 +73,7 @@ pub(crate) enum Input {
 }
 
 /// How standing by ended.
-pub(super) enum End {
+pub enum End {
     /// An operator stopped it.
     Stopped,
     /// The guest stands paused at its last committed epoch, and is this node's.
@@ -95,8 +95,7 @@ pub(super) struct Core {
     sessions: u64,
     knock: Option<Knock>,
     door: tokio::task::JoinHandle<()>,
-    requests: tokio::task::JoinHandle<tokio::sync::mpsc::Receiver<ControlRequest>>,
-    hang_up: Arc<tokio::sync::Notify>,
+    requests: Requests,
     asker: Asker,
     _watch: ArbiterWatch,
     inputs: mpsc::Sender<Input>,
@@ -137,10 +136,10 @@ impl Core {
                 .map_err(NodeError::Thread)?;
         let handle = host.runtime.handle().clone();
         let door = handle.spawn(keep_door(host.endpoint.clone(), inputs.clone()));
-        let hang_up = Arc::new(tokio::sync::Notify::new());
-        let (_, empty) = tokio::sync::mpsc::channel(1);
-        let requests = std::mem::replace(&mut host.requests, empty);
-        let requests = handle.spawn(pass_requests(requests, hang_up.clone(), inputs.clone()));
+        let to_core = inputs.clone();
+        let requests = Requests::pass(&mut host, move |request| {
+            let _ = to_core.send(Input::Control(request));
+        });
         let config = machine_config(&host.config, &guest, staging_bytes_max);
         let now = host.clock.at(Instant::now());
         let machine = Backup::new(config, Term::ZERO, rand::rng().next_u64(), now);
@@ -164,7 +163,6 @@ impl Core {
             knock: None,
             door,
             requests,
-            hang_up,
             asker,
             _watch: watch,
             inputs,
@@ -332,7 +330,6 @@ impl Core {
             session,
             door,
             requests,
-            hang_up,
             ..
         } = self;
         if let Some(session) = session {
@@ -355,32 +352,11 @@ impl Core {
             "the guest's state is set"
         );
         drop(arrivals);
-        hang_up.notify_one();
-        if let Ok(requests) = host.runtime.block_on(requests) {
-            host.requests = requests;
-        }
+        requests.give_back(&mut host);
         host.runtime.spawn_blocking(move || decoders.join());
         let guest = Arc::into_inner(guest).expect("the applier has ended");
         let promoted = Promoted { register, first: epoch.next() };
         Ok(End::Promoted(Box::new(host), Box::new(guest), promoted))
-    }
-}
-
-/// Passes control requests on until told to hang up; gives the receiver back.
-async fn pass_requests(
-    mut requests: tokio::sync::mpsc::Receiver<ControlRequest>,
-    hang_up: Arc<tokio::sync::Notify>,
-    inputs: mpsc::Sender<Input>,
-) -> tokio::sync::mpsc::Receiver<ControlRequest> {
-    loop {
-        tokio::select! {
-            biased;
-            () = hang_up.notified() => return requests,
-            request = requests.recv() => match request {
-                Some(request) => drop(inputs.send(Input::Control(request))),
-                None => return requests,
-            },
-        }
     }
 }
 

@@ -10,6 +10,7 @@ use checkpoint::{MemoryLayout, chunk::Chunk};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::{core::Input, staging::SharedStaging};
+use crate::jail::{self, ThreadKind};
 
 /// Chunks that wait for a decoder; more wait in the network.
 const WAITING_MAX: usize = 8;
@@ -44,9 +45,8 @@ impl Decoders {
             .map(|index| {
                 let (received, layout, staging, inputs) =
                     (received.clone(), layout.clone(), staging.clone(), inputs.clone());
-                std::thread::Builder::new()
-                    .name(format!("decode-{index}"))
-                    .spawn(move || work(&received, &layout, &staging, &inputs))
+                let work = move || work(&received, &layout, &staging, &inputs);
+                jail::spawn(ThreadKind::Pages, format!("decode-{index}"), work)
             })
             .collect::<Result<_, _>>()?;
         Ok((Self { threads }, arrivals))

@@ -18,11 +18,13 @@ mod session;
 mod staging;
 mod status;
 
+pub use self::core::End;
+
 use crate::{
     config::VmConfig,
     exit::Exit,
     node::{Guest, Host, NodeError},
-    primary,
+    roles::{self, Turn},
 };
 
 /// What the daemon needs to know.
@@ -38,17 +40,21 @@ pub struct Settings {
 ///
 /// [`NodeError`], when the daemon could not start or the promotion failed.
 pub fn run(settings: Settings) -> Result<Exit, NodeError> {
-    let host = Host::start(settings.config)?;
+    roles::play(Turn::StandBy(Box::new(Host::start(settings.config)?)))
+}
+
+/// Stands by until it is stopped or promoted.
+///
+/// # Errors
+///
+/// [`NodeError`], when there can be no guest or the promotion failed.
+pub fn stand_by(host: Host) -> Result<End, NodeError> {
     let guest = Guest::new(
         &host.config,
+        &host.openings,
         checkpoint::output::Mode::Passing,
         host.telemetry.console.clone(),
     )?;
     guest.touch();
-    match core::stand_by(host, guest)? {
-        core::End::Stopped => Ok(Exit::Done),
-        core::End::Promoted(host, guest, promoted) => {
-            primary::end(primary::run_core(*host, *guest, promoted)?)
-        }
-    }
+    core::stand_by(host, guest)
 }

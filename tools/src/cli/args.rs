@@ -6,7 +6,10 @@ use arbiter::NodeId;
 use clap::{Args, Parser, Subcommand};
 use transport::identity::pki;
 
-use crate::telemetry::LogFormat;
+use crate::{
+    jail::{Attempt, ThreadKind},
+    telemetry::LogFormat,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -374,8 +377,21 @@ pub enum InternalCommand {
     ProbeClient(ProbeClientArgs),
     /// Write to a redis in the guest over one connection, and read all of it again
     TcpClient(TcpClientArgs),
+    /// Try in a strict jail what it forbids, and say what came of it
+    Attempt(AttemptArgs),
     /// Be the first process of the demo's Linux guest
     LinuxProbe,
+}
+
+/// Arguments of an attempt.
+#[derive(Debug, Clone, Args)]
+pub struct AttemptArgs {
+    /// What the thread is that tries it
+    #[arg(long)]
+    pub kind: ThreadKind,
+    /// What it tries
+    #[arg(long)]
+    pub what: Attempt,
 }
 
 /// Arguments of the probe's client.

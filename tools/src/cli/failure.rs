@@ -12,6 +12,7 @@ use crate::{
     control::{ClientError, ErrorBody},
     daemon::ShellError,
     exit::Exit,
+    jail::JailError,
     linux_guest::probe::ProbeError,
     node::NodeError,
     rehearsal::{ProbeClientError, TcpClientError, cluster::ClusterError, demo::DemoError},
@@ -35,6 +36,9 @@ pub enum Failure {
     /// The arbiter could not go on.
     #[error(transparent)]
     Arbiter(#[from] arbiter_daemon::ArbiterError),
+    /// It could not be jailed.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// No threads.
     #[error(transparent)]
     Shell(#[from] ShellError),
@@ -87,6 +91,7 @@ impl Failure {
             Self::Client(_)
             | Self::Node(_)
             | Self::Arbiter(_)
+            | Self::Jail(_)
             | Self::Shell(_)
             | Self::Pki(_)
             | Self::ProbeClient(_)

@@ -6,7 +6,9 @@ use serde::Serialize;
 use transport::identity::{CertificateDetails, pki};
 
 use super::{
-    args::{ConfigCommand, DemoArgs, DemoGuest, InternalCommand, PkiCommand, SoakArgs},
+    args::{
+        AttemptArgs, ConfigCommand, DemoArgs, DemoGuest, InternalCommand, PkiCommand, SoakArgs,
+    },
     control_commands::{print, wait},
     failure::Failure,
     render,
@@ -15,6 +17,7 @@ use crate::{
     config,
     doctor::{self, Verdict},
     exit::Exit,
+    jail,
     linux_guest::probe::be_first_process,
     rehearsal::{
         self,
@@ -199,6 +202,15 @@ pub(super) fn soak(arguments: &SoakArgs, json: bool) -> Result<Exit, Failure> {
 
 pub(super) fn internal(command: &InternalCommand) -> Result<Exit, Failure> {
     let sound = match command {
+        InternalCommand::Attempt(AttemptArgs { kind, what }) => {
+            return Ok(match jail::attempt(*kind, *what)? {
+                Ok(()) => Exit::Done,
+                Err(refused) => {
+                    eprintln!("refused: {refused}");
+                    Exit::Failed
+                }
+            });
+        }
         InternalCommand::ProbeClient(arguments) => {
             wait(rehearsal::probe_client::run(&arguments.into(), rehearsal::print_line))??.sound()
         }

@@ -8,9 +8,12 @@ use std::{
 
 use serde::Serialize;
 
-use crate::control::{
-    ArbiterStatus, EtcdMember, EtcdMemberState, EventRecord, PeerStatus, Percentiles, Protection,
-    Readiness, RegisterStatus, RegisterStore, Severity, Status, VerifyReport,
+use crate::{
+    config::JailMode,
+    control::{
+        ArbiterStatus, EtcdMember, EtcdMemberState, EventRecord, Jail, PeerStatus, Percentiles,
+        Protection, Readiness, RegisterStatus, RegisterStore, Severity, Status, VerifyReport,
+    },
 };
 
 /// Width of the names on the left.
@@ -76,7 +79,27 @@ pub(super) fn status(status: &Status) -> String {
     );
     let features = &status.features;
     row("host", format!("KVM on {}, dirty {}", features.kvm_backend, features.dirty_tracking));
+    row("jail", jail(&features.jail));
     text
+}
+
+fn jail(jail: &Jail) -> String {
+    let refused = jail.refused_calls;
+    match jail.mode {
+        JailMode::Off => "off".to_owned(),
+        JailMode::Log => "log: nothing is refused, see the kernel's log".to_owned(),
+        JailMode::Strict => {
+            let rights = match &jail.capabilities[..] {
+                [] => "no capabilities".to_owned(),
+                kept => kept.join(" "),
+            };
+            let files = match jail.landlock {
+                0 => "no landlock".to_owned(),
+                version => format!("landlock {version}"),
+            };
+            format!("strict: {rights}, {files}, {refused} system calls refused")
+        }
+    }
 }
 
 pub(super) fn arbiter_status(status: &ArbiterStatus) -> String {
@@ -109,6 +132,7 @@ pub(super) fn arbiter_status(status: &ArbiterStatus) -> String {
         }
         None => row("registers", "unknown".to_owned()),
     }
+    row("jail", jail(&status.jail));
     text
 }
 

@@ -43,6 +43,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<ArbiterConfig, Faul
         listen,
         store,
         control: control.map(|path| files.socket(&path)).transpose()?,
+        jail: section.jail()?,
         identity: files.identity(&mut section)?,
     };
     section.finish()?;

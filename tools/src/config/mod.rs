@@ -23,8 +23,8 @@ pub use self::{
     types::{
         ArbiterConfig, ArbiterPeer, BootProtocol, Capture, Console, DirtyTracking, Disk,
         DiskDigest, DiskSerial, IdentityFiles, InterfaceName, InvalidDiskSerial,
-        InvalidInterfaceName, InvalidMac, Kernel, MacAddress, Network, Node, OnPanic, OnReboot,
-        Peer, Replication, StoreConfig, Vm, VmConfig,
+        InvalidInterfaceName, InvalidMac, JailMode, Kernel, MacAddress, Network, Node, OnPanic,
+        OnReboot, Peer, Replication, StoreConfig, Vm, VmConfig,
     },
 };
 use self::{host_files::HostFiles, section::Source};

@@ -11,7 +11,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::error::Fault;
+use super::{error::Fault, types::JailMode};
 
 /// A text and the places of its lines.
 #[derive(Debug, Clone, Copy)]
@@ -302,6 +302,12 @@ impl<'a> Section<'a> {
         let all: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
         let problem = format!("\"{}\" is no choice", found.value);
         Err(found.fault(problem, format!("use one of {}", all.join(", "))))
+    }
+
+    /// The key `jail`.
+    pub(super) fn jail(&mut self) -> Result<JailMode, Fault> {
+        let modes = [("strict", JailMode::Strict), ("log", JailMode::Log), ("off", JailMode::Off)];
+        self.choice("jail", &modes, JailMode::Strict)
     }
 
     /// Closes the table: a key that nobody asked for is refused.

@@ -11,7 +11,7 @@ use std::{
 
 use arbiter::{NodeId, VmId};
 use checkpoint::{chunk::Compression, pacing::Pace};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 use vmm::host::{feature::Feature, model::CpuModel};
 
@@ -184,8 +184,28 @@ pub struct Node {
     pub state_dir: PathBuf,
     /// The control API's socket.
     pub control: PathBuf,
+    /// What its process gives up after its start.
+    pub jail: JailMode,
     /// Its certificate and key.
     pub identity: IdentityFiles,
+}
+
+/// What a daemon gives up after its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JailMode {
+    /// Rights, files, networks and system calls that it does not need.
+    Strict,
+    /// Nothing, but the kernel logs the system calls that would be refused.
+    Log,
+    /// Nothing.
+    Off,
+}
+
+impl fmt::Display for JailMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// Files that prove who a node is.
@@ -289,6 +309,8 @@ pub struct ArbiterConfig {
     pub store: StoreConfig,
     /// The control API's socket, if it is to have one.
     pub control: Option<PathBuf>,
+    /// What its process gives up after its start.
+    pub jail: JailMode,
     /// Its certificate and key.
     pub identity: IdentityFiles,
 }

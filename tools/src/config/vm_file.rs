@@ -187,6 +187,7 @@ fn parse_node(mut section: Section<'_>, files: &HostFiles) -> Result<Node, Fault
         listen,
         state_dir: files.folder(&state)?,
         control: files.socket(&control)?,
+        jail: section.jail()?,
         identity: files.identity(&mut section)?,
     };
     section.finish()?;

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use arbiter::{NodeId, VmId};
 use serde::{Deserialize, Serialize};
 
-use super::types::Status;
+use super::types::{Jail, Status};
 
 /// How an arbiter is, answering the operator's first question first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub struct ArbiterStatus {
     /// Every VM's register, in the order of their names; absent if they could
     /// not be read.
     pub registers: Option<Vec<RegisterStatus>>,
+    /// What its process has given up.
+    pub jail: Jail,
 }
 
 /// Whether an arbiter can decide, and if not, why not.

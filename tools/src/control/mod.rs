@@ -32,10 +32,10 @@ pub use self::{
     client::{Client, ClientError},
     request::{ControlRequest, ControlRequests, Refused, RefusedKind, Reply, WAITING_MAX},
     server::{Surface, routes, serve, serve_on},
-    socket::{ControlSocket, SocketError},
+    socket::{ControlSocket, SocketError, make_folder},
     types::{
         Accepted, ArbiterState, Behind, ErrorBody, EventKind, EventPage, EventRecord, FailoverBody,
-        Features, GuestState, PeerState, PeerStatus, Percentiles, ProtectBody, Protection,
+        Features, GuestState, Jail, PeerState, PeerStatus, Percentiles, ProtectBody, Protection,
         Refused as RefusedCounts, Role, SeedProgress, Severity, ShutdownBody, Status, Typed,
         UnprotectBody, VerifiedBackup, VerifyReport,
     },

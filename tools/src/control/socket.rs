@@ -64,14 +64,7 @@ impl ControlSocket {
             let path = path.to_owned();
             move |source| SocketError::Io { action, path, source }
         };
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            let mut builder = fs::DirBuilder::new();
-            builder
-                .recursive(true)
-                .mode(0o755)
-                .create(folder)
-                .map_err(fail("make the folder of"))?;
-        }
+        make_folder(path)?;
         refuse_occupied(path)?;
         let staged = staging_name(path);
         let _ = fs::remove_file(&staged);
@@ -91,6 +84,25 @@ impl ControlSocket {
     pub(super) fn into_parts(self) -> (UnixListener, SocketFile) {
         (self.listener, self.file)
     }
+}
+
+/// Makes the folder of the socket `path`, if it is not there.
+///
+/// # Errors
+///
+/// [`SocketError::Io`]
+pub fn make_folder(path: &Path) -> Result<(), SocketError> {
+    let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let fail = |source| {
+        let (action, path) = ("make the folder of", path.to_owned());
+        SocketError::Io { action, path, source }
+    };
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(fail)
 }
 
 impl Drop for SocketFile {

@@ -11,7 +11,10 @@ use tempfile::TempDir;
 use tokio::{sync::mpsc, sync::oneshot, task::JoinHandle};
 
 use super::*;
-use crate::telemetry::{ConsoleTail, EventLog, Metrics};
+use crate::{
+    config::JailMode,
+    telemetry::{ConsoleTail, EventLog, Metrics},
+};
 
 pub(crate) fn sample_status() -> Status {
     Status {
@@ -39,7 +42,16 @@ pub(crate) fn sample_status() -> Status {
         wire_bytes_per_epoch: 4096,
         epochs: 99,
         refused: RefusedCounts { stale_frames: 1, corrupt_chunks: 0 },
-        features: Features { dirty_tracking: "bitmap".into(), kvm_backend: "pvm".into() },
+        features: Features {
+            dirty_tracking: "bitmap".into(),
+            kvm_backend: "pvm".into(),
+            jail: Jail {
+                mode: JailMode::Strict,
+                capabilities: Vec::new(),
+                landlock: 6,
+                refused_calls: 0,
+            },
+        },
     }
 }
 

@@ -8,6 +8,8 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr};
 use arbiter::{NodeId, VmId};
 use serde::{Deserialize, Serialize};
 
+use crate::config::JailMode;
+
 /// How a protected VM is, answering the operator's first question first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -188,6 +190,21 @@ pub struct Features {
     pub dirty_tracking: String,
     /// `vmx`, `svm`, `pvm` or `unknown`.
     pub kvm_backend: String,
+    /// What the process has given up.
+    pub jail: Jail,
+}
+
+/// What a process has given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Jail {
+    /// As configured.
+    pub mode: JailMode,
+    /// Capabilities that it has.
+    pub capabilities: Vec<String>,
+    /// The version of landlock that restricts its files and networks; 0 for none.
+    pub landlock: u32,
+    /// System calls that were refused since it began.
+    pub refused_calls: u64,
 }
 
 /// How bad an event is.

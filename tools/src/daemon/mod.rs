@@ -25,6 +25,7 @@ use crate::{
         self, ControlRequest, ControlRequests, ControlSocket, SocketError, Surface, WAITING_MAX,
     },
     exit::Exit,
+    jail::{self, ThreadKind},
     telemetry::{ConsoleTail, EventLog, Metrics},
 };
 
@@ -129,15 +130,16 @@ impl Serving {
     }
 }
 
-/// The runtime of a daemon: network and control only, so few threads.
+/// The runtime of a daemon: network and control only, so few threads, of `kind`.
 ///
 /// # Errors
 ///
 /// [`ShellError::System`] if there can be no threads.
-pub fn runtime() -> Result<Runtime, ShellError> {
+pub fn runtime(kind: ThreadKind) -> Result<Runtime, ShellError> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("romulus-net")
+        .on_thread_start(move || jail::narrow(kind))
         .enable_all()
         .build()
         .map_err(|source| ShellError::System { action: "start threads", source })
@@ -180,7 +182,7 @@ mod tests {
     fn operators_and_signals_reach_the_core() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vm.sock");
-        let runtime = runtime().unwrap();
+        let runtime = runtime(ThreadKind::Network).unwrap();
         let mut shell = Shell::start(&runtime, &path).unwrap();
         let client = Client::new(&path);
         let asked = runtime.spawn({

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::Write,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, mpsc},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, Weak, mpsc},
     time::Duration,
 };
 
@@ -23,18 +23,19 @@ use vmm::{
     host::{Backend, model::CpuConfig},
     memory::{
         GuestRam,
-        guard::{GuardError, WriteGuard},
+        guard::{GuardError, Userfault, WriteGuard},
     },
     outlet::{Outlet, OutletConfig},
     vm::{Vm, VmConfig, VmError},
 };
 
 use super::{
-    GuestEvent,
+    GuestEvent, Openings,
     devices::{device_config, device_traits},
 };
 use crate::{
     config::{self, Kernel},
+    jail::{self, ThreadKind},
     probe_guest::PROBE_GUEST,
     telemetry::ConsoleTail,
 };
@@ -94,6 +95,7 @@ pub struct Guest {
     stale_release: Arc<OnceLock<Callback>>,
     events: Mutex<Option<mpsc::Receiver<VmEvent>>>,
     machine: Mutex<Machine>,
+    userfault: Option<Userfault>,
     tracking: String,
     backend: &'static str,
 }
@@ -105,13 +107,15 @@ impl std::fmt::Debug for Guest {
 }
 
 impl Guest {
-    /// Makes the VM of `config`, without a guest in it.
+    /// Makes the VM of `config` of what is open, without a guest in it. One at a
+    /// time.
     ///
     /// # Errors
     ///
     /// [`GuestError`]
     pub fn new(
         config: &config::VmConfig,
+        openings: &Openings,
         mode: Mode,
         tail: Arc<ConsoleTail>,
     ) -> Result<Self, GuestError> {
@@ -123,7 +127,12 @@ impl Guest {
             release_age_max: replication.detection / 2,
             held_bytes_max: (replication.held_output_mib_max.get() as usize) << 20,
         };
-        let console = Box::new(Console { tail, log: console_log(config)? });
+        let log = openings.console_log.as_ref().map(File::try_clone).transpose();
+        let log = log.map_err(|source| GuestError::Console {
+            path: config.console.log.clone().unwrap_or_default(),
+            source,
+        })?;
+        let console = Box::new(Console { tail, log });
         let tell = Box::new(move || {
             if let Some(tell) = on_stale.get() {
                 tell();
@@ -132,7 +141,8 @@ impl Guest {
         let outlet = Outlet::new(outlet_config, mode, console, tell).map_err(GuestError::Thread)?;
         let outlet = Arc::new(outlet);
         let (events, received) = mpsc::channel();
-        let vm = Vm::new(&vm_config(config), outlet.clone(), events)?;
+        let (of_vm, way_out) = (vm_config(config), outlet.clone());
+        let vm = Vm::from_openings(&of_vm, &openings.vm, way_out, events)?;
         let mut machine = machine(config, &vm);
         machine.traits.extend(device_traits(config, vm.devices())?);
         Ok(Self {
@@ -145,6 +155,7 @@ impl Guest {
             stale_release,
             events: Mutex::new(Some(received)),
             machine: Mutex::new(machine),
+            userfault: openings.userfault.clone(),
         })
     }
 
@@ -212,12 +223,14 @@ impl Guest {
 
     /// Announces the guest's place now and a few times again, from a thread.
     fn announce(&self) {
-        let devices = self.devices.clone();
+        // Whoever takes the guest away does not wait for this.
+        let devices: Weak<Devices> = Arc::downgrade(&self.devices);
         let announce = move || {
             let mut slept = 0;
             for at in ANNOUNCE_AT_MS {
                 std::thread::sleep(Duration::from_millis(at - slept));
                 slept = at;
+                let Some(devices) = devices.upgrade() else { return };
                 match devices.announce() {
                     Ok(()) => {}
                     // Fenced meanwhile: somebody else announces.
@@ -232,7 +245,7 @@ impl Guest {
         if let Err(error) = self.devices.announce() {
             tracing::warn!(%error, "the guest's place was not announced");
         }
-        let spawned = std::thread::Builder::new().name("announce".into()).spawn(announce);
+        let spawned = jail::spawn(ThreadKind::Output, "announce", announce);
         if let Err(error) = spawned {
             tracing::warn!(%error, "the guest's place is announced only once");
         }
@@ -254,8 +267,9 @@ impl Guest {
     /// # Errors
     ///
     /// [`GuardError`], saying what is missing.
-    pub fn write_guard(&self) -> Result<WriteGuard, GuardError> {
-        self.vm().write_guard()
+    pub fn write_guard(&self) -> Result<Option<WriteGuard>, GuardError> {
+        let Some(userfault) = &self.userfault else { return Ok(None) };
+        self.vm().write_guard(userfault).map(Some)
     }
 
     /// The guest's way out.
@@ -319,7 +333,7 @@ impl Guest {
         let Some(events) = self.events.lock().expect("no holder panics").take() else {
             return Ok(());
         };
-        std::thread::Builder::new().name("vm-events".into()).spawn(move || {
+        jail::spawn(ThreadKind::Pages, "vm-events", move || {
             while let Ok(event) = events.recv() {
                 match GuestEvent::of(&event) {
                     Some(event) => tell(event),
@@ -388,13 +402,6 @@ impl Write for Console {
     fn flush(&mut self) -> std::io::Result<()> {
         self.log.as_mut().map_or(Ok(()), Write::flush)
     }
-}
-
-fn console_log(config: &config::VmConfig) -> Result<Option<File>, GuestError> {
-    let Some(path) = &config.console.log else { return Ok(None) };
-    let file = File::options().create(true).append(true).open(path);
-    let console = |source| GuestError::Console { path: path.clone(), source };
-    file.map(Some).map_err(console)
 }
 
 fn vm_config(config: &config::VmConfig) -> VmConfig {

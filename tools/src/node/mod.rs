@@ -16,6 +16,8 @@ mod devices;
 mod guest;
 mod guest_event;
 mod notes;
+mod openings;
+mod requests;
 
 use std::{
     sync::Arc,
@@ -33,11 +35,14 @@ pub use audit::Audit;
 pub use guest::{Guest, GuestError};
 pub use guest_event::GuestEvent;
 pub use notes::record_note;
+pub use openings::Openings;
+pub use requests::Requests;
 
 use crate::{
     config::VmConfig,
-    control::{ControlRequests, EventKind, Severity},
+    control::{self, ControlRequests, EventKind, Severity, SocketError},
     daemon::{Serving, Shell, ShellError, Telemetry, runtime},
+    jail::{self, InForce, JailError, Needs, ThreadKind},
 };
 
 /// Why a daemon could not start or go on.
@@ -46,6 +51,12 @@ pub enum NodeError {
     /// Its control socket or threads are missing.
     #[error(transparent)]
     Shell(#[from] ShellError),
+    /// The control socket has no place.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// It could not be jailed.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// Its certificate or key does not serve.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -119,17 +130,32 @@ pub struct Host {
     pub audit: Arc<Audit>,
     /// Time.
     pub clock: Clock,
+    /// What guests are made of.
+    pub openings: Openings,
+    /// What this process has given up.
+    pub jail: InForce,
     serving: Serving,
     /// Held so that no second process serves the VM on this host.
     _lock: std::fs::File,
 }
 
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("node", &self.config.node.name).finish_non_exhaustive()
+    }
+}
+
 impl Host {
-    /// Binds everything that `config` names.
+    /// Opens what takes rights, enters the jail, and binds everything that
+    /// `config` names.
     ///
     /// # Errors
     ///
     /// [`NodeError`], before any guest is touched.
+    ///
+    /// # Panics
+    ///
+    /// If this process has other threads already.
     pub fn start(config: VmConfig) -> Result<Self, NodeError> {
         let lock = lock_state(&config)?;
         let audit = Audit::open(&config)
@@ -142,7 +168,10 @@ impl Host {
                 configured: config.node.name.clone(),
             });
         }
-        let runtime = runtime()?;
+        control::make_folder(&config.node.control)?;
+        let openings = Openings::open(&config)?;
+        let jail = jail::enter(config.node.jail, &Needs::of_node(&config))?;
+        let runtime = runtime(ThreadKind::Network)?;
         let shell = Shell::start(&runtime, &config.node.control)?;
         let entered = runtime.enter();
         let options = Options {
@@ -169,6 +198,8 @@ impl Host {
             requests,
             audit: Arc::new(audit),
             clock: Clock { begun: Instant::now() },
+            openings,
+            jail,
             serving,
             _lock: lock,
         })

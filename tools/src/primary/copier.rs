@@ -35,7 +35,11 @@ use super::{
     capture::{Batch, BlockPool, copy_runs},
     encoder::{EpochEnd, Group, Intake},
 };
-use crate::{node::Guest, telemetry::Metrics};
+use crate::{
+    jail::{self, ThreadKind},
+    node::Guest,
+    telemetry::Metrics,
+};
 
 /// How often the rescuer looks up although nobody waits.
 const LOOK: Duration = Duration::from_secs(1);
@@ -116,7 +120,7 @@ impl Copier {
     }
 
     fn spawn(&mut self, name: String, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-        self.threads.push(std::thread::Builder::new().name(name).spawn(work)?);
+        self.threads.push(jail::spawn(ThreadKind::Pages, name, work)?);
         Ok(())
     }
 

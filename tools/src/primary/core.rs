@@ -28,10 +28,11 @@ use super::{
     tracker::Tracker,
 };
 use crate::{
-    config::{Capture, Replication},
+    config::Replication,
     control::{Accepted, ControlRequest, Reply},
+    exit::Exit,
     node::{
-        ArbiterWatch, Asker, Guest, GuestEvent, Host, NodeError,
+        ArbiterWatch, Asker, Guest, GuestEvent, Host, NodeError, Requests,
         crash_point::{self, Moment},
         record_note,
     },
@@ -40,6 +41,8 @@ use crate::{
 /// Pages that a seed may leave to the checkpoint that ends it.
 const SEED_PAGES_LEFT_MAX: u64 = 4096;
 const SEED_ROUNDS_MAX: u32 = 8;
+/// How long the end of a handover may take.
+const LET_GO_MAX: Duration = Duration::from_secs(10);
 /// How often the core looks at how much output is held.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -99,9 +102,18 @@ pub struct Promoted {
     pub first: Epoch,
 }
 
+/// How a primary's work ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// The process is to end.
+    Exit(Exit),
+    /// Another node took over by plan.
+    HandedOver(Box<Host>),
+}
+
 /// How a primary's core ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+enum End {
     /// The guest has ended, or was stopped by its operator.
     Finished {
         /// Whether the guest, or its VM, failed.
@@ -136,6 +148,7 @@ pub(super) struct Core {
     copier: Option<Arc<Copier>>,
     _encoders: Encoders,
     asker: Asker,
+    requests: Requests,
     _watch: ArbiterWatch,
     inputs: mpsc::Sender<Input>,
     /// When the event that is being handled was received.
@@ -157,7 +170,7 @@ pub(super) struct Core {
 /// # Errors
 ///
 /// [`NodeError::Thread`] if its threads could not be started.
-pub fn run_core(host: Host, guest: Guest, promoted: Promoted) -> Result<End, NodeError> {
+pub fn run_core(host: Host, guest: Guest, promoted: Promoted) -> Result<Ended, NodeError> {
     let (inputs, received) = mpsc::channel();
     let mut core = Core::new(host, guest, promoted, inputs)?;
     core.protect_all();
@@ -165,10 +178,35 @@ pub fn run_core(host: Host, guest: Guest, promoted: Promoted) -> Result<End, Nod
     core.record_start();
     let end = core.work(&received);
     core.cutter.stop();
-    let Core { host, guest, .. } = core;
+    let (mut host, guest, requests) = core.part();
+    let exit = match end {
+        End::Finished { failed: false } => Exit::Done,
+        End::Finished { failed: true } => Exit::Failed,
+        End::Fenced => Exit::Fenced,
+        End::HandedOver => {
+            let_go(guest);
+            requests.give_back(&mut host);
+            host.telemetry.metrics.stand_by();
+            return Ok(Ended::HandedOver(Box::new(host)));
+        }
+    };
     drop(guest);
     host.finish();
-    Ok(end)
+    Ok(Ended::Exit(exit))
+}
+
+/// Waits until nobody has the guest any more: its successor needs the memory,
+/// and what the VM was made of. A seed may hold it until its session has ended.
+fn let_go(mut guest: Arc<Guest>) {
+    let deadline = Instant::now() + LET_GO_MAX;
+    while let Err(shared) = Arc::try_unwrap(guest) {
+        if Instant::now() >= deadline {
+            tracing::warn!("something holds the old guest: this host has its memory twice");
+            return;
+        }
+        guest = shared;
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 impl Core {
@@ -189,7 +227,7 @@ impl Core {
         let term = SharedTerm::default();
         term.set(promoted.register.term);
         let peers = dialers(&host, &guest, &term, &inputs);
-        listen(&mut host, &guest, &inputs)?;
+        let requests = listen(&mut host, &guest, &inputs)?;
         let machine = machine(&host, promoted);
         let addresses =
             host.config.peers.iter().map(|peer| (peer.name.clone(), peer.address)).collect();
@@ -218,6 +256,7 @@ impl Core {
             copier,
             _encoders: encoders,
             asker,
+            requests,
             _watch: watch,
             inputs,
             received: Instant::now(),
@@ -229,6 +268,12 @@ impl Core {
             handover: None,
             beat: super::status::Beat::new(),
         })
+    }
+
+    /// Ends everything around the machine; what outlives it is given back.
+    fn part(self) -> (Host, Arc<Guest>, Requests) {
+        let Self { host, guest, requests, .. } = self;
+        (host, guest, requests)
     }
 
     fn protect_all(&mut self) {
@@ -547,12 +592,9 @@ fn copier(
     pool: &BlockPool,
     encoders: &Encoders,
 ) -> Result<Option<Arc<Copier>>, NodeError> {
-    let replication = &host.config.replication;
-    if replication.capture == Capture::Copy {
-        return Ok(None);
-    }
     let guard = match guest.write_guard() {
-        Ok(guard) => guard,
+        Ok(Some(guard)) => guard,
+        Ok(None) => return Ok(None),
         Err(error) => {
             tracing::info!(%error, "pages are not write-protected, but copied");
             return Ok(None);
@@ -565,7 +607,8 @@ fn copier(
         intake: encoders.intake(),
         metrics: host.telemetry.metrics.clone(),
     };
-    let copier = Copier::start(tools, replication.encode_threads.get());
+    let threads = host.config.replication.encode_threads.get();
+    let copier = Copier::start(tools, threads);
     Ok(Some(Arc::new(copier.map_err(NodeError::Thread)?)))
 }
 
@@ -615,14 +658,10 @@ fn listen(
     host: &mut Host,
     guest: &Arc<Guest>,
     inputs: &mpsc::Sender<Input>,
-) -> Result<(), NodeError> {
-    let (_, empty) = tokio::sync::mpsc::channel(1);
-    let mut requests = std::mem::replace(&mut host.requests, empty);
+) -> Result<Requests, NodeError> {
     let to_core = inputs.clone();
-    host.runtime.spawn(async move {
-        while let Some(request) = requests.recv().await {
-            let _ = to_core.send(Input::Control(request));
-        }
+    let requests = Requests::pass(host, move |request| {
+        let _ = to_core.send(Input::Control(request));
     });
     let to_core = inputs.clone();
     guest.on_stale_release(move || {
@@ -637,7 +676,8 @@ fn listen(
         .on_event(move |event| {
             let _ = to_core.send(Input::Guest(event));
         })
-        .map_err(NodeError::Thread)
+        .map_err(NodeError::Thread)?;
+    Ok(requests)
 }
 
 fn machine(host: &Host, promoted: Promoted) -> Primary {

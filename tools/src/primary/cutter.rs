@@ -36,6 +36,7 @@ use super::{
 };
 use crate::{
     config::VmConfig,
+    jail::{self, ThreadKind},
     node::{
         Audit, Guest,
         crash_point::{self, Moment},
@@ -147,9 +148,7 @@ impl Cutter {
             later,
             copy_cost,
         };
-        let thread = std::thread::Builder::new()
-            .name("epoch".into())
-            .spawn(move || worker.work(&received))?;
+        let thread = jail::spawn(ThreadKind::Epoch, "epoch", move || worker.work(&received))?;
         Ok(Self { orders, thread: Some(thread) })
     }
 

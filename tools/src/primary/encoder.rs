@@ -27,7 +27,10 @@ use super::{
     core::Input,
     flights::{Complete, Flights, Place},
 };
-use crate::node::crash_point::{self, Moment};
+use crate::{
+    jail::{self, ThreadKind},
+    node::crash_point::{self, Moment},
+};
 
 /// What was captured together.
 #[derive(Debug)]
@@ -114,9 +117,8 @@ impl Encoders {
         let mut encoders = Self { shared, threads: Vec::new() };
         for index in 0..threads {
             let shared = encoders.shared.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("encode-{index}"))
-                .spawn(move || shared.work(&mut Encoder::new(compression)))?;
+            let work = move || shared.work(&mut Encoder::new(compression));
+            let thread = jail::spawn(ThreadKind::Pages, format!("encode-{index}"), work)?;
             encoders.threads.push(thread);
         }
         Ok(encoders)

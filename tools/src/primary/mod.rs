@@ -28,12 +28,13 @@ mod seeder;
 mod status;
 mod tracker;
 
-pub use self::core::{End, Promoted, run_core};
+pub use self::core::{Ended, Promoted, run_core};
 
 use crate::{
     config::VmConfig,
     exit::Exit,
     node::{Guest, Host, NodeError},
+    roles::{self, Turn},
 };
 
 /// What the daemon needs to know.
@@ -53,42 +54,12 @@ pub fn run(settings: Settings) -> Result<Exit, NodeError> {
     let host = Host::start(settings.config)?;
     let guest = Guest::new(
         &host.config,
+        &host.openings,
         checkpoint::output::Mode::Passing,
         host.telemetry.console.clone(),
     )?;
     let register = claim::claim(&host)?;
     guest.boot(&host.config)?;
     let promoted = Promoted { register, first: checkpoint::Epoch::FIRST };
-    end(run_core(host, guest, promoted)?)
-}
-
-/// Turns the end of a primary into the end of its process.
-///
-/// # Errors
-///
-/// [`NodeError::Thread`] if the process could not go on as a backup.
-pub fn end(end: End) -> Result<Exit, NodeError> {
-    match end {
-        End::Finished { failed: false } => Ok(Exit::Done),
-        End::Finished { failed: true } => Ok(Exit::Failed),
-        End::Fenced => Ok(Exit::Fenced),
-        End::HandedOver => Err(become_backup()),
-    }
-}
-
-/// Replaces this process by one that stands by, with the same pid, arguments
-/// and standard streams. Returns only if that fails.
-fn become_backup() -> NodeError {
-    use std::os::unix::process::CommandExt;
-
-    tracing::info!("going on as a backup");
-    let program = match std::env::current_exe() {
-        Ok(program) => program,
-        Err(error) => return NodeError::Thread(error),
-    };
-    let role = |argument: std::ffi::OsString| {
-        if argument == "run" { "backup".into() } else { argument }
-    };
-    let arguments = std::env::args_os().skip(1).map(role);
-    NodeError::Thread(std::process::Command::new(program).args(arguments).exec())
+    roles::play(Turn::Run(Box::new(host), Box::new(guest), promoted))
 }

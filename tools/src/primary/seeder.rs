@@ -28,7 +28,11 @@ use super::{
     peers::ChunkSink,
     tracker::Tracker,
 };
-use crate::{node::Guest, telemetry::Metrics};
+use crate::{
+    jail::{self, ThreadKind},
+    node::Guest,
+    telemetry::Metrics,
+};
 
 /// Memory for captures that is touched before the first checkpoint.
 const POOL_TOUCHED_BYTES: usize = 64 << 20;
@@ -78,7 +82,7 @@ impl Seed {
             chunks: 0,
         };
         let name = format!("seed-{}", worker.backup);
-        let thread = std::thread::Builder::new().name(name).spawn(move || worker.work(&ordered))?;
+        let thread = jail::spawn(ThreadKind::Pages, name, move || worker.work(&ordered))?;
         Ok(Self { rounds: Some(rounds), stop, progress, thread: Some(thread) })
     }
 

@@ -398,6 +398,7 @@ impl Core {
             features: Features {
                 dirty_tracking: self.guest.dirty_tracking(),
                 kvm_backend: self.guest.backend(),
+                jail: self.host.jail.status(),
             },
         }
     }

@@ -161,6 +161,14 @@ metrics! {
 }
 
 impl Metrics {
+    /// This node is no primary any more: what only a primary has is zero.
+    pub fn stand_by(&self) {
+        let Self { epoch, behind_epochs, in_sync, held, in_flight, .. } = self;
+        for gauge in [epoch, behind_epochs, in_sync, held, in_flight] {
+            gauge.set(0);
+        }
+    }
+
     /// Counts one epoch's bytes on the wire.
     pub fn record_wire(&self, bytes: u64) {
         self.wire.inc_by(bytes);

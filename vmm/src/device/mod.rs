@@ -112,8 +112,35 @@ pub struct DeviceConfig {
 }
 
 impl DeviceConfig {
+    /// Opens the taps of the network devices, in their order.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] for an impossible configuration, or a tap that cannot be
+    /// opened.
+    pub fn open_taps(&self) -> Result<Vec<Arc<Tap>>, DeviceError> {
+        self.check()?;
+        let open = |network: &NetworkConfig| Tap::open(&network.tap, network.create);
+        Ok(self
+            .networks
+            .iter()
+            .map(|network| open(network).map(Arc::new))
+            .collect::<Result<_, _>>()?)
+    }
+
     fn slots(&self) -> usize {
         self.networks.len() + self.disks.len() + usize::from(self.rng)
+    }
+
+    fn check(&self) -> Result<(), DeviceError> {
+        if self.slots() > SLOT_GSIS.len() {
+            return Err(DeviceError::TooMany(self.slots()));
+        }
+        let impossible = |mac: &[u8; 6]| mac[0] & 1 == 1 || *mac == [0; 6];
+        match self.networks.iter().find(|network| impossible(&network.mac)) {
+            Some(network) => Err(DeviceError::Mac(network.tap.clone())),
+            None => Ok(()),
+        }
     }
 }
 
@@ -213,29 +240,36 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Makes the devices, parked. `vm` must have its interrupt controllers.
+    /// Makes the devices, parked. `vm` must have its interrupt controllers,
+    /// `taps` are those of [`DeviceConfig::open_taps`].
     ///
     /// # Errors
     ///
-    /// [`DeviceError`] for an impossible configuration, a tap that cannot be
+    /// [`DeviceError`] for an impossible configuration, an image that cannot be
     /// opened, or something that KVM or the host does not give.
+    ///
+    /// # Panics
+    ///
+    /// If there is not a tap for each network device.
     pub fn new(
         config: &DeviceConfig,
+        taps: &[Arc<Tap>],
         vm: Arc<VmFd>,
         memory: GuestMemory,
         outlet: Arc<Outlet>,
     ) -> Result<Self, DeviceError> {
-        if config.slots() > SLOT_GSIS.len() {
-            return Err(DeviceError::TooMany(config.slots()));
-        }
+        config.check()?;
+        assert_eq!(taps.len(), config.networks.len(), "a tap for each network device");
         let irq = interrupt(&vm, serial::GSI)?;
         let serial = Arc::new(SerialPort::new(irq, Arc::clone(&outlet)));
         let power = Arc::new(PowerControl::new(interrupt(&vm, power::GSI)?));
         let panic = Arc::default();
         let mut slots = Slots::new(&vm, &memory);
         let mut networks = Vec::new();
-        for (index, network) in (0..).zip(&config.networks) {
-            networks.push(slots.plug(index, connect(index, network, &outlet)?)?);
+        for (index, (network, tap)) in (0..).zip(config.networks.iter().zip(taps)) {
+            outlet.attach(index, Arc::clone(tap));
+            let device = Net::new(index, network.mac, Arc::clone(tap), Arc::clone(&outlet));
+            networks.push(slots.plug(index, device)?);
         }
         let mut disks = Vec::new();
         for (index, disk) in (0..).zip(&config.disks) {
@@ -500,16 +534,6 @@ fn slot_bus(in_slots: &[Arc<dyn MmioDevice>]) -> Bus<dyn MmioDevice> {
         .enumerate()
         .map(|(index, device)| (slot::place(index).address, SLOT_BYTES, Arc::clone(device)));
     Bus::new(ranges.collect())
-}
-
-/// Network device `index`, connected to its tap and the outlet.
-fn connect(index: u8, config: &NetworkConfig, outlet: &Arc<Outlet>) -> Result<Net, DeviceError> {
-    if config.mac[0] & 1 == 1 || config.mac == [0; 6] {
-        return Err(DeviceError::Mac(config.tap.clone()));
-    }
-    let tap = Arc::new(Tap::open(&config.tap, config.create)?);
-    outlet.attach(index, Arc::clone(&tap));
-    Ok(Net::new(index, config.mac, tap, Arc::clone(outlet)))
 }
 
 /// A disk, its image opened.

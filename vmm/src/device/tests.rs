@@ -41,7 +41,8 @@ fn devices(kvm: &kvm_ioctls::Kvm, mac: u8, image: &Path) -> Devices {
         rng: true,
     };
     let outlet = fixture::outlet(Mode::Passing);
-    Devices::new(&config, Arc::new(vm), fixture::memory(), outlet).unwrap()
+    let taps = config.open_taps().unwrap();
+    Devices::new(&config, &taps, Arc::new(vm), fixture::memory(), outlet).unwrap()
 }
 
 #[test]
@@ -106,9 +107,12 @@ fn impossible_configurations_are_refused() {
     let vm = Arc::new(kvm.create_vm().unwrap());
     vm.create_irq_chip().unwrap();
     let network = NetworkConfig { tap: "none".into(), create: false, mac: [3; 6] };
-    let attempt = |config| {
+    let attempt = |config: DeviceConfig| {
         let outlet = fixture::outlet(Mode::Passing);
-        Devices::new(&config, Arc::clone(&vm), fixture::memory(), outlet).unwrap_err()
+        let made = config.open_taps().and_then(|taps| {
+            Devices::new(&config, &taps, Arc::clone(&vm), fixture::memory(), outlet)
+        });
+        made.unwrap_err()
     };
     let networks = |count| vec![network.clone(); count];
     let full =
@@ -134,7 +138,8 @@ fn a_disk_of_another_size_does_not_take_over() {
         vm.create_irq_chip().unwrap();
         let config = DeviceConfig { disks: vec![disk(image)], ..DeviceConfig::default() };
         let outlet = fixture::outlet(Mode::Passing);
-        Devices::new(&config, Arc::new(vm), fixture::memory(), outlet).unwrap()
+        let taps = config.open_taps().unwrap();
+        Devices::new(&config, &taps, Arc::new(vm), fixture::memory(), outlet).unwrap()
     };
     let (small, large) = (image(8), image(16));
     let sections = Sections::new(devices(small.path()).save()).unwrap();

@@ -60,9 +60,39 @@ pub enum GuardError {
 const STOP: u64 = 1;
 const FAULT: u64 = 0;
 
+/// An open userfaultfd of this process, which may take rights to open: guards
+/// are made of it one after the other.
+#[derive(Clone)]
+pub struct Userfault(Arc<Uffd>);
+
+impl std::fmt::Debug for Userfault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Userfault").finish_non_exhaustive()
+    }
+}
+
+impl Userfault {
+    /// Opens it.
+    ///
+    /// # Errors
+    ///
+    /// [`GuardError::Unavailable`]
+    pub fn open() -> Result<Self, GuardError> {
+        let uffd = UffdBuilder::new()
+            .close_on_exec(true)
+            .non_blocking(true)
+            // KVM and the VMM write from within the kernel.
+            .user_mode_only(false)
+            .require_features(FeatureFlags::PAGEFAULT_FLAG_WP)
+            .create()
+            .map_err(GuardError::Unavailable)?;
+        Ok(Self(Arc::new(uffd)))
+    }
+}
+
 /// See the module's head.
 pub struct WriteGuard {
-    uffd: Uffd,
+    uffd: Arc<Uffd>,
     ram: Arc<GuestRam>,
     stop: EventFd,
     epoll: Epoll,
@@ -75,20 +105,14 @@ impl std::fmt::Debug for WriteGuard {
 }
 
 impl WriteGuard {
-    /// Watches over `ram`; nothing is protected yet.
+    /// Watches over `ram`; nothing is protected yet. No other guard of
+    /// `userfault` may be there.
     ///
     /// # Errors
     ///
     /// [`GuardError`], saying what is missing.
-    pub fn new(ram: &Arc<GuestRam>) -> Result<Self, GuardError> {
-        let uffd = UffdBuilder::new()
-            .close_on_exec(true)
-            .non_blocking(true)
-            // KVM and the VMM write from within the kernel.
-            .user_mode_only(false)
-            .require_features(FeatureFlags::PAGEFAULT_FLAG_WP)
-            .create()
-            .map_err(GuardError::Unavailable)?;
+    pub fn new(userfault: &Userfault, ram: &Arc<GuestRam>) -> Result<Self, GuardError> {
+        let uffd = userfault.0.clone();
         for (run, address) in ram.host_regions() {
             let len = run.count as usize * PAGE_BYTES;
             uffd.register_with_mode(address as *mut _, len, RegisterMode::WRITE_PROTECT)
@@ -192,8 +216,9 @@ impl WriteGuard {
 
 impl Drop for WriteGuard {
     fn drop(&mut self) {
+        // Unregistering would lift the protection, but wake nobody.
+        let _ = self.release_all();
         for (run, address) in self.ram.host_regions() {
-            // Unregistering lifts the protection and wakes whoever waits.
             let _ = self.uffd.unregister(address as *mut _, run.count as usize * PAGE_BYTES);
         }
     }
@@ -215,7 +240,7 @@ mod tests {
 
     /// Says why nothing is tested, or fails where `ROMULUS_REQUIRE` wants it.
     fn guard(ram: &Arc<GuestRam>) -> Option<WriteGuard> {
-        match WriteGuard::new(ram) {
+        match Userfault::open().and_then(|userfault| WriteGuard::new(&userfault, ram)) {
             Ok(guard) => Some(guard),
             Err(error) => {
                 let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
@@ -252,6 +277,38 @@ mod tests {
         assert_eq!(guard.next_fault(PATIENCE).unwrap(), Some(PageNumber::new(5)));
         drop(guard);
         writer.join().unwrap();
+    }
+
+    #[test]
+    fn guards_follow_each_other() {
+        let touched = || {
+            let ram = Arc::new(GuestRam::new(64 << 20, false).unwrap());
+            ram.copy_in(run(0, 8), &[1; 8 * PAGE_BYTES]);
+            ram
+        };
+        let ram = touched();
+        let Some(first) = guard(&ram) else { return };
+        let userfault = Userfault(first.uffd.clone());
+        first.protect(run(0, 4)).unwrap();
+        let waiting = thread::spawn({
+            let ram = ram.clone();
+            move || ram.copy_in(run(1, 1), &[2; PAGE_BYTES])
+        });
+        assert_eq!(first.next_fault(PATIENCE).unwrap(), Some(PageNumber::new(1)));
+        drop(first);
+        waiting.join().unwrap();
+        // Of other memory, as of a VM that was made anew; the old faults are over.
+        let ram = touched();
+        let second = WriteGuard::new(&userfault, &ram).unwrap();
+        assert_eq!(second.next_fault(Duration::from_millis(1)).unwrap(), None);
+        second.protect(run(7, 1)).unwrap();
+        let waiting = thread::spawn({
+            let ram = ram.clone();
+            move || ram.copy_in(run(7, 1), &[2; PAGE_BYTES])
+        });
+        assert_eq!(second.next_fault(PATIENCE).unwrap(), Some(PageNumber::new(7)));
+        second.release_all().unwrap();
+        waiting.join().unwrap();
     }
 
     #[test]

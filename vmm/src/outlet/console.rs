@@ -15,6 +15,7 @@ use std::{
 };
 
 use super::lock;
+use crate::thread::{self, ThreadKind};
 
 /// Released bytes that readers can still get.
 pub const CONSOLE_BYTES_MAX: usize = 64 << 10;
@@ -52,9 +53,8 @@ impl Console {
         let shared =
             Arc::new(Shared { bytes: Mutex::new(Bytes::default()), changed: Condvar::new() });
         let of_thread = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("console".into())
-            .spawn(move || write_to_sink(&of_thread, sink))?;
+        let write = move || write_to_sink(&of_thread, sink);
+        let thread = thread::spawn(ThreadKind::Output, "console".into(), write)?;
         Ok(Self { shared, thread: Some(thread) })
     }
 

@@ -50,6 +50,7 @@ use crate::{
         StateError, VcpuShape,
         clock::{Moment, Rate, Tsc, TscShift},
     },
+    thread::ThreadKind,
 };
 
 /// Why vCPUs do not do what they should.
@@ -131,9 +132,8 @@ impl Vcpus {
             let own_page = RunPage::map(&fd, vm.run_size()).map_err(at("mmap"))?;
             let (commands, queue) = mpsc::channel();
             let vcpu = VcpuThread::new(index, fd, own_page, queue, context.clone());
-            let thread = std::thread::Builder::new()
-                .name(format!("vcpu-{index}"))
-                .spawn(move || vcpu.main())
+            let name = format!("vcpu-{index}");
+            let thread = crate::thread::spawn(ThreadKind::Vcpu, name, move || vcpu.main())
                 .map_err(at("thread"))?;
             vcpus.handles.push(Handle { commands: Some(commands), page, thread: Some(thread) });
         }

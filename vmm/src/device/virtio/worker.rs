@@ -12,6 +12,7 @@ use std::{
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::device::{Backend, Device, Served, signal};
+use crate::thread::{self, ThreadKind};
 
 /// How long a device that is stalled is left alone.
 const STALLED_MS: i32 = 1;
@@ -32,9 +33,8 @@ impl Worker {
             epoll.ctl(ControlOperation::Add, event.as_raw_fd(), interest)?;
         }
         let of_thread = Arc::clone(device);
-        let thread = std::thread::Builder::new()
-            .name(device.worker_name())
-            .spawn(move || run(&of_thread, &epoll))?;
+        let run = move || run(&of_thread, &epoll);
+        let thread = thread::spawn(ThreadKind::Device, device.worker_name(), run)?;
         let device = Arc::clone(device);
         let stop = Box::new(move || {
             device.stopping.store(true, Ordering::SeqCst);

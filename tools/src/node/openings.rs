@@ -1,0 +1,46 @@
+//! What guests are made of and cannot be opened again in the jail.
+
+use std::fs::File;
+
+use vmm::memory::guard::Userfault;
+
+use super::{GuestError, devices::device_config};
+use crate::config::{Capture, VmConfig};
+
+/// Open for the life of the process, whatever its role.
+#[derive(Debug)]
+pub struct Openings {
+    pub(super) vm: vmm::openings::Openings,
+    /// For protecting pages; `None` if that is not wanted or not there.
+    pub(super) userfault: Option<Userfault>,
+    pub(super) console_log: Option<File>,
+}
+
+impl Openings {
+    /// Opens what the guest of `config` needs.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError::Vm`] or [`GuestError::Console`]
+    pub fn open(config: &VmConfig) -> Result<Self, GuestError> {
+        let vm = vmm::openings::Openings::open(&device_config(config))?;
+        let userfault = match config.replication.capture {
+            Capture::Copy => None,
+            Capture::Protect => match Userfault::open() {
+                Ok(userfault) => Some(userfault),
+                Err(error) => {
+                    tracing::info!(%error, "pages are not write-protected, but copied");
+                    None
+                }
+            },
+        };
+        Ok(Self { vm, userfault, console_log: console_log(config)? })
+    }
+}
+
+fn console_log(config: &VmConfig) -> Result<Option<File>, GuestError> {
+    let Some(path) = &config.console.log else { return Ok(None) };
+    let file = File::options().create(true).append(true).open(path);
+    let console = |source| GuestError::Console { path: path.clone(), source };
+    file.map(Some).map_err(console)
+}
