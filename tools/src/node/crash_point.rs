@@ -1,12 +1,13 @@
 //! Dying on purpose, at a chosen moment of an epoch: for tests and drills.
 //!
 //! With `ROMULUS_CRASH_AT=captured:12` in its environment, a primary sends
-//! itself SIGKILL when it reaches that moment for the 12th time while it is
-//! protected. Without the variable this is one load of a flag.
+//! itself SIGKILL when it reaches that moment for the 12th time after its guest
+//! was first protected: before that a kill loses the guest by right. Without the
+//! variable this is one load of a flag.
 
 use std::sync::{
     OnceLock,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use nix::sys::signal::{Signal, raise};
@@ -66,6 +67,12 @@ pub const VARIABLE: &str = "ROMULUS_CRASH_AT";
 
 static CHOSEN: OnceLock<Option<(Moment, u64)>> = OnceLock::new();
 static REACHED: AtomicU64 = AtomicU64::new(0);
+static COUNTS: AtomicBool = AtomicBool::new(false);
+
+/// The guest is protected: moments count from here on.
+pub fn begin() {
+    COUNTS.store(true, Ordering::Relaxed);
+}
 
 fn parse(text: &str) -> Option<(Moment, u64)> {
     let (name, count) = text.split_once(':')?;
@@ -85,6 +92,7 @@ pub fn reached(moment: Moment) {
     });
     if let Some((wanted, count)) = chosen
         && *wanted == moment
+        && COUNTS.load(Ordering::Relaxed)
         && REACHED.fetch_add(1, Ordering::Relaxed) + 1 == *count
     {
         // Nothing can keep SIGKILL from arriving.

@@ -487,6 +487,9 @@ impl Core {
                 });
             }
             Action::Note(note) => {
+                if matches!(note, Note::Admitted { .. }) {
+                    crash_point::begin();
+                }
                 record_note(&self.host.telemetry, &note);
                 if let Note::HandOverAborted { .. } = note {
                     self.on_handover_given_up(&note.to_string());
