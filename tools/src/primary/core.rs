@@ -426,6 +426,15 @@ impl Core {
         Some(self.end(ending))
     }
 
+    fn on_note(&mut self, note: &Note) {
+        record_note(&self.host.telemetry, note);
+        match note {
+            Note::Admitted { .. } => crash_point::begin(),
+            Note::HandOverAborted { .. } => self.on_handover_given_up(&note.to_string()),
+            _ => {}
+        }
+    }
+
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Connect { backup } => {
@@ -486,15 +495,7 @@ impl Core {
                     let _ = inputs.send(Input::Answered(answer));
                 });
             }
-            Action::Note(note) => {
-                if matches!(note, Note::Admitted { .. }) {
-                    crash_point::begin();
-                }
-                record_note(&self.host.telemetry, &note);
-                if let Note::HandOverAborted { .. } = note {
-                    self.on_handover_given_up(&note.to_string());
-                }
-            }
+            Action::Note(note) => self.on_note(&note),
             Action::End(_) => unreachable!("taken before"),
         }
     }

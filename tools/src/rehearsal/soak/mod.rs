@@ -340,9 +340,15 @@ impl<'a> Soak<'a> {
             (Kind::Kill, _) => self.cluster.start(place, "backup"),
             (Kind::Freeze, _) => self.cluster.signal(place, "CONT"),
             (Kind::Cut(_) | Kind::Loss(_), _) => Ok(self.cluster.lab().heal(place)?),
-            (Kind::FullDisk, _) => {
+            (Kind::FullDisk, victim) => {
                 if let Some(disk) = self.disks.get(&place) {
                     disk.relieve();
+                }
+                // A store that could not write serves nothing until its operator
+                // says that the disk is well.
+                if matches!(victim, Victim::Arbiter(_)) {
+                    self.cluster.kill(place);
+                    self.cluster.start(place, "arbiter")?;
                 }
                 Ok(())
             }
