@@ -25,7 +25,7 @@ use vmm::{
         GuestRam,
         guard::{GuardError, Userfault, WriteGuard},
     },
-    outlet::{Outlet, OutletConfig},
+    outlet::{Outlet, OutletConfig, SpeakError},
     vm::{Vm, VmConfig, VmError},
 };
 
@@ -233,6 +233,8 @@ impl Guest {
                 let Some(devices) = devices.upgrade() else { return };
                 match devices.announce() {
                     Ok(()) => {}
+                    // There is a backup, which may take over without our knowledge.
+                    Err(DeviceError::Announce(SpeakError::Held)) => return,
                     // Fenced meanwhile: somebody else announces.
                     Err(DeviceError::Announce(error)) => {
                         tracing::warn!(%error, "the guest's place was not announced");

@@ -101,6 +101,7 @@ fn passing_needs_no_decision() {
 #[test]
 fn a_stale_release_that_is_fenced_never_leaves() {
     let rig = rig(Mode::Holding);
+    assert_eq!(rig.outlet.speak(0, b"x"), Err(SpeakError::Held));
     rig.outlet.emit(frame("a"));
     rig.outlet.seal(Epoch::new(1));
     rig.outlet.release(Epoch::new(1), Instant::now().checked_sub(Duration::from_secs(1)).unwrap());
