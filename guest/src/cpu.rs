@@ -139,6 +139,50 @@ pub(crate) fn in8(port: u16) -> u8 {
     value
 }
 
+/// What is added to a width to write.
+const PORT_WRITE: u64 = 8;
+
+/// One access of `width` bytes (1, 2 or 4) to any port; `value` is written, if it is given.
+pub(crate) fn access_port(port: u16, width: u8, value: Option<u32>) -> u32 {
+    let write = value.map_or(0, |_| PORT_WRITE);
+    syscall(6, port.into(), value.unwrap_or(0).into(), u64::from(width) | write) as u32
+}
+
+/// A string instruction that moves `items` of `width` bytes between any port and `memory`.
+pub(crate) fn access_port_string(port: u16, width: u8, is_write: bool, memory: u64, items: u16) {
+    let write = if is_write { PORT_WRITE } else { 0 };
+    syscall(7, port.into(), memory, u64::from(width) | write | u64::from(items) << 8);
+}
+
+/// An access of 1, 2, 4, 8 or 16 bytes outside RAM, aligned or not; `value` is written, if it is
+/// given.
+pub(crate) fn access_space(address: u64, width: u8, value: Option<u64>) {
+    // SAFETY: callers pass addresses that are no RAM; they are mapped, and reads change nothing.
+    unsafe {
+        match (width, value) {
+            (1, None) => asm!("mov {:l}, [{}]", out(reg_abcd) _, in(reg) address),
+            (1, Some(value)) => asm!("mov [{}], {:l}", in(reg) address, in(reg_abcd) value),
+            (2, None) => asm!("mov {:x}, [{}]", out(reg) _, in(reg) address),
+            (2, Some(value)) => asm!("mov [{}], {:x}", in(reg) address, in(reg) value),
+            (4, None) => asm!("mov {:e}, [{}]", out(reg) _, in(reg) address),
+            (4, Some(value)) => asm!("mov [{}], {:e}", in(reg) address, in(reg) value),
+            (8, None) => asm!("mov {}, [{}]", out(reg) _, in(reg) address),
+            (8, Some(value)) => asm!("mov [{}], {}", in(reg) address, in(reg) value),
+            (_, None) => asm!("movups {}, [{}]", out(xmm_reg) _, in(reg) address),
+            (_, Some(value)) => {
+                let value = core::arch::x86_64::_mm_set1_epi64x(value as i64);
+                asm!("movups [{}], {}", in(reg) address, in(xmm_reg) value);
+            }
+        }
+    }
+}
+
+/// Runs what is at `address`.
+pub(crate) fn jump(address: u64) -> ! {
+    // SAFETY: nothing of ours is there; callers want to see what becomes of it.
+    unsafe { asm!("jmp {}", in(reg) address, options(noreturn)) }
+}
+
 /// A device register: a plain `mov`, which every instruction emulator knows.
 pub(crate) fn mmio_read32(address: u64) -> u32 {
     let value;

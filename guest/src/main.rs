@@ -8,11 +8,13 @@
 //! | `apic.rs`, `clock.rs` | interrupts, starting vCPUs, time |
 //! | `virtio.rs`, `virtqueue.rs`, `net.rs`, `service.rs` | network device, IP stack, the probe service |
 //! | `work.rs`, `verify.rs` | dirty patterns, and the check of all memory |
+//! | `attack/` | a guest that is hostile to its machine |
 //! | `compute.rs` | the deterministic computation |
 #![no_std]
 #![no_main]
 
 mod apic;
+mod attack;
 mod clock;
 mod compute;
 mod console;
@@ -31,6 +33,7 @@ mod work;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use attack::Assault;
 use console::say;
 use memory::Memory;
 use net::Net;
@@ -97,12 +100,17 @@ fn serve(params: &Params, memory: &Memory, mut net: Option<Net>) -> ! {
     let mut worker = (params.vcpus == 1).then(|| Worker::new(0, 1, params.tick_ms));
     let mut service = Service::new(params.vcpus);
     let mut is_filling = memory.fill_pages() > 0;
+    let mut assault = params.attack.map(|attack| Assault::new(attack, params, memory));
     loop {
         let events = percpu.events();
         COUNTERS[0].progress.fetch_add(1, Ordering::Relaxed);
         clock::check_order(0);
         let mut is_busy = worker.as_mut().is_some_and(Worker::run_slice);
-        if let Some(net) = &mut net {
+        if let Some(assault) = &mut assault {
+            is_busy |= assault.strike(&mut net);
+        }
+        let is_driven = !assault.as_ref().is_some_and(Assault::has_net);
+        if let Some(net) = net.as_mut().filter(|_| is_driven) {
             let counters = net.counters();
             is_busy |= net.poll(|socket| service.serve(socket, counters));
         }

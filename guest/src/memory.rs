@@ -55,6 +55,7 @@ impl PageRecord {
 /// The plan of memory.
 pub(crate) struct Memory {
     ram_pages: u64,
+    low_end: u64,
     table: u64,
     working_set: Range,
     fill: [Range; RANGES_MAX],
@@ -83,6 +84,13 @@ pub(crate) fn init(platform: &Platform, params: &Params) -> &'static Memory {
     let (table, working_set) = reserve_working_set(&mut fill, params);
     let memory = Memory {
         ram_pages: platform.ram().iter().map(|range| range.pages()).sum(),
+        low_end: platform
+            .ram()
+            .iter()
+            .map(|range| range.end)
+            .filter(|end| *end <= 4 * GIB)
+            .max()
+            .unwrap_or(0),
         table,
         working_set,
         fill_pages: if params.fill { fill.iter().map(|range| range.pages()).sum() } else { 0 },
@@ -99,6 +107,11 @@ impl Memory {
     pub(crate) fn ram_mib(&self) -> u64 {
         // Rounded, as firmware keeps a little of it.
         self.ram_pages.div_ceil(256)
+    }
+
+    /// Where RAM below 4 GiB ends.
+    pub(crate) fn low_end(&self) -> u64 {
+        self.low_end
     }
 
     pub(crate) fn working_set_pages(&self) -> u64 {

@@ -7,6 +7,7 @@ use core::cell::UnsafeCell;
 use core::net::Ipv4Addr;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use romulus_probe::params::VirtioMmio;
 use romulus_probe::{Params, SERVICE_PORT};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -76,16 +77,20 @@ pub(crate) struct Net {
     sockets: SocketSet<'static>,
     service: SocketHandle,
     interrupts_seen: u64,
+    place: VirtioMmio,
+    /// Counters of devices before the last [`Net::reopen`].
+    earlier: NetCounters,
 }
 
 impl Net {
     /// The first network device of the command line, if there is one and it has an address.
     pub(crate) fn open(params: &Params) -> Option<Self> {
         let (address, prefix) = params.ip?;
-        let Some((gsi, device)) = find_device(params) else {
+        let Some((place, device)) = find_device(params) else {
             say!("net none: no usable virtio-mmio network device on the command line");
             return None;
         };
+        let gsi = place.gsi;
         if !apic::route_gsi(gsi) {
             say!("net gsi={gsi} is beyond the IOAPIC: the timer stands in for its interrupts");
         }
@@ -107,7 +112,20 @@ impl Net {
         );
         socket.bind(SERVICE_PORT).expect("a new socket, a port that is not 0");
         let service = sockets.add(socket);
-        Some(Self { phy, interface, sockets, service, interrupts_seen: 0 })
+        let earlier = NetCounters::default();
+        Some(Self { phy, interface, sockets, service, interrupts_seen: 0, place, earlier })
+    }
+
+    /// Where its device is.
+    pub(crate) fn registers(&self) -> u64 {
+        self.place.base
+    }
+
+    /// Brings the device up again, whatever was done to it. What was on its way is lost.
+    pub(crate) fn reopen(&mut self) -> Result<(), VirtioError> {
+        self.earlier = self.counters();
+        self.phy.device = VirtioNet::open(self.place)?;
+        Ok(())
     }
 
     /// Moves frames between device and sockets, then lets `serve` answer. True if anything moved.
@@ -130,9 +148,9 @@ impl Net {
     pub(crate) fn counters(&self) -> NetCounters {
         let VirtioNet { receiver, transmitter, .. } = &self.phy.device;
         NetCounters {
-            rx_frames: receiver.frames(),
-            tx_frames: transmitter.frames(),
-            tx_dropped: transmitter.dropped(),
+            rx_frames: self.earlier.rx_frames + receiver.frames(),
+            tx_frames: self.earlier.tx_frames + transmitter.frames(),
+            tx_dropped: self.earlier.tx_dropped + transmitter.dropped(),
         }
     }
 }
@@ -145,9 +163,9 @@ fn add_gateway(interface: &mut Interface, gateway: Ipv4Addr) {
     interface.routes_mut().add_default_ipv4_route(gateway).expect("the first route has room");
 }
 
-fn find_device(params: &Params) -> Option<(u32, VirtioNet)> {
+fn find_device(params: &Params) -> Option<(VirtioMmio, VirtioNet)> {
     params.virtio_devices().find_map(|device| match VirtioNet::open(device) {
-        Ok(net) => Some((device.gsi, net)),
+        Ok(net) => Some((device, net)),
         Err(VirtioError::NotNetwork) => None,
         Err(error) => {
             say!("net device at {:#x} is not usable: {error:?}", device.base);

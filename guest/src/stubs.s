@@ -139,6 +139,9 @@ on_invalid_opcode:
     cmpl $5, %eax
     jb syscall_reload
     je syscall_stop
+    cmpl $7, %eax
+    jb syscall_port
+    je syscall_port_string
     ud2
 
 # 0: sleep until an interrupt, unless one came since events was %rdi.
@@ -194,6 +197,64 @@ syscall_stop:
     cli
     hlt
     jmp syscall_stop
+
+# 6: one access to port %edi; %edx = width, and 8 to write %esi. Any port: the bitmap has few.
+syscall_port:
+    movl %edx, %ecx
+    movl %edi, %edx
+    movl %esi, %eax
+    cmpl $2, %ecx
+    jb 1f
+    je 2f
+    cmpl $4, %ecx
+    je 4f
+    cmpl $10, %ecx
+    jb 9f
+    je 10f
+    outl %eax, %dx
+    iretq
+1:  inb %dx, %al
+    iretq
+2:  inw %dx, %ax
+    iretq
+4:  inl %dx, %eax
+    iretq
+9:  outb %al, %dx
+    iretq
+10: outw %ax, %dx
+    iretq
+
+# 7: items at %rsi to or from port %edi; %edx = width, 8 to write, items << 8.
+syscall_port_string:
+    movq %rdi, %r8
+    movq %rsi, %r11
+    movl %edx, %ecx
+    movzbl %dl, %eax
+    shrl $8, %ecx
+    movl %edi, %edx
+    movq %rsi, %rdi
+    cmpl $2, %eax
+    jb 1f
+    je 2f
+    cmpl $4, %eax
+    je 4f
+    cmpl $10, %eax
+    jb 9f
+    je 10f
+    rep outsl
+    jmp 3f
+1:  rep insb
+    jmp 3f
+2:  rep insw
+    jmp 3f
+4:  rep insl
+    jmp 3f
+9:  rep outsb
+    jmp 3f
+10: rep outsw
+3:  movq %r8, %rdi
+    movq %r11, %rsi
+    iretq
 
 .popsection
 

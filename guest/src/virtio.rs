@@ -14,8 +14,8 @@ const HEADER_BYTES: usize = 12;
 /// The longest Ethernet frame sent or received.
 pub(crate) const FRAME_BYTES_MAX: usize = 1514;
 
-const MAGIC: u32 = 0x7472_6976;
-const DEVICE_NET: u32 = 1;
+pub(crate) const MAGIC: u32 = 0x7472_6976;
+pub(crate) const DEVICE_NET: u32 = 1;
 const FEATURE_MAC: u32 = 1 << 5;
 /// VERSION_1 is bit 32.
 const FEATURE_HIGH_VERSION_1: u32 = 1;
@@ -42,12 +42,14 @@ pub(crate) mod register {
     pub(crate) const CONFIG: u64 = 0x100;
 }
 
-mod status {
-    pub(super) const ACKNOWLEDGE: u32 = 1;
-    pub(super) const DRIVER: u32 = 2;
-    pub(super) const DRIVER_OK: u32 = 4;
-    pub(super) const FEATURES_OK: u32 = 8;
-    pub(super) const FAILED: u32 = 0x80;
+pub(crate) mod status {
+    pub(crate) const ACKNOWLEDGE: u32 = 1;
+    pub(crate) const DRIVER: u32 = 2;
+    pub(crate) const DRIVER_OK: u32 = 4;
+    pub(crate) const FEATURES_OK: u32 = 8;
+    /// The driver broke a rule of its queues.
+    pub(crate) const NEEDS_RESET: u32 = 0x40;
+    pub(crate) const FAILED: u32 = 0x80;
 }
 
 /// Why a device is not driven.

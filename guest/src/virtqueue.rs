@@ -89,6 +89,11 @@ impl Queue {
         }
         let size = 1 << size.ilog2();
         let memory = shared.0.get();
+        // SAFETY: the device was reset and its queue is not ready, so nobody else looks at it.
+        unsafe {
+            (*memory).driver_index.store(0, Ordering::Relaxed);
+            (*memory).device_index.store(0, Ordering::Relaxed);
+        }
         // SAFETY: only addresses are taken.
         let parts = unsafe {
             [

@@ -14,6 +14,7 @@
 //! | [`content`] | what pages hold, as a function of page and version |
 //! | [`record`] | what is remembered of a page, and the check of the page against it |
 //! | [`service`] | the guest's memory of its clients |
+//! | [`attack`] | what a hostile guest does to its machine, drawn from a seed |
 //! | [`params`] | the guest's command line |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -22,6 +23,7 @@
 extern crate std;
 
 mod answer;
+pub mod attack;
 pub mod content;
 pub mod history;
 pub mod lane;

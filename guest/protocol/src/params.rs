@@ -5,6 +5,7 @@
 use core::net::Ipv4Addr;
 
 use crate::VCPUS_MAX;
+use crate::attack::{Attack, AttackError};
 use crate::pattern::{Pattern, PatternError};
 
 /// Number of vCPUs to run, 1 to 8.
@@ -17,6 +18,8 @@ pub const GATEWAY: &str = "probe.gw";
 pub const DIRTY: &str = "probe.dirty";
 /// Pages reserved for the working set.
 pub const WORKING_SET_MAX: &str = "probe.wsmax";
+/// The machine is attacked, see [`Attack`].
+pub const ATTACK: &str = "probe.attack";
 /// `1`: fill all remaining memory at boot.
 pub const FILL: &str = "probe.fill";
 /// Steps of the deterministic computation; the guest exits when it is done.
@@ -55,6 +58,8 @@ pub struct Params {
     pub working_set_pages_max: Option<u64>,
     /// See [`FILL`].
     pub fill: bool,
+    /// See [`ATTACK`].
+    pub attack: Option<Attack>,
     /// See [`COMPUTE`].
     pub compute_steps: Option<u64>,
     /// See [`TICK`].
@@ -74,6 +79,9 @@ pub enum ParamError {
     /// Not a dirty pattern.
     #[error("probe.dirty is wrong: {0}")]
     Pattern(#[from] PatternError),
+    /// Not an attack.
+    #[error("probe.attack is wrong: {0}")]
+    Attack(#[from] AttackError),
     /// Not `size@base:gsi`.
     #[error("virtio_mmio.device needs size@base:gsi, as in 4K@0xd0000000:5")]
     Virtio,
@@ -88,6 +96,7 @@ impl Default for Params {
             pattern: Pattern::default(),
             working_set_pages_max: None,
             fill: false,
+            attack: None,
             compute_steps: None,
             tick_ms: 50,
             virtio: [None; VIRTIO_DEVICES_MAX],
@@ -122,6 +131,7 @@ impl Params {
                 self.working_set_pages_max = Some(number(WORKING_SET_MAX, value, 1, 1 << 24)?)
             }
             FILL => self.fill = number(FILL, value, 0, 1)? == 1,
+            ATTACK => self.attack = Some(value.parse()?),
             COMPUTE => self.compute_steps = Some(number(COMPUTE, value, 1, u64::MAX)?),
             TICK => self.tick_ms = number(TICK, value, 1, 1000)?,
             VIRTIO_MMIO => {
