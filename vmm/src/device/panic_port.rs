@@ -44,10 +44,11 @@ impl PanicPort {
         KNOWN
     }
 
-    /// A vCPU writes it.
+    /// A vCPU writes it. Only what was not said before is told: a guest that
+    /// repeats itself for ever shall not fill its owner's memory and log.
     pub(crate) fn write(&self, value: u8) -> Option<Panic> {
-        self.said.fetch_or(value & KNOWN, Ordering::SeqCst);
-        meaning(value)
+        let before = self.said.fetch_or(value & KNOWN, Ordering::SeqCst);
+        meaning(value & !before)
     }
 
     /// What was said since power-on.
@@ -96,6 +97,7 @@ mod tests {
         let sections = Sections::new(vec![port.save()]).unwrap();
         other.adopt(PanicPort::decode(&sections).unwrap());
         assert_eq!(other.said(), Some(Panic::Stopped));
+        assert_eq!([port.write(1), other.write(1)], [None, None], "it is known");
         assert_eq!(other.write(2), Some(Panic::CrashKernel));
     }
 

@@ -90,6 +90,8 @@ pub(crate) struct Transport {
     driver_features_sel: u32,
     queue_sel: u32,
     violations: u64,
+    /// How often the guest had to be told to reset it.
+    failures: u64,
 }
 
 impl Transport {
@@ -107,6 +109,7 @@ impl Transport {
             driver_features_sel: 0,
             queue_sel: 0,
             violations: 0,
+            failures: 0,
         }
     }
 
@@ -127,8 +130,13 @@ impl Transport {
 
     /// The guest broke a rule of its queues: it has to reset the device.
     pub(crate) fn fail(&mut self, fault: QueueFault) {
-        tracing::warn!(device = self.identity.device_id, %fault, "the guest must reset a device");
         self.violations += 1;
+        self.failures += 1;
+        // A guest that insists shall not fill the log.
+        if self.failures.is_power_of_two() {
+            let (device, failures) = (self.identity.device_id, self.failures);
+            tracing::warn!(device, %fault, failures, "the guest must reset a device");
+        }
         self.status |= NEEDS_RESET;
         self.interrupt(mmio::VIRTIO_MMIO_INT_CONFIG as u8);
     }
