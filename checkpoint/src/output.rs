@@ -35,6 +35,18 @@ pub struct Output {
     pub payload: Arc<[u8]>,
 }
 
+/// What an output costs beside its payload, roughly. A guest may say a byte at a
+/// time, and be stopped by a bound all the same.
+const OUTPUT_BYTES: usize = 64;
+
+impl Output {
+    /// Bytes that it takes while it is held.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.payload.len() + OUTPUT_BYTES
+    }
+}
+
 /// What happens to output that the guest emits now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -77,7 +89,7 @@ impl HeldOutput {
         self.mode
     }
 
-    /// Payload bytes that wait for a commit.
+    /// Bytes of what waits for a commit.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         self.held_bytes
@@ -88,7 +100,7 @@ impl HeldOutput {
         match self.mode {
             Mode::Passing => self.ready.push_back(output),
             Mode::Holding => {
-                self.held_bytes += output.payload.len();
+                self.held_bytes += output.held_bytes();
                 self.open.push(output);
             }
             Mode::Fenced => {}
@@ -156,7 +168,7 @@ impl HeldOutput {
     }
 
     fn make_ready(&mut self, outputs: Vec<Output>) {
-        self.held_bytes -= outputs.iter().map(|output| output.payload.len()).sum::<usize>();
+        self.held_bytes -= outputs.iter().map(Output::held_bytes).sum::<usize>();
         self.ready.extend(outputs);
     }
 }
@@ -188,7 +200,20 @@ mod tests {
         assert_eq!(ready(&mut held), "a");
         held.release(Epoch::new(6));
         assert_eq!(ready(&mut held), "b");
-        assert_eq!(held.held_bytes(), 1);
+        assert_eq!(held.held_bytes(), word("c").held_bytes());
+    }
+
+    #[test]
+    fn a_byte_at_a_time_counts_as_what_it_costs() {
+        let mut held = HeldOutput::new(Mode::Holding);
+        for _ in 0..1000 {
+            held.emit(word("\n"));
+        }
+        let costs = 1000 * (size_of::<Output>() + 1);
+        assert!(held.held_bytes() >= costs, "{} bytes", held.held_bytes());
+        held.seal(Epoch::new(1));
+        held.release(Epoch::new(1));
+        assert_eq!(held.held_bytes(), 0);
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl Default for OutletConfig {
 pub struct OutletStats {
     /// What happens to output now.
     pub mode: Mode,
-    /// Payload bytes that wait for a commit.
+    /// Bytes of what waits for a commit.
     pub held_bytes: usize,
     /// Packets and console pieces that wait for a commit.
     pub held_frames: u64,
@@ -443,7 +443,7 @@ impl Queue {
     }
 
     fn make_ready(&mut self, output: Output) {
-        self.ready_bytes += output.payload.len();
+        self.ready_bytes += output.held_bytes();
         self.ready.push_back(output);
     }
 
@@ -471,7 +471,7 @@ impl Queue {
             return Next::TooOld;
         }
         let output = self.ready.pop_front().expect("looked at above");
-        self.ready_bytes -= output.payload.len();
+        self.ready_bytes -= output.held_bytes();
         Next::Write(output)
     }
 
@@ -483,7 +483,7 @@ impl Queue {
             self.dropped_frames += 1;
             self.blocked_since = None;
         } else {
-            self.ready_bytes += output.payload.len();
+            self.ready_bytes += output.held_bytes();
             self.ready.push_front(output);
         }
     }
