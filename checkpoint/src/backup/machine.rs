@@ -56,7 +56,7 @@ pub struct Backup {
     heard_at: Duration,
     committed: Epoch,
     applied: Epoch,
-    stages: Stages,
+    pub(super) stages: Stages,
     /// The image's digest is wanted at this epoch.
     verifying: Option<Epoch>,
     ask_not_before: Duration,
@@ -201,6 +201,9 @@ impl Backup {
             }
             (Phase::Seeding(_) | Phase::Standing, Event::Refused { id }) => self.on_refused(id),
             (Phase::Seeding(_) | Phase::Standing, Event::PassedOver { id }) => self.ask_for(id),
+            (Phase::Seeding(_) | Phase::Standing, Event::Excess) => {
+                self.violation("it sends more than this node can stage, and completes none of it");
+            }
 
             (Phase::Standing, Event::Applied { epoch }) => self.on_applied(epoch),
             (Phase::Standing, Event::ImageDigest { epoch, digest }) => {
@@ -226,6 +229,7 @@ impl Backup {
                 Event::Staged { .. }
                 | Event::Refused { .. }
                 | Event::PassedOver { .. }
+                | Event::Excess
                 | Event::Applied { .. }
                 | Event::ImageBroken { .. }
                 | Event::ImageDigest { .. }
@@ -246,6 +250,7 @@ impl Backup {
                 | Event::Staged { .. }
                 | Event::Refused { .. }
                 | Event::PassedOver { .. }
+                | Event::Excess
                 | Event::ImageDigest { .. }
                 | Event::TakeOver,
             )
@@ -255,6 +260,7 @@ impl Backup {
                 | Event::Staged { .. }
                 | Event::Refused { .. }
                 | Event::PassedOver { .. }
+                | Event::Excess
                 | Event::ImageBroken { .. }
                 | Event::ImageDigest { .. }
                 | Event::Answered(_)
@@ -440,8 +446,10 @@ impl Backup {
 
     fn in_window(&self, epoch: Epoch) -> bool {
         match self.phase {
-            // The joining epoch may have any number.
-            Phase::Seeding(_) => epoch > Epoch::ZERO && epoch <= EPOCH_MAX,
+            // The joining epoch may have any number, but not all of them.
+            Phase::Seeding(_) => {
+                epoch > Epoch::ZERO && epoch <= EPOCH_MAX && self.stages.has_place(epoch)
+            }
             Phase::Standing => {
                 epoch > self.committed
                     && epoch.get() - self.committed.get() <= EPOCHS_AHEAD_MAX

@@ -111,6 +111,8 @@ pub enum Event {
         /// Which chunk.
         id: ChunkId,
     },
+    /// More came than may be staged: the primary completes nothing of it.
+    Excess,
     /// An epoch is in the image.
     Applied {
         /// Which.

@@ -133,6 +133,15 @@ impl Stages {
         self.epochs.entry(epoch).or_default()
     }
 
+    /// Whether `epoch` is known, or may be beside those that are.
+    pub(super) fn has_place(&self, epoch: Epoch) -> bool {
+        (self.len() as u64) < EPOCHS_AHEAD_MAX || self.epochs.contains_key(&epoch)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.epochs.len()
+    }
+
     pub(super) fn get(&self, epoch: Epoch) -> Option<&EpochStage> {
         self.epochs.get(&epoch)
     }

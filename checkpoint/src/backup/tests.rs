@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use arbiter::{NodeId, Outcome, Register, Term};
 
-use super::{Action, Backup, Config, Event, Standing};
+use super::{Action, Backup, Config, Event, Standing, stage::EPOCHS_AHEAD_MAX};
 use crate::{
     Answer, Epoch, MemoryLayout, PageNumber, PageRun, Question,
     chunk::{ChunkId, Digest, epoch_digest},
@@ -438,4 +438,31 @@ fn the_digest_is_taken_between_two_epochs() {
         Action::Apply { epoch: seven },
     ];
     assert_eq!(orders, expected);
+}
+
+#[test]
+fn a_primary_that_completes_nothing_loses_its_session() {
+    let ends = |bench: &mut Bench| {
+        bench.tell(Event::Excess);
+        bench.take().iter().any(|action| matches!(action, Action::Disconnect { .. }))
+    };
+    let mut bench = Bench::standing();
+    assert!(ends(&mut bench));
+    assert_eq!(bench.machine.standing(), Standing::Whole, "what is committed stays");
+    let mut bench = Bench::new();
+    bench.knock(1, hello());
+    bench.hear(1, ToBackup::BeginSeed);
+    assert!(ends(&mut bench));
+    assert_eq!(bench.machine.standing(), Standing::Waiting);
+}
+
+#[test]
+fn a_seed_does_not_close_all_epochs_that_there_are() {
+    let mut bench = Bench::new();
+    bench.knock(1, hello());
+    bench.hear(1, ToBackup::BeginSeed);
+    for epoch in 1..5000 {
+        bench.close(epoch, 1, None);
+    }
+    assert_eq!(bench.machine.stages.len() as u64, EPOCHS_AHEAD_MAX);
 }

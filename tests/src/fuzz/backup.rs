@@ -52,7 +52,8 @@ pub(super) const MEDDLE: u8 = 12;
 pub(super) const EPOCH: u8 = 13;
 /// A primary as it should be knocks, and begins a seed.
 pub(super) const SEED: u8 = 14;
-const STEPS: u8 = 15;
+pub(super) const EXCESS: u8 = 15;
+const STEPS: u8 = 16;
 
 pub(super) fn run(bytes: &[u8]) -> Verdict {
     let mut script = Script::new(bytes);
@@ -149,6 +150,7 @@ impl Shell {
             }
             EPOCH => return self.whole_epoch(script),
             SEED => return self.begin_seed(script),
+            EXCESS => Some(Event::Excess),
             _ => unreachable!("steps are below {STEPS}"),
         };
         event.into_iter().collect()

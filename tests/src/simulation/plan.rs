@@ -288,7 +288,7 @@ fn shape(chance: &mut Chance) -> Shape {
         data_streams: 1 + chance.index(3),
         window: 2 + chance.index(14),
         epochs_in_flight_max: 1 + chance.index(6),
-        held_output_bytes_max: chance.within(&(300..4_000)),
+        held_output_bytes_max: chance.within(&(1_000..12_000)),
         seed_pages_left_max: chance.below(6),
         staging_pages_max: if chance.hits(100) { pages[0] + pages[1] } else { STAGING_PAGES },
         slow_codecs: chance.hits(300),

@@ -58,6 +58,10 @@ pub(crate) enum Input {
         session: u64,
         id: ChunkId,
     },
+    /// More was sent than may be staged.
+    Excess {
+        session: u64,
+    },
     Applied {
         epoch: Epoch,
     },
@@ -229,12 +233,14 @@ impl Core {
             Input::PassedOver { session, id } if self.current(session) => {
                 self.tell(Event::PassedOver { id });
             }
+            Input::Excess { session } if self.current(session) => self.tell(Event::Excess),
             // Of a session that is over.
             Input::LinkDown { .. }
             | Input::Heard { .. }
             | Input::Staged { .. }
             | Input::Refused { .. }
-            | Input::PassedOver { .. } => {}
+            | Input::PassedOver { .. }
+            | Input::Excess { .. } => {}
             Input::Applied { epoch } => self.tell(Event::Applied { epoch }),
             Input::ImageBroken(broken) => {
                 let why = broken.to_string();
@@ -296,7 +302,7 @@ impl Core {
                 }
             }
             Action::Discard => {
-                self.staging.begin(self.sessions);
+                self.staging.discard();
                 self.applier.forget();
             }
             Action::ApplySeed { chunks } => self.applier.seed(self.staging.take_seed(chunks)),

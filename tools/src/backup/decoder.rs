@@ -6,7 +6,7 @@ use std::{
 };
 
 use arbiter::Term;
-use checkpoint::{MemoryLayout, chunk::Chunk};
+use checkpoint::{MemoryLayout, chunk::Chunk, staging::Placed};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::{core::Input, staging::SharedStaging};
@@ -73,10 +73,11 @@ fn work(
         let input = match chunk.decode(layout) {
             Ok(content) => {
                 let pages = content.pages();
-                if !staging.stage(session, id, digest, content) {
-                    continue;
+                match staging.stage(session, id, digest, content) {
+                    Placed::Staged => Input::Staged { session, term, id, digest, pages },
+                    Placed::Passed => continue,
+                    Placed::Excess => Input::Excess { session },
                 }
-                Input::Staged { session, term, id, digest, pages }
             }
             Err(error) => {
                 tracing::warn!(%error, "a chunk was refused");

@@ -58,3 +58,6 @@ pub fn stand_by(host: Host) -> Result<End, NodeError> {
     guest.touch();
     core::stand_by(host, guest)
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use checkpoint::{
     Epoch,
     chunk::{ChunkId, Content, Digest},
-    staging::{EpochContent, Staging},
+    staging::{EpochContent, Placed, Staging},
 };
 
 /// See the module's head.
@@ -34,19 +34,26 @@ impl SharedStaging {
         self.room.notify_all();
     }
 
-    /// Stages content when there is room; `false` if its session is over, or another
-    /// chunk came before in its place.
+    /// There is no image any more; nothing is staged.
+    pub(super) fn discard(&self) {
+        let unwanted = self.lock().discard();
+        drop(unwanted);
+        self.room.notify_all();
+    }
+
+    /// Stages content when there is room, or passes over what is not wanted, as
+    /// that of a session that is over.
     pub(super) fn stage(
         &self,
         session: u64,
         id: ChunkId,
         digest: Digest,
         content: Content,
-    ) -> bool {
+    ) -> Placed {
         let waits = |staging: &mut Staging| !staging.is_over(session) && !staging.has_room();
         let mut staging = self.room.wait_while(self.lock(), waits).expect("no holder panics");
         if staging.is_over(session) {
-            return false;
+            return Placed::Passed;
         }
         staging.stage(session, id, digest, content)
     }
@@ -82,24 +89,24 @@ mod tests {
 
     #[test]
     fn a_decoder_waits_for_room_and_no_longer_than_its_session() {
-        let staging = Arc::new(SharedStaging::new(9));
+        let staging = Arc::new(SharedStaging::new(1000));
         staging.begin(1);
-        let id = |index| ChunkId { epoch: Epoch::new(1), index };
-        let content = || Content::SectionsDelta(vec![0; 10].into());
-        assert!(staging.stage(1, id(0), [0; 32], content()));
+        let id = |epoch| ChunkId { epoch: Epoch::new(epoch), index: 0 };
+        let content = || Content::SectionsDelta(vec![0; 1001].into());
+        assert_eq!(staging.stage(1, id(1), [0; 32], content()), Placed::Staged);
         staging.take(Epoch::new(1));
         let stage = |session| {
             let staging = staging.clone();
-            std::thread::spawn(move || staging.stage(session, id(1), [1; 32], content()))
+            std::thread::spawn(move || staging.stage(session, id(2), [1; 32], content()))
         };
         let waiting = stage(1);
         std::thread::sleep(Duration::from_millis(20));
         assert!(!waiting.is_finished(), "there is no room");
-        staging.applied(10);
-        assert!(waiting.join().unwrap());
-        staging.take(Epoch::new(1));
+        staging.applied(1001);
+        assert_eq!(waiting.join().unwrap(), Placed::Staged);
+        staging.take(Epoch::new(2));
         let waiting = stage(1);
         staging.begin(2);
-        assert!(!waiting.join().unwrap());
+        assert_eq!(waiting.join().unwrap(), Placed::Passed);
     }
 }

@@ -15,7 +15,7 @@ use checkpoint::{
     image::BrokenImage,
     message::ToBackup,
     output::Output,
-    staging::Staging,
+    staging::{Placed, Staging},
 };
 use transport::wire::{ChunkHead, Frame, HEADER_BYTES, Header};
 
@@ -41,6 +41,7 @@ enum Input {
     Staged { session: u64, term: Term, id: ChunkId, digest: Digest, pages: u64 },
     Refused { session: u64, id: ChunkId },
     PassedOver { session: u64, id: ChunkId },
+    Excess { session: u64 },
     Applied(Epoch),
     ImageBroken(BrokenImage),
     ImageDigest(Epoch, Digest),
@@ -218,11 +219,14 @@ impl BackupShell {
         let input = match chunk.decode(&layout(world.plan.shape.pages)) {
             Ok(content) => {
                 let pages = content.pages();
-                let over = self.staging.is_over(session);
-                if over || !self.staging.stage(session, id, digest, content) {
+                if self.staging.is_over(session) {
                     return;
                 }
-                Input::Staged { session, term, id, digest, pages }
+                match self.staging.stage(session, id, digest, content) {
+                    Placed::Staged => Input::Staged { session, term, id, digest, pages },
+                    Placed::Passed => return,
+                    Placed::Excess => Input::Excess { session },
+                }
             }
             Err(_) => Input::Refused { session, id },
         };
@@ -357,12 +361,14 @@ impl BackupShell {
             Input::PassedOver { session, id } if self.current(session) => {
                 self.tell(world, Event::PassedOver { id });
             }
+            Input::Excess { session } if self.current(session) => self.tell(world, Event::Excess),
             // Of a session that is over.
             Input::LinkDown { .. }
             | Input::Heard { .. }
             | Input::Staged { .. }
             | Input::Refused { .. }
-            | Input::PassedOver { .. } => {}
+            | Input::PassedOver { .. }
+            | Input::Excess { .. } => {}
             Input::Applied(epoch) => self.tell(world, Event::Applied { epoch }),
             Input::ImageBroken(broken) => {
                 let why = broken.to_string();

@@ -41,7 +41,7 @@ impl BackupShell {
             }
             Action::Send(message) => self.send(world, message),
             Action::Discard => {
-                let _ = self.staging.begin(self.sessions);
+                let _ = self.staging.discard();
                 self.applier.forget(world);
                 world.witness.gives_up(self.me);
             }
