@@ -11,10 +11,19 @@
 //! of them it was is made durable before anything is served again. A file whose
 //! digest does not match is refused, not repaired: serving an older register
 //! could lower a term.
+//!
+//! **A disk that fails.** Until the rename nothing has happened: the change is
+//! refused, and the next one may go well. From the rename on it is not known
+//! which file would be found after a loss of power; and a flush that failed once
+//! may well succeed the next time without having written anything (Linux forgets
+//! what it could not write). So before anything is served again the file is read,
+//! must hold what it held before or what was written, and is written anew. What
+//! stood in doubt is decided by that, and whoever asks again is told.
 
 mod disk;
 
 use std::{
+    cell::{RefCell, RefMut},
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
@@ -63,20 +72,49 @@ pub enum FileError {
         /// The file.
         path: PathBuf,
     },
-    /// An earlier write failed half-way, so memory and disk may differ.
-    #[error("register file {path} could not be written before: restart the arbiter when its disk is well", path = path.display())]
-    Poisoned {
+    /// An earlier change failed half-way, and it cannot be found out yet what
+    /// became of it.
+    #[error("register file {path} could not be replaced before, and its disk is not well yet: the next request tries again", path = path.display())]
+    Doubtful {
         /// The file.
         path: PathBuf,
+        /// What was tried to find out.
+        source: Box<FileError>,
     },
 }
 
 /// A [`Store`] in one file. See the module's head for its format.
 #[derive(Debug)]
 pub struct FileStore<D = OsDisk> {
+    /// Reading settles what a change before it left in doubt.
+    state: RefCell<State<D>>,
+}
+
+type Records = BTreeMap<VmId, Record>;
+
+#[derive(Debug)]
+struct State<D> {
     disk: D,
-    records: BTreeMap<VmId, Record>,
-    poisoned: bool,
+    /// What is in force, or in doubt what was to be.
+    records: Records,
+    /// There may be these instead: the change to `records` failed half-way.
+    doubt: Option<Records>,
+}
+
+/// A change that failed.
+enum Failure {
+    /// The old file is in place.
+    Before(FileError),
+    /// One of them is.
+    Halfway(FileError),
+}
+
+impl Failure {
+    fn into_error(self) -> FileError {
+        match self {
+            Self::Before(error) | Self::Halfway(error) => error,
+        }
+    }
 }
 
 impl FileStore {
@@ -111,29 +149,75 @@ impl<D: Disk> FileStore<D> {
             Some(bytes) => parse(&bytes).map_err(|what| damaged(&disk, what))?,
             None => BTreeMap::new(),
         };
-        Ok(Self { disk, records, poisoned: false })
+        Ok(Self { state: RefCell::new(State { disk, records, doubt: None }) })
     }
 
-    /// Whatever is asked of a store in doubt does not happen.
-    fn require_sound(&self) -> Result<(), StoreError> {
-        if self.poisoned {
-            let path = self.disk.path().to_owned();
-            return Err(StoreError::untouched(FileError::Poisoned { path }));
+    /// The state, without doubt.
+    fn sound(&self) -> Result<RefMut<'_, State<D>>, StoreError> {
+        let mut state = self.state.borrow_mut();
+        state.settle().map_err(|source| {
+            let path = state.disk.path().to_owned();
+            StoreError::untouched(FileError::Doubtful { path, source: Box::new(source) })
+        })?;
+        Ok(state)
+    }
+}
+
+impl<D: Disk> State<D> {
+    /// Finds out what became of a change that failed half-way, and makes it
+    /// durable.
+    fn settle(&mut self) -> Result<(), FileError> {
+        let Some(before) = &self.doubt else { return Ok(()) };
+        let found = match read(&self.disk)? {
+            Some(bytes) => parse(&bytes).map_err(|what| damaged(&self.disk, what))?,
+            None => Records::new(),
+        };
+        if found != self.records && found != *before {
+            let what = "it holds neither what it held nor what was written".to_owned();
+            return Err(damaged(&self.disk, what));
         }
+        self.persist(&found).map_err(Failure::into_error)?;
+        self.records = found;
+        self.doubt = None;
         Ok(())
     }
 
-    fn persist(&mut self) -> Result<(), FileError> {
+    /// Makes `record` that of `vm`.
+    fn change(&mut self, vm: &VmId, record: Record) -> Result<(), StoreError> {
+        let mut records = self.records.clone();
+        records.insert(vm.clone(), record);
+        match self.persist(&records) {
+            Ok(()) => {
+                self.records = records;
+                Ok(())
+            }
+            Err(Failure::Before(error)) => Err(StoreError::untouched(error)),
+            Err(Failure::Halfway(error)) => {
+                self.doubt = Some(std::mem::replace(&mut self.records, records));
+                Err(StoreError::unknown(error))
+            }
+        }
+    }
+
+    fn persist(&mut self, records: &Records) -> Result<(), Failure> {
         let staged = beside(self.disk.path(), "new");
         let fail = |action| {
             let path = staged.clone();
             move |source| FileError::Io { action, path, source }
         };
-        self.disk.begin_beside().map_err(fail("create"))?;
-        self.disk.write_beside(&render(&self.records)).map_err(fail("write"))?;
-        self.disk.flush_beside().map_err(fail("flush"))?;
-        self.disk.rename().map_err(fail("rename"))?;
-        self.disk.flush_folder().map_err(fail("flush the folder of"))
+        let before = |action| {
+            let fail = fail(action);
+            move |source| Failure::Before(fail(source))
+        };
+        self.disk.begin_beside().map_err(before("create"))?;
+        self.disk.write_beside(&render(records)).map_err(before("write"))?;
+        self.disk.flush_beside().map_err(before("flush"))?;
+        let halfway = |action| {
+            let fail = fail(action);
+            move |source| Failure::Halfway(fail(source))
+        };
+        self.disk.rename().map_err(halfway("rename"))?;
+        self.disk.flush_folder().map_err(halfway("flush the folder of"))
     }
 }
 
@@ -143,32 +227,24 @@ impl<D: Disk> Store for FileStore<D> {
     }
 
     fn load(&self, vm: &VmId) -> Result<Option<Record>, StoreError> {
-        self.require_sound()?;
-        Ok(self.records.get(vm).cloned())
+        Ok(self.sound()?.records.get(vm).cloned())
     }
 
     fn execute(&mut self, vm: &VmId, request: &Request) -> Result<Outcome, StoreError> {
-        self.require_sound()?;
-        let current = self.records.get(vm);
+        let mut state = self.sound()?;
+        let current = state.records.get(vm);
         let outcome = request.decide(current)?;
         if let Outcome::Set(register) = &outcome
             && current.map(|record| &record.register) != Some(register)
         {
-            let record = Record { register: register.clone(), stamp: request.stamp };
-            self.records.insert(vm.clone(), record);
-            // Whether a failed write reached the disk cannot be known; serve
-            // nobody from a memory that may be ahead of it.
-            self.persist().map_err(|error| {
-                self.poisoned = true;
-                StoreError::unknown(error)
-            })?;
+            state.change(vm, Record { register: register.clone(), stamp: request.stamp })?;
         }
         Ok(outcome)
     }
 
     fn list(&self) -> Result<Vec<(VmId, Record)>, StoreError> {
-        self.require_sound()?;
-        Ok(self.records.iter().map(|(vm, record)| (vm.clone(), record.clone())).collect())
+        let state = self.sound()?;
+        Ok(state.records.iter().map(|(vm, record)| (vm.clone(), record.clone())).collect())
     }
 }
 
@@ -280,23 +356,58 @@ mod tests {
         assert!(matches!(FileStore::open(&path), Err(FileError::InUse { .. })));
     }
 
+    fn admission(register: Register) -> Request {
+        Request {
+            caller: register.primary.clone(),
+            expected: Some(register),
+            operation: Operation::Admit { backup: "node-b".parse().unwrap() },
+            stamp: Stamp::new(2),
+        }
+    }
+
     #[test]
-    fn after_a_failed_write_nothing_is_served() {
+    fn a_disk_that_cannot_be_written_costs_changes_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("register");
         let (vm, register) = claim(&path);
         let mut store = FileStore::open(&path).unwrap();
         // A folder in the way of the staged file fails its creation.
         fs::create_dir(beside(&path, "new")).unwrap();
-        let request = Request {
-            caller: register.primary.clone(),
-            expected: Some(register),
-            operation: Operation::Admit { backup: "node-b".parse().unwrap() },
-            stamp: Stamp::new(2),
-        };
-        assert!(matches!(store.execute(&vm, &request), Err(StoreError::Unknown { .. })));
-        let told = store.load(&vm).unwrap_err();
+        let request = admission(register.clone());
+        let told = store.execute(&vm, &request).unwrap_err();
         assert!(matches!(told, StoreError::Untouched { .. }), "{told:?}");
-        assert!(told.to_string().contains("restart the arbiter"), "{told}");
+        assert!(told.to_string().contains("check the disk"), "{told}");
+        assert_eq!(store.load(&vm).unwrap().unwrap().register, register);
+        fs::remove_dir(beside(&path, "new")).unwrap();
+        let Outcome::Set(admitted) = store.execute(&vm, &request).unwrap() else {
+            panic!("it is not admitted")
+        };
+        drop(store);
+        let reopened = FileStore::open(&path).unwrap();
+        assert_eq!(reopened.load(&vm).unwrap().unwrap().register, admitted);
+    }
+
+    #[test]
+    fn what_cannot_be_put_in_place_is_in_doubt_until_it_can() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("register");
+        let (vm, register) = claim(&path);
+        let mut store = FileStore::open(&path).unwrap();
+        // A folder in place of the file cannot be replaced by one.
+        let aside = folder.path().join("aside");
+        fs::rename(&path, &aside).unwrap();
+        fs::create_dir(&path).unwrap();
+        let request = admission(register.clone());
+        assert!(matches!(store.execute(&vm, &request), Err(StoreError::Unknown { .. })));
+        for told in [store.load(&vm).unwrap_err(), store.execute(&vm, &request).unwrap_err()] {
+            assert!(matches!(told, StoreError::Untouched { .. }), "{told:?}");
+            assert!(told.to_string().contains("the next request tries again"), "{told}");
+        }
+        fs::remove_dir(&path).unwrap();
+        // Gone is neither what it held nor what was written.
+        assert!(store.load(&vm).is_err());
+        fs::rename(&aside, &path).unwrap();
+        assert_eq!(store.load(&vm).unwrap().unwrap().register, register);
+        assert!(store.execute(&vm, &request).is_ok());
     }
 }

@@ -70,7 +70,7 @@ impl Handle {
 }
 
 fn fault() -> FileError {
-    FileError::Poisoned { path: "register".into() }
+    FileError::Damaged { path: "register".into(), what: "torn".into() }
 }
 
 impl Store for Handle {
@@ -172,7 +172,7 @@ async fn when_none_can_decide_nothing_happened() {
     let told = pair.ask(1).await.unwrap_err();
     assert!(matches!(told, AskError::Unavailable { .. }), "{told:?}");
     assert!(!told.may_have_happened());
-    assert!(told.to_string().contains("restart the arbiter"), "{told}");
+    assert!(told.to_string().contains("restore it"), "{told}");
     assert_eq!(pair.record(), None);
     pair.second.behave(Behaviour::Sound);
     assert_eq!(pair.ask(1).await.unwrap(), set());

@@ -178,7 +178,10 @@ impl Store for Failing {
             return Ok(outcome);
         }
         if request.stamp == Stamp::new(99) {
-            return Err(StoreError::unknown(FileError::Poisoned { path: "register".into() }));
+            return Err(StoreError::unknown(FileError::Damaged {
+                path: "register".into(),
+                what: "torn".into(),
+            }));
         }
         Ok(outcome)
     }
@@ -212,7 +215,7 @@ async fn a_failed_store_leaves_it_unknown() {
     let a = client(&cluster, "a", server.local_address());
     let unknown = within(a.execute(&vm("web"), &create("a", 99))).await.unwrap_err();
     assert!(unknown.may_have_happened());
-    assert!(unknown.to_string().contains("restart the arbiter"), "{unknown}");
+    assert!(unknown.to_string().contains("restore it"), "{unknown}");
     // It did happen, here.
     assert!(within(a.load(&vm("web"))).await.unwrap().is_some());
 }

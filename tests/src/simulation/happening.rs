@@ -99,8 +99,6 @@ pub(super) enum WorldHappening {
     Asked(Box<Letter>),
     /// The arbiter is started.
     ArbiterStart,
-    /// The arbiter's process or host dies.
-    ArbiterDies,
     /// No more faults.
     Heal,
     /// An operator looks after everything.
@@ -129,7 +127,6 @@ impl WorldHappening {
             Self::Start(host) => 0x43 | u64::from(*host) << 8,
             Self::Asked(letter) => of_process(&letter.from, 0x44),
             Self::ArbiterStart => 0x45,
-            Self::ArbiterDies => 0x46,
             Self::Heal => 0x47,
             Self::OperatorLooks => 0x48,
             Self::ClientAsks(client) => 0x49 | u64::from(*client) << 8,

@@ -289,6 +289,36 @@ mod tests {
         }
     }
 
+    /// Fails at every step of a change, and goes on by itself: the old register is
+    /// in force or the new one, and stays so when power is lost.
+    #[test]
+    fn a_disk_that_failed_at_any_step_is_served_from_again() {
+        for (steps, seed) in (0..5).flat_map(|steps| (0..40).map(move |seed| (steps, seed))) {
+            let disk = SimulatedDisk::new(Habit::Sound);
+            let mut store = FileStore::on(disk.clone()).unwrap();
+            let Ok(Outcome::Set(first)) = claim(&mut store, None) else { panic!("claimed first") };
+            disk.plan_trouble(steps, Trouble::Error);
+            let told = claim(&mut store, Some(first.clone())).unwrap_err();
+            let untouched = matches!(told, StoreError::Untouched { .. });
+            assert_eq!(untouched, steps < 3, "step {steps}: {told:?}");
+            // Trouble while it is found out, too.
+            disk.plan_trouble(seed % 6, Trouble::Error);
+            let served = store.load(&vm()).or_else(|_| store.load(&vm())).unwrap().unwrap();
+            let expected = if steps < 4 { [1, 1] } else { [1, 2] }.map(Term::new);
+            assert!(expected.contains(&served.register.term), "step {steps}: {served:?}");
+            disk.revive();
+            if seed % 2 == 0 {
+                disk.lose_power(&mut Chance::new(seed.into()));
+                let found = FileStore::on(disk.clone()).unwrap().load(&vm()).unwrap();
+                assert_eq!(found, Some(served), "step {steps}, seed {seed}");
+            } else {
+                let next = claim(&mut store, Some(served.register.clone())).unwrap();
+                let Outcome::Set(next) = next else { panic!("{next:?}") };
+                assert_eq!(Some(next.term), served.register.term.next());
+            }
+        }
+    }
+
     /// What a process served after it was started stays in force when power is
     /// lost then: the one before it may have died between the rename and the
     /// flush of the folder.

@@ -121,11 +121,6 @@ impl ArbiterHost {
         if self.disk.is_dead() {
             return self.die(world);
         }
-        if matches!(answer, Answer::Failed(_) | Answer::Unavailable(_)) {
-            // An operator reads the log and starts it again.
-            let delay = world.chance.micros(1_000..80_000);
-            world.later(delay, WorldHappening::ArbiterDies);
-        }
         reply(world, letter, term, answer);
     }
 }

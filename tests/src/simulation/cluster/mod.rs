@@ -112,7 +112,6 @@ impl Cluster {
             WorldHappening::Start(host) => self.start(host),
             WorldHappening::Asked(letter) => self.arbiter.asked(&mut self.world, &letter),
             WorldHappening::ArbiterStart => self.arbiter.start(&mut self.world),
-            WorldHappening::ArbiterDies => self.arbiter.die(&mut self.world),
             WorldHappening::Heal => self.heal(),
             WorldHappening::OperatorLooks => self.operator_looks(),
             WorldHappening::ClientAsks(client) => self.clients.ask(&mut self.world, client),

@@ -18,6 +18,7 @@ mod voices;
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     io,
     path::{Path, PathBuf},
     process::{Child, Stdio},
@@ -44,6 +45,8 @@ use crate::{
 
 /// Detection that a busy machine does not set off by itself.
 const CALM: &str = "mtu_max = 65000\ndetection_ms = 400\ndrop_ms = 300";
+/// What a hostile guest does, between answers to its clients.
+const HOSTILE: &str = "chains+resets+registers+races+ports+space+net";
 const HOSTS: [Place; 2] = [Place::Host(1), Place::Host(2)];
 /// Clients that ask from the beginning to the end.
 const LANES: u32 = 4;
@@ -71,6 +74,8 @@ pub struct SoakSettings {
     pub dirty_rate: u64,
     /// The registers are in three members of etcd, behind two arbiters.
     pub etcd: bool,
+    /// The guest attacks its devices all the time.
+    pub hostile: bool,
     /// Say nothing on the way.
     pub quiet: bool,
 }
@@ -90,11 +95,16 @@ impl SoakSettings {
     fn shape(&self) -> Shape {
         let pages = self.dirty_rate.clamp(1, u64::from(self.memory_mib) * 64);
         let rate = self.dirty_rate;
+        let mut cmdline =
+            format!("probe.dirty=pages:{pages},rate:{rate},write:sparse,content:random");
+        if self.hostile {
+            let _ = write!(cmdline, " probe.attack=seed:{},kinds:{HOSTILE}", self.seed);
+        }
         Shape {
             hosts: HOSTS.len() as u8,
             memory_mib: self.memory_mib,
             vcpus: self.vcpus,
-            cmdline: format!("probe.dirty=pages:{pages},rate:{rate},write:sparse,content:random"),
+            cmdline,
             linux: None,
             replication: CALM.to_owned(),
         }
@@ -340,15 +350,9 @@ impl<'a> Soak<'a> {
             (Kind::Kill, _) => self.cluster.start(place, "backup"),
             (Kind::Freeze, _) => self.cluster.signal(place, "CONT"),
             (Kind::Cut(_) | Kind::Loss(_), _) => Ok(self.cluster.lab().heal(place)?),
-            (Kind::FullDisk, victim) => {
+            (Kind::FullDisk, _) => {
                 if let Some(disk) = self.disks.get(&place) {
                     disk.relieve();
-                }
-                // A store that could not write serves nothing until its operator
-                // says that the disk is well.
-                if matches!(victim, Victim::Arbiter(_)) {
-                    self.cluster.kill(place);
-                    self.cluster.start(place, "arbiter")?;
                 }
                 Ok(())
             }
