@@ -16,7 +16,7 @@ pub enum Note {
     BackupRefused { backup: NodeId, why: String },
     BackupOutdated { backup: NodeId },
     SeedBegun { backup: NodeId },
-    SeedRestarted { backup: NodeId },
+    SeedResent { backup: NodeId, chunks: usize },
     SeedStuck { backup: NodeId, millis: u64 },
     Joining { backup: NodeId, epoch: Epoch },
     Resumed { backup: NodeId, after: Epoch, resent: usize },
@@ -68,8 +68,11 @@ impl fmt::Display for Note {
                 write!(f, "backup {backup} has lost its image: asking to drop it and seed it again")
             }
             Self::SeedBegun { backup } => write!(f, "seeding backup {backup}"),
-            Self::SeedRestarted { backup } => {
-                write!(f, "a seed chunk for backup {backup} was damaged: seeding it again")
+            Self::SeedResent { backup, chunks } => {
+                write!(
+                    f,
+                    "backup {backup} lacked {chunks} chunks of its seed: their pages go again"
+                )
             }
             Self::SeedStuck { backup, millis } => {
                 write!(

@@ -582,10 +582,7 @@ impl Primary {
             ToPrimary::Heartbeat { pong } => link.pong = link.pong.max(pong.min(link.ping)),
             ToPrimary::SeedAck { chunks } => self.on_seed_ack(backup, chunks),
             ToPrimary::Ack { committed, applied: _ } => self.on_ack(backup, committed),
-            ToPrimary::Nack { epoch: Epoch::ZERO, chunks: _ } => {
-                self.note(Note::SeedRestarted { backup: backup.clone() });
-                self.disconnect(backup);
-            }
+            ToPrimary::Nack { epoch: Epoch::ZERO, chunks } => self.on_seed_nack(backup, chunks),
             ToPrimary::Nack { epoch, chunks } => self.on_nack(backup, epoch, chunks),
             ToPrimary::Verified { epoch, digest } => {
                 self.act(Action::Verified { backup: backup.clone(), epoch, digest });

@@ -243,6 +243,13 @@ pub enum Action {
         /// To whom.
         backup: NodeId,
     },
+    /// Send the pages of chunks of a seed again, in chunks of the same numbers.
+    ResendSeed {
+        /// To whom.
+        backup: NodeId,
+        /// Which chunks.
+        chunks: Vec<u32>,
+    },
     /// Stop sending a seed.
     StopSeed {
         /// To whom.

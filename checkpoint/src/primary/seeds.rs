@@ -48,6 +48,17 @@ impl Primary {
         }
     }
 
+    /// All chunks are verified before a seed ends: what is asked for later was
+    /// on its way twice.
+    pub(super) fn on_seed_nack(&mut self, backup: &NodeId, mut chunks: Vec<u32>) {
+        let Stage::Seeding { verified, .. } = self.links[backup].stage else { return };
+        chunks.retain(|index| *index >= verified);
+        if !chunks.is_empty() {
+            self.note(Note::SeedResent { backup: backup.clone(), chunks: chunks.len() });
+            self.act(Action::ResendSeed { backup: backup.clone(), chunks });
+        }
+    }
+
     /// Sends another round if the one before has arrived and too much is left.
     fn next_seed_round(&mut self, backup: &NodeId) {
         let (left_max, rounds_max) = (self.config.seed_pages_left_max, self.config.seed_rounds_max);

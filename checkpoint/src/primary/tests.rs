@@ -178,6 +178,26 @@ fn a_seed_goes_round_until_little_is_left_and_all_of_it_is_verified() {
 }
 
 #[test]
+fn a_refused_chunk_of_a_seed_costs_that_chunk() {
+    let mut bench = Bench::new();
+    bench.link_up(None);
+    let nack = |chunks: &[u32]| ToPrimary::Nack { epoch: Epoch::ZERO, chunks: chunks.to_vec() };
+    bench.hear(1, nack(&[0]));
+    bench.hear(1, ToPrimary::SeedAck { chunks: 0 });
+    assert!(bench.take().contains(&Action::StartSeed { backup: node("b") }));
+    bench.hear(1, ToPrimary::SeedAck { chunks: 3 });
+    bench.hear(1, nack(&[2, 3, 7]));
+    let again = Action::ResendSeed { backup: node("b"), chunks: vec![3, 7] };
+    assert_eq!(bench.take(), [again]);
+    bench.tell(Event::SeedRoundSent { backup: node("b"), chunks: 9, pages_left: 0 });
+    bench.hear(1, ToPrimary::SeedAck { chunks: 9 });
+    assert_eq!(bench.order().expect("the joining cut").joins, [node("b")]);
+    bench.take();
+    bench.hear(1, nack(&[8]));
+    assert_eq!(bench.take(), [], "it has all of it");
+}
+
+#[test]
 fn a_seed_that_does_not_go_on_is_begun_again_and_waited_for_longer() {
     let mut bench = Bench::new();
     // Heartbeats come and go, but a chunk was lost: nobody sends it again.

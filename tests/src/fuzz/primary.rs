@@ -255,6 +255,7 @@ impl Shell {
             | Action::Send { .. }
             | Action::Follow { .. }
             | Action::Resend { .. }
+            | Action::ResendSeed { .. }
             | Action::Verified { .. }
             | Action::Forget { .. }
             | Action::Confirm

@@ -35,18 +35,17 @@ fn class(note: &Note) -> (Severity, EventKind) {
         Note::BackupRefused { .. } | Note::PrimaryRefused { .. } => {
             (Warning, EventKind::PeerRefused)
         }
-        Note::BackupOutdated { .. } | Note::SeedRestarted { .. } | Note::SeedStuck { .. } => {
-            (Warning, EventKind::SeedStarted)
-        }
+        Note::BackupOutdated { .. } | Note::SeedStuck { .. } => (Warning, EventKind::SeedStarted),
         Note::SeedBegun { .. } | Note::SeedReceiving { .. } => (Info, EventKind::SeedStarted),
         Note::Joining { .. } | Note::ImageComplete { .. } => (Info, EventKind::SeedFinished),
         Note::Admitted { .. } | Note::InSync { .. } => (Info, EventKind::BackupAdmitted),
         Note::Dropped { solo: true, .. } => (Warning, EventKind::WentSolo),
         Note::Dropped { solo: false, .. } => (Warning, EventKind::BackupDropped),
         Note::ImageBroken { .. } => (Error, EventKind::ChunkCorrupt),
-        Note::ChunksResent { .. } | Note::ChunkRefused { .. } | Note::EpochRefused { .. } => {
-            (Warning, EventKind::ChunkCorrupt)
-        }
+        Note::SeedResent { .. }
+        | Note::ChunksResent { .. }
+        | Note::ChunkRefused { .. }
+        | Note::EpochRefused { .. } => (Warning, EventKind::ChunkCorrupt),
         Note::StaleFrame { .. } => (Warning, EventKind::FrameStale),
         Note::Doubt { .. } | Note::CutFailed { .. } => (Warning, EventKind::GuestPaused),
         Note::DoubtResolved => (Info, EventKind::GuestResumed),

@@ -454,6 +454,12 @@ impl Core {
                     seed.round();
                 }
             }
+            Action::ResendSeed { backup, chunks } => {
+                self.host.telemetry.metrics.corrupt_chunks.inc_by(chunks.len() as u64);
+                if let Some(seed) = self.seeds.get(&backup) {
+                    seed.resend(chunks);
+                }
+            }
             Action::StopSeed { backup } => {
                 self.seeds.remove(&backup);
                 self.tracker.end_seed(&backup);

@@ -4,11 +4,17 @@
 //! was dirtied meanwhile. The machine decides whether another round follows or
 //! the next checkpoint ends the seed. Pages that could not be sent are owed
 //! again.
+//!
+//! A chunk that did not arrive whole goes again under its number, with what its
+//! pages hold by then. That is as good: what was written after the chunk was
+//! made is dirty, so a later chunk has it, and chunks are applied in order. If a
+//! page in it was sent again meanwhile, it holds what was sent or is dirty.
 
 use std::{
+    collections::BTreeSet,
     num::NonZeroU64,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
@@ -18,12 +24,12 @@ use std::{
 
 use arbiter::NodeId;
 use checkpoint::{
-    Epoch, PageSet,
+    Epoch, PageRun, PageSet,
     chunk::{ChunkId, Compression, Encoder},
 };
 
 use super::{
-    capture::{BlockPool, batches},
+    capture::{Batch, BlockPool, batches, copy_runs},
     core::Input,
     peers::ChunkSink,
     tracker::Tracker,
@@ -57,10 +63,19 @@ pub(super) struct Progress {
     pub(super) round: AtomicU64,
 }
 
+/// What the thread is to do next.
+enum Order {
+    /// Another round.
+    Round,
+    /// Look which chunks are wanted again.
+    Look,
+}
+
 /// One running seed. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Seed {
-    rounds: Option<mpsc::Sender<()>>,
+    orders: Option<mpsc::Sender<Order>>,
+    wanted: Arc<Mutex<BTreeSet<u32>>>,
     stop: Arc<AtomicBool>,
     pub(super) progress: Arc<Progress>,
     thread: Option<JoinHandle<()>>,
@@ -69,7 +84,8 @@ pub(super) struct Seed {
 impl Seed {
     /// Starts thread `seed-NODE`, which sends the first round.
     pub(super) fn start(backup: NodeId, tools: Tools) -> std::io::Result<Self> {
-        let (rounds, ordered) = mpsc::channel();
+        let (orders, ordered) = mpsc::channel();
+        let wanted = Arc::new(Mutex::new(BTreeSet::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let progress = Arc::new(Progress::default());
         let encoder = Encoder::new(tools.compression);
@@ -79,23 +95,40 @@ impl Seed {
             encoder,
             stop: stop.clone(),
             progress: progress.clone(),
-            chunks: 0,
+            wanted: wanted.clone(),
+            sent: Vec::new(),
         };
         let name = format!("seed-{}", worker.backup);
         let thread = jail::spawn(ThreadKind::Pages, name, move || worker.work(&ordered))?;
-        Ok(Self { rounds: Some(rounds), stop, progress, thread: Some(thread) })
+        Ok(Self { orders: Some(orders), wanted, stop, progress, thread: Some(thread) })
     }
 
     /// Sends another round.
     pub(super) fn round(&self) {
-        let _ = self.rounds.as_ref().expect("taken only by drop").send(());
+        self.order(Order::Round);
+    }
+
+    /// Sends the pages of `chunks` again.
+    pub(super) fn resend(&self, chunks: Vec<u32>) {
+        let mut wanted = self.wanted.lock().expect("no holder panics");
+        let idle = wanted.is_empty();
+        wanted.extend(chunks);
+        drop(wanted);
+        // However often a backup asks: one order waits.
+        if idle {
+            self.order(Order::Look);
+        }
+    }
+
+    fn order(&self, order: Order) {
+        let _ = self.orders.as_ref().expect("taken only by drop").send(order);
     }
 }
 
 impl Drop for Seed {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        drop(self.rounds.take());
+        drop(self.orders.take());
         // Not joined: it may wait for a network that no longer takes anything,
         // until its session is closed. It changes nothing after `stop`.
         drop(self.thread.take());
@@ -108,18 +141,21 @@ struct Worker {
     encoder: Encoder,
     stop: Arc<AtomicBool>,
     progress: Arc<Progress>,
-    chunks: u32,
+    wanted: Arc<Mutex<BTreeSet<u32>>>,
+    /// The pages of each chunk.
+    sent: Vec<Box<[PageRun]>>,
 }
 
 impl Worker {
-    fn work(mut self, rounds: &mpsc::Receiver<()>) {
+    fn work(mut self, orders: &mpsc::Receiver<Order>) {
         // Epochs follow the seed, and their pauses are no time to touch memory.
         self.tools.pool.touch(POOL_TOUCHED_BYTES);
         loop {
             match self.round() {
                 Ok(Some(pages_left)) => {
                     let backup = self.backup.clone();
-                    let sent = Input::SeedRoundSent { backup, chunks: self.chunks, pages_left };
+                    let chunks = self.sent.len() as u32;
+                    let sent = Input::SeedRoundSent { backup, chunks, pages_left };
                     let _ = self.tools.inputs.send(sent);
                 }
                 Ok(None) => return,
@@ -128,8 +164,12 @@ impl Worker {
                     return;
                 }
             }
-            if rounds.recv().is_err() {
-                return;
+            loop {
+                match orders.recv() {
+                    Ok(Order::Round) => break,
+                    Ok(Order::Look) if self.send_wanted() => {}
+                    Ok(Order::Look) | Err(mpsc::RecvError) => return,
+                }
             }
         }
     }
@@ -150,25 +190,44 @@ impl Worker {
         let begun = Instant::now();
         let mut sent_bytes = 0;
         let (guest, pool) = (self.tools.guest.clone(), self.tools.pool.clone());
-        for mut batch in batches(pages, guest.memory(), || pool.take_patiently()) {
-            if self.stop.load(Ordering::Relaxed) {
+        for batch in batches(pages, guest.memory(), || pool.take_patiently()) {
+            if self.stop.load(Ordering::Relaxed) || !self.send_wanted() {
                 return false;
             }
-            let id = ChunkId { epoch: Epoch::ZERO, index: self.chunks };
-            let page_count = batch.pages();
-            let scan = self.encoder.scan(&batch.runs, batch.block.as_mut(), &batch.stale, None);
-            let chunk = self.encoder.finish(id, scan, batch.block);
-            let wire_bytes = chunk.body.len() as u64;
-            if !self.tools.sink.send(chunk) {
-                return false;
-            }
-            self.chunks += 1;
+            let (index, page_count) = (self.sent.len() as u32, batch.pages());
+            self.sent.push(batch.runs.clone().into());
+            let Some(wire_bytes) = self.send_chunk(index, batch) else { return false };
             sent_bytes += wire_bytes;
             self.progress.sent_pages.fetch_add(page_count, Ordering::Relaxed);
-            self.tools.metrics.seed_wire.inc_by(wire_bytes);
             self.slow_down(begun, sent_bytes);
         }
         true
+    }
+
+    /// Sends the chunks that are wanted again; `false` if the seed is over.
+    fn send_wanted(&mut self) -> bool {
+        let (guest, pool) = (self.tools.guest.clone(), self.tools.pool.clone());
+        loop {
+            let next = self.wanted.lock().expect("no holder panics").pop_first();
+            let Some(index) = next else { return true };
+            // A backup may ask for what was never sent.
+            let Some(runs) = self.sent.get(index as usize) else { continue };
+            let batch = copy_runs(runs.to_vec(), guest.memory(), pool.take_patiently());
+            if self.stop.load(Ordering::Relaxed) || self.send_chunk(index, batch).is_none() {
+                return false;
+            }
+        }
+    }
+
+    /// Sends `batch` as chunk `index`; the bytes of it on the wire, or `None` if
+    /// the seed is over.
+    fn send_chunk(&mut self, index: u32, mut batch: Batch) -> Option<u64> {
+        let id = ChunkId { epoch: Epoch::ZERO, index };
+        let scan = self.encoder.scan(&batch.runs, batch.block.as_mut(), &batch.stale, None);
+        let chunk = self.encoder.finish(id, scan, batch.block);
+        let wire_bytes = chunk.body.len() as u64;
+        self.tools.metrics.seed_wire.inc_by(wire_bytes);
+        self.tools.sink.send(chunk).then_some(wire_bytes)
     }
 
     /// Waits until `sent_bytes` are not more than the rate allows.

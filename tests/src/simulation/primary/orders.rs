@@ -29,6 +29,12 @@ impl PrimaryShell {
                     seed.order(world, me);
                 }
             }
+            Action::ResendSeed { backup, chunks } => {
+                let me = self.me;
+                if let Some(seed) = self.seeds.iter_mut().find(|seed| seed.backup == backup) {
+                    seed.resend(world, me, chunks);
+                }
+            }
             Action::StopSeed { backup } => {
                 self.seeds.retain(|seed| seed.backup != backup);
                 self.tracker.end_seed(&backup);

@@ -4,7 +4,11 @@
 //! A batch is copied when it is its turn, so what was written since its round
 //! was taken is in it, and is dirty all the same.
 
-use std::{collections::VecDeque, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    rc::Rc,
+    time::Duration,
+};
 
 use arbiter::NodeId;
 use checkpoint::{
@@ -34,7 +38,10 @@ pub(super) struct Seed {
     round: Option<Round>,
     /// Rounds that were ordered and not begun.
     ordered: u32,
-    chunks: u32,
+    /// Chunks to be sent again.
+    wanted: BTreeSet<u32>,
+    /// The pages of each chunk.
+    sent: Vec<Vec<PageRun>>,
 }
 
 #[derive(Debug)]
@@ -63,7 +70,16 @@ impl Seed {
         session: SessionId,
     ) -> Self {
         let encoder = Encoder::new(compression(&world.plan.shape));
-        let seed = Self { number, backup, session, encoder, round: None, ordered: 1, chunks: 0 };
+        let seed = Self {
+            number,
+            backup,
+            session,
+            encoder,
+            round: None,
+            ordered: 1,
+            wanted: BTreeSet::new(),
+            sent: Vec::new(),
+        };
         seed.go_on(world, me);
         seed
     }
@@ -74,10 +90,25 @@ impl Seed {
 
     /// Another round is ordered.
     pub(super) fn order(&mut self, world: &mut World, me: ProcessId) {
+        let waits = self.waits();
         self.ordered += 1;
-        if self.round.is_none() && self.ordered == 1 {
+        if waits {
             self.go_on(world, me);
         }
+    }
+
+    /// Chunks are wanted again.
+    pub(super) fn resend(&mut self, world: &mut World, me: ProcessId, chunks: Vec<u32>) {
+        let waits = self.waits();
+        self.wanted.extend(chunks);
+        if waits {
+            self.go_on(world, me);
+        }
+    }
+
+    /// Whether the thread waits for an order.
+    fn waits(&self) -> bool {
+        self.round.is_none() && self.ordered == 0 && self.wanted.is_empty()
     }
 
     fn go_on(&self, world: &mut World, me: ProcessId) {
@@ -96,7 +127,7 @@ impl Seed {
             self.go_on(world, me);
             return Step::GoesOn;
         }
-        if self.round.is_none() {
+        if self.round.is_none() && self.wanted.is_empty() {
             let Some(pages) = tracker.take_round(world, guest, &self.backup) else {
                 return Step::Over;
             };
@@ -104,17 +135,30 @@ impl Seed {
             let batches = batches_of(&pages, world.plan.shape.chunk_pages);
             self.round = Some(Round { pages, batches });
         }
-        let round = self.round.as_mut().expect("taken above");
         if world.network.session(self.session).process(Side::Primary).is_none() {
-            tracker.give_back(&self.backup, &round.pages);
+            if let Some(round) = &self.round {
+                tracker.give_back(&self.backup, &round.pages);
+            }
             return Step::Over;
         }
         if !world.has_window(self.session) {
             world.process_later(me, Duration::from_micros(300), Happening::SeedStep(self.number));
             return Step::GoesOn;
         }
+        if let Some(index) = self.wanted.pop_first() {
+            if let Some(runs) = self.sent.get(index as usize).cloned() {
+                self.send(world, index, runs, guest);
+            }
+            if !self.waits() {
+                self.go_on(world, me);
+            }
+            return Step::GoesOn;
+        }
+        let round = self.round.as_mut().expect("taken above");
         if let Some(runs) = round.batches.pop_front() {
-            self.send(world, runs, guest);
+            let index = self.sent.len() as u32;
+            self.sent.push(runs.clone());
+            self.send(world, index, runs, guest);
             self.go_on(world, me);
             return Step::GoesOn;
         }
@@ -123,15 +167,14 @@ impl Seed {
             self.go_on(world, me);
         }
         let pages_left = tracker.owed(world, guest, &self.backup);
-        Step::RoundSent { chunks: self.chunks, pages_left }
+        Step::RoundSent { chunks: self.sent.len() as u32, pages_left }
     }
 
-    fn send(&mut self, world: &mut World, runs: Vec<PageRun>, guest: &Guest) {
+    fn send(&mut self, world: &mut World, index: u32, runs: Vec<PageRun>, guest: &Guest) {
         let Batch { runs, mut block, stale } = Batch::copy(runs, &guest.memory);
-        let id = ChunkId { epoch: Epoch::ZERO, index: self.chunks };
+        let id = ChunkId { epoch: Epoch::ZERO, index };
         let scan = self.encoder.scan(&runs, &mut block, &stale, None);
         let chunk = self.encoder.finish(id, scan, block);
         world.queue_chunk(self.session, Rc::new(chunk));
-        self.chunks += 1;
     }
 }
