@@ -31,7 +31,7 @@ mod fault;
 mod health;
 mod member;
 mod settings;
-mod spelling;
+pub mod spelling;
 mod store;
 
 pub use fault::{EtcdError, MemberFault};

@@ -44,12 +44,23 @@ impl Keys {
     }
 }
 
-pub(crate) fn spell(record: &Record) -> Vec<u8> {
+/// `record` as it stands under its key.
+///
+/// # Panics
+///
+/// Never: ids and numbers always render.
+#[must_use]
+pub fn spell(record: &Record) -> Vec<u8> {
     let body = serde_json::to_string(record).expect("ids and numbers always render");
     format!("{MAGIC} {VERSION} {body}").into_bytes()
 }
 
-pub(crate) fn read(value: &[u8]) -> Result<Record, String> {
+/// What stands under a key. Whoever may write there may have written anything.
+///
+/// # Errors
+///
+/// What is wrong with it, in words.
+pub fn read(value: &[u8]) -> Result<Record, String> {
     if value.len() > VALUE_BYTES_MAX {
         return Err(format!("it has {} bytes", value.len()));
     }

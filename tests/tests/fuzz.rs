@@ -54,8 +54,8 @@ macro_rules! short_runs {
 }
 
 short_runs! {
-    backup certificate chunk config control delta devices frame kernel primary probe register register_file
-    sections state
+    backup certificate chunk config control delta devices etcd_value frame kernel primary probe
+    register register_file sections state
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The arbiter's register: requests of any node in any order, and the file.
+//! The arbiter's register: requests of any node in any order, the file, and
+//! what is found in etcd.
 
 use std::collections::BTreeMap;
 
@@ -86,4 +87,13 @@ pub(super) fn run_file(bytes: &[u8]) -> Verdict {
         }
     }
     Verdict::of(&opened)
+}
+
+/// What stands under a VM's key.
+pub(super) fn run_etcd_value(bytes: &[u8]) -> Verdict {
+    let read = etcd::spelling::read(bytes);
+    if let Ok(record) = &read {
+        assert_eq!(etcd::spelling::read(&etcd::spelling::spell(record)).as_ref(), Ok(record));
+    }
+    Verdict::of(&read)
 }

@@ -70,6 +70,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "control", run: control::run, mutations: 1_000 * 2 },
     Target { name: "delta", run: chunk::run_delta, mutations: 20_000 * 2 },
     Target { name: "devices", run: devices::run, mutations: 3_000 * 2 },
+    Target { name: "etcd_value", run: arbiter::run_etcd_value, mutations: 20_000 * 2 },
     Target { name: "frame", run: frame::run, mutations: 40_000 * 2 },
     Target { name: "kernel", run: kernel::run, mutations: 2_000 * 2 },
     Target { name: "primary", run: primary::run, mutations: 4_000 * 2 },

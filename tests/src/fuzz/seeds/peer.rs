@@ -222,4 +222,6 @@ pub(super) fn probe(add: &mut Add<'_>) {
     add("probe", "stats", Request::Stats.encode().to_vec());
     let line = "vcpus=2 ip=10.0.0.2/24 fill=1 dirty=sparse:10 virtio_mmio.device=4K@0xd0000000:5";
     add("probe", "command-line", line.as_bytes().to_vec());
+    let hostile = "probe.attack=seed:7,rounds:60,kinds:chains+ports+net+end";
+    add("probe", "attack", hostile.as_bytes().to_vec());
 }
