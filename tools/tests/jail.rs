@@ -61,6 +61,24 @@ fn whoever_becomes_another_program_ends_the_process() {
 }
 
 #[test]
+fn a_log_of_json_lines_has_no_others() {
+    let output = Command::new(ROMULUS)
+        .args(["--log", "json", "internal", "attempt", "--kind", "vcpu", "--what", "program"])
+        .output()
+        .unwrap();
+    let words = words(&output);
+    let lines: Vec<serde_json::Value> =
+        words.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let told = |line: &serde_json::Value| line["message"].as_str().unwrap_or("").contains(TOLD);
+    let line = lines.iter().find(|line| told(line)).expect(&words);
+    assert_eq!(
+        (line["level"].as_str(), line["target"].as_str()),
+        (Some("ERROR"), Some("vmm::refusal"))
+    );
+    assert!(line["unix_ms"].as_u64().unwrap() > 1_700_000_000_000);
+}
+
+#[test]
 fn what_a_thread_does_not_need_fails_and_is_told() {
     let talks = |kind| matches!(kind, ThreadKind::Process | ThreadKind::Network);
     for kind in ThreadKind::ALL {

@@ -18,7 +18,7 @@ use std::{
     io,
     sync::{
         OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -45,6 +45,7 @@ pub struct Judgement {
 pub type Judge = fn(i64) -> Judgement;
 
 static JUDGE: OnceLock<Judge> = OnceLock::new();
+static IN_JSON: AtomicBool = AtomicBool::new(false);
 static COUNT: AtomicU64 = AtomicU64::new(0);
 /// A bit for each number that was told. Numbers beyond share the last word.
 static TOLD: [AtomicU64; 9] = [const { AtomicU64::new(0) }; 9];
@@ -79,6 +80,11 @@ pub fn judge_refused_calls(judge: Judge) -> io::Result<()> {
     // calls that signal handlers may make.
     let result = unsafe { libc::sigaction(libc::SIGSYS, &raw const action, std::ptr::null_mut()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// From now on what is told is a JSON object a line, for a log that is made of them.
+pub fn tell_in_json() {
+    IN_JSON.store(true, Ordering::Relaxed);
 }
 
 /// How many calls were refused since the process began.
@@ -129,14 +135,56 @@ fn tell(number: i64, name: &str, consequence: &str) {
     unsafe { libc::prctl(libc::PR_GET_NAME, thread.as_mut_ptr()) };
     let thread =
         CStr::from_bytes_until_nul(&thread).map_or("?", |name| name.to_str().unwrap_or("?"));
-    let mut line = Line { bytes: [0; 256], len: 0 };
     let name = if name.is_empty() { "unknown" } else { name };
-    let _ = writeln!(
-        line,
-        "romulus: thread `{thread}` asked for system call {name} ({number}), which its jail refuses: {consequence}"
-    );
+    let mut line = Line { bytes: [0; LINE_BYTES_MAX], len: 0 };
+    let _ = if IN_JSON.load(Ordering::Relaxed) {
+        write_json(&mut line, unix_ms(), thread, number, name, consequence)
+    } else {
+        write_text(&mut line, thread, number, name, consequence)
+    };
     // SAFETY: the pointer is to `len` bytes that outlive the call.
     unsafe { libc::write(libc::STDERR_FILENO, line.bytes.as_ptr().cast(), line.len) };
+}
+
+fn write_text(
+    line: &mut Line,
+    thread: &str,
+    number: i64,
+    name: &str,
+    consequence: &str,
+) -> fmt::Result {
+    writeln!(
+        line,
+        "romulus: thread `{thread}` asked for system call {name} ({number}), which its jail refuses: {consequence}"
+    )
+}
+
+/// With the names that other lines of a JSON log have, and the time in milliseconds: a date would
+/// have to be made without the library that makes theirs.
+fn write_json(
+    line: &mut Line,
+    unix_ms: u64,
+    thread: &str,
+    number: i64,
+    name: &str,
+    consequence: &str,
+) -> fmt::Result {
+    write!(line, "{{\"unix_ms\":{unix_ms},\"level\":\"ERROR\",\"message\":\"thread `")?;
+    // Names are ours; one with a quote shall not end the word all the same.
+    let plain =
+        |letter: char| if letter.is_control() || "\"\\".contains(letter) { '?' } else { letter };
+    thread.chars().map(plain).try_for_each(|letter| line.write_char(letter))?;
+    writeln!(
+        line,
+        "` asked for system call {name} ({number}), which its jail refuses: {consequence}\",\"target\":\"vmm::refusal\"}}"
+    )
+}
+
+fn unix_ms() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec; the call is one that signal handlers may make.
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut now) };
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
 /// Ends the process as the kernel ends one whose call it does not allow.
@@ -149,9 +197,12 @@ fn die() -> ! {
     }
 }
 
+/// Longest line, in bytes.
+const LINE_BYTES_MAX: usize = 320;
+
 /// A line that is made without allocating.
 struct Line {
-    bytes: [u8; 256],
+    bytes: [u8; LINE_BYTES_MAX],
     len: usize,
 }
 
@@ -161,5 +212,24 @@ impl Write for Line {
         self.bytes[self.len..self.len + taken].copy_from_slice(&text.as_bytes()[..taken]);
         self.len += taken;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_text_or_one_json_object() {
+        let mut line = Line { bytes: [0; LINE_BYTES_MAX], len: 0 };
+        write_json(&mut line, 1700, "net\"-\\0\n", 42, "connect", "the call fails").unwrap();
+        let told = String::from_utf8(line.bytes[..line.len].to_vec()).unwrap();
+        let expected = "{\"unix_ms\":1700,\"level\":\"ERROR\",\"message\":\"thread `net?-?0?` \
+                        asked for system call connect (42), which its jail refuses: the call \
+                        fails\",\"target\":\"vmm::refusal\"}\n";
+        assert_eq!(told, expected);
+        let mut line = Line { bytes: [0; LINE_BYTES_MAX], len: 0 };
+        write_text(&mut line, "net-0", 42, "connect", "the call fails").unwrap();
+        assert!(line.bytes.starts_with(b"romulus: thread `net-0` asked for system call connect"));
     }
 }

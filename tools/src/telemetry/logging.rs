@@ -25,6 +25,9 @@ pub fn init(format: LogFormat, verbosity: u8) {
         _ => "trace",
     };
     let filter = EnvFilter::try_from_env("ROMULUS_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    if format == LogFormat::Json {
+        vmm::refusal::tell_in_json();
+    }
     let registry = tracing_subscriber::registry().with(filter);
     let outcome = match format {
         LogFormat::Human => registry
