@@ -368,6 +368,9 @@ pub struct SoakArgs {
     /// Keep the registers in three members of etcd, behind two arbiters
     #[arg(long)]
     pub etcd: bool,
+    /// Let the guest attack its devices all the time
+    #[arg(long)]
+    pub hostile: bool,
 }
 
 /// What the demo and tests run in namespaces.

@@ -193,6 +193,7 @@ pub(super) fn soak(arguments: &SoakArgs, json: bool) -> Result<Exit, Failure> {
         vcpus: arguments.vcpus,
         dirty_rate: arguments.dirty_rate,
         etcd: arguments.etcd,
+        hostile: arguments.hostile,
         quiet: json,
     };
     let report = soak::run(&settings)?;
