@@ -123,9 +123,10 @@ impl Staging {
         self.backlog_bytes == 0 || self.backlog_bytes + self.staged_bytes <= self.bytes_max
     }
 
-    /// Stages content that was verified by `digest`. Of two in one place the
-    /// first stays, so that what is applied is what the machine was told of and
-    /// has judged.
+    /// Stages content that was verified by `digest`. Of two in one place of an
+    /// epoch the first stays, so that what is applied is what the machine was told
+    /// of and has judged. A seed's chunk may have been made again: whichever of
+    /// them is applied, later chunks have what was written since.
     ///
     /// # Panics
     ///
@@ -136,12 +137,14 @@ impl Staging {
             return Placed::Passed;
         }
         let before = self.epochs.get(&id.epoch).and_then(|pieces| pieces.get(&id.index));
-        if let Some(before) = before {
-            return if before.digest == digest { Placed::Staged } else { Placed::Passed };
-        }
+        let replaced_bytes = match before {
+            Some(before) if before.digest == digest => return Placed::Staged,
+            Some(_) if id.epoch > Epoch::ZERO => return Placed::Passed,
+            before => before.map_or(0, Piece::bytes),
+        };
         let piece = Piece { digest, content };
-        let bytes = piece.bytes();
-        let held = self.backlog_bytes + self.staged_bytes + bytes;
+        let staged_bytes = self.staged_bytes - replaced_bytes + piece.bytes();
+        let held = self.backlog_bytes + staged_bytes;
         if held > self.bytes_max {
             if self.epochs.keys().next().is_some_and(|lowest| *lowest < id.epoch) {
                 return Placed::Passed;
@@ -150,7 +153,7 @@ impl Staging {
                 return Placed::Excess;
             }
         }
-        self.staged_bytes += bytes;
+        self.staged_bytes = staged_bytes;
         self.epochs.entry(id.epoch).or_default().insert(id.index, piece);
         Placed::Staged
     }
@@ -174,12 +177,13 @@ impl Staging {
     /// Takes the chunks of the seed below `end`.
     pub fn take_seed(&mut self, end: u32) -> EpochContent {
         self.seed_taken = self.seed_taken.max(end);
-        let mut taken = self.remove(Epoch::ZERO);
-        let later = taken.split_off(&end);
-        if !later.is_empty() {
-            self.staged_bytes += later.values().map(Piece::bytes).sum::<usize>();
-            self.epochs.insert(Epoch::ZERO, later);
+        let Some(seed) = self.epochs.get_mut(&Epoch::ZERO) else { return EpochContent::new() };
+        let later = seed.split_off(&end);
+        let taken = std::mem::replace(seed, later);
+        if seed.is_empty() {
+            self.epochs.remove(&Epoch::ZERO);
         }
+        self.staged_bytes -= taken.values().map(Piece::bytes).sum::<usize>();
         self.backlog(taken)
     }
 
@@ -250,6 +254,17 @@ mod tests {
         assert_eq!(staging.take_seed(2).into_keys().collect::<Vec<_>>(), [0, 1]);
         assert_eq!(staging.stage(1, id(0, 1), [0; 32], empty()), Placed::Passed, "it was taken");
         assert_eq!(staging.take_seed(3).into_keys().collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn a_seeds_chunk_may_be_made_again() {
+        let mut staging = Staging::new(1 << 20);
+        let _ = staging.begin(1);
+        assert_eq!(staging.stage(1, id(0, 0), [1; 32], content(100)), Placed::Staged);
+        assert_eq!(staging.stage(1, id(0, 0), [2; 32], content(50)), Placed::Staged);
+        assert_eq!(staging.staged_bytes, 50 + PIECE_BYTES);
+        assert_eq!(content_bytes(&staging.take_seed(1)), 50);
+        assert_eq!(staging.staged_bytes, 0);
     }
 
     #[test]
