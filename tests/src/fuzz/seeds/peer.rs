@@ -123,6 +123,8 @@ pub(super) fn requests(add: &mut Add<'_>) {
     let again = [create.clone(), create];
     let again = again.map(|request| spelled(&Frame::Ask(Ask::Execute(vm(), request))));
     add("register", "asked-again", again.concat());
+    let record = Record { register: register(&["b", "c"]), stamp: Stamp::new(7) };
+    add("etcd_value", "record", etcd::spelling::spell(&record));
 }
 
 /// A chunk as the target `chunk` reads it.
