@@ -227,6 +227,7 @@ pub enum EventKind {
     ProcessStarted,
     ProcessStopping,
     GuestStarted,
+    GuestRestored,
     GuestPaused,
     GuestResumed,
     GuestStopped,

@@ -85,8 +85,8 @@ pub struct ProbeReport {
     pub latency_mean_us: f64,
     /// What 999 of 1,000 of the same do not exceed.
     pub latency_p999_us: u64,
-    /// What the guest's vCPUs did per second of the guest's clock: loops and page
-    /// writes; `None` without a clock or with too few answers.
+    /// What the guest's working vCPUs did per second of the guest's clock: loops
+    /// and page writes; `None` without a clock or with too few answers.
     pub work_per_s: Option<f64>,
     /// The longest time without any new answer, between two answers.
     pub longest_gap: Gap,
@@ -167,7 +167,9 @@ impl Tally {
     /// Notes what a new answer tells of the guest's work. Answers overtake each
     /// other, so an older one may come later.
     pub(super) fn note_work(&mut self, answer: &AskAnswer) {
-        let done = answer.vcpu.iter().map(|vcpu| vcpu.progress).sum();
+        // The first vCPU serves the network; a lone one does all.
+        let serving = usize::from(answer.vcpus > 1);
+        let done = answer.vcpu[serving..].iter().map(|vcpu| vcpu.progress).sum();
         let now = (answer.kvm_clock_ns, done);
         let [first, last] = self.work.unwrap_or([now, now]);
         self.work = Some([first.min(now), last.max(now)]);

@@ -20,6 +20,7 @@ use std::{
 use serde::Serialize;
 use thiserror::Error;
 
+pub(in crate::bench) use self::machine::memory_mib;
 pub use self::{
     chart::{Chart, ChartKind, Series},
     machine::Machine,
