@@ -11,6 +11,7 @@
 
 pub mod arbiter_daemon;
 pub mod backup;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -67,6 +67,7 @@ impl Daemon {
         let surface = Surface {
             requests: sender,
             events: Arc::new(EventLog::default()),
+            epochs: Arc::default(),
             metrics: Arc::new(Metrics::default()),
             console: console.clone(),
         };

@@ -40,6 +40,7 @@ async fn converse(bytes: &[u8]) -> Vec<u8> {
     let surface = Surface {
         requests,
         events: Arc::new(EventLog::default()),
+        epochs: Arc::default(),
         metrics: Arc::new(Metrics::default()),
         console: Arc::new(ConsoleTail::default()),
     };

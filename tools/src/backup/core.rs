@@ -23,7 +23,7 @@ use super::{
     staging::SharedStaging,
 };
 use crate::{
-    control::ControlRequest,
+    control::{ControlRequest, EventKind, Severity},
     node::{ArbiterWatch, Asker, Guest, Host, NodeError, Requests, record_note},
     primary::Promoted,
 };
@@ -345,11 +345,13 @@ impl Core {
         }
         guest.take_over(image.sections(), image.outputs().to_vec())?;
         host.telemetry.metrics.promotion.record(begun.elapsed());
-        tracing::info!(
-            %epoch,
-            applied_us = applied.as_micros() as u64,
-            total_us = begun.elapsed().as_micros() as u64,
-            "the guest's state is set"
+        let (applied_us, total_us) =
+            (applied.as_micros() as u64, begun.elapsed().as_micros() as u64);
+        host.telemetry.events.record(
+            Severity::Info,
+            EventKind::GuestRestored,
+            format!("the guest's state at epoch {epoch} is set"),
+            serde_json::json!({ "epoch": epoch.get(), "applied_us": applied_us, "total_us": total_us }),
         );
         drop(arrivals);
         requests.give_back(&mut host);

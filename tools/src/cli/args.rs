@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use transport::identity::pki;
 
 use crate::{
+    bench::BenchCommand,
     jail::{Attempt, ThreadKind},
     telemetry::LogFormat,
 };
@@ -133,6 +134,15 @@ pub enum Command {
         after_help = "Examples:\n  romulus soak --minutes 10\n  romulus soak --minutes 60 --seed 7 --etcd --json"
     )]
     Soak(SoakArgs),
+    /// Measure what protection costs on this machine, as tables and pictures
+    ///
+    /// Hosts and clients run in network namespaces, as in the demo. Every benchmark measures its
+    /// baseline in the same run. Needs root and KVM.
+    Bench {
+        /// What to measure
+        #[command(subcommand)]
+        command: BenchCommand,
+    },
     /// Look into configuration files
     Config {
         /// What to do

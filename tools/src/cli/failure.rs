@@ -8,6 +8,7 @@ use transport::identity::pki::PkiError;
 use super::target::TargetError;
 use crate::{
     arbiter_daemon,
+    bench::BenchError,
     config::ConfigError,
     control::{ClientError, ErrorBody},
     daemon::ShellError,
@@ -74,6 +75,9 @@ pub enum Failure {
     /// There is nothing to soak.
     #[error(transparent)]
     Soak(#[from] ClusterError),
+    /// Nothing was measured.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// The probe guest was given a kernel.
     #[error("the probe guest is a kernel of its own: add `--guest linux`, or leave out --kernel")]
     KernelOfProbe,
@@ -101,6 +105,7 @@ impl Failure {
             | Self::StillRuns { .. }
             | Self::Demo(_)
             | Self::Soak(_)
+            | Self::Bench(_)
             | Self::LinuxProbe(_) => Exit::Failed,
         }
     }

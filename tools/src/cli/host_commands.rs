@@ -14,6 +14,7 @@ use super::{
     render,
 };
 use crate::{
+    bench::{self, BenchCommand, BenchError, progress::Progress},
     config,
     doctor::{self, Verdict},
     exit::Exit,
@@ -198,6 +199,15 @@ pub(super) fn soak(arguments: &SoakArgs, json: bool) -> Result<Exit, Failure> {
     let report = soak::run(&settings)?;
     print(json, &report, || soak::render(&report))?;
     Ok(if report.sound() { Exit::Done } else { Exit::Failed })
+}
+
+pub(super) fn bench(command: &BenchCommand, json: bool) -> Result<Exit, Failure> {
+    let report = bench::run(command, &Progress::new(json))?;
+    let files = report.write(&command.options().out).map_err(BenchError::from)?;
+    print(json, &report, || {
+        let page = files.first().map(|page| page.display().to_string()).unwrap_or_default();
+        format!("{}\nwith pictures: {page}\n", report.text())
+    })
 }
 
 pub(super) fn internal(command: &InternalCommand) -> Result<Exit, Failure> {

@@ -60,6 +60,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Pki { command } => host_commands::pki(&command, json),
         Command::Demo(arguments) => host_commands::demo(&arguments, json),
         Command::Soak(arguments) => host_commands::soak(&arguments, json),
+        Command::Bench { command } => host_commands::bench(&command, json),
         Command::Internal { command } => host_commands::internal(&command),
         Command::Status(arguments) => control_commands::status(&arguments, json),
         Command::Events(arguments) => control_commands::events(&arguments, json),

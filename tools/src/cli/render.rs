@@ -249,6 +249,7 @@ mod tests {
         let record = EventRecord {
             sequence: 7,
             unix_ms: 1000,
+            monotonic_us: 500,
             severity: Severity::Warning,
             kind: EventKind::WentSolo,
             text: "node-b is silent".to_owned(),

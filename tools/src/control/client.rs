@@ -16,8 +16,8 @@ use tokio::net::UnixStream;
 use super::{
     arbiter_status::{AnyStatus, ArbiterStatus},
     types::{
-        Accepted, CONSOLE_FROM, CONSOLE_NEXT, CONSOLE_PROCESS, ErrorBody, EventPage, FailoverBody,
-        ProtectBody, ShutdownBody, Status, Typed, UnprotectBody, VerifyReport,
+        Accepted, CONSOLE_FROM, CONSOLE_NEXT, CONSOLE_PROCESS, EpochPage, ErrorBody, EventPage,
+        FailoverBody, ProtectBody, ShutdownBody, Status, Typed, UnprotectBody, VerifyReport,
     },
 };
 use crate::telemetry::ConsolePage;
@@ -118,6 +118,11 @@ impl Client {
     pub async fn events(&self, after: u64, wait: Duration) -> Result<EventPage, ClientError> {
         let route = format!("/events?after={after}&wait_ms={}", wait.as_millis());
         self.get(&route, PATIENCE + wait).await
+    }
+
+    /// `GET /epochs`: those after `after`.
+    pub async fn epochs(&self, after: u64) -> Result<EpochPage, ClientError> {
+        self.get(&format!("/epochs?after={after}"), PATIENCE).await
     }
 
     /// `GET /metrics`, as text.

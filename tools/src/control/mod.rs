@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /status` | [`Status`] |
 //! | `GET /events?after=N&wait_ms=M` | [`EventPage`]; waits for news up to `M` |
+//! | `GET /epochs?after=N` | [`EpochPage`]: what each of the last epochs cost |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /console?after=N&wait_ms=M` | bytes said, from number `N` on; waits for one up to `M` |
 //! | `POST /console` | bytes typed; [`Typed`] |
@@ -34,10 +35,10 @@ pub use self::{
     server::{Surface, routes, serve, serve_on},
     socket::{ControlSocket, SocketError, make_folder},
     types::{
-        Accepted, ArbiterState, Behind, ErrorBody, EventKind, EventPage, EventRecord, FailoverBody,
-        Features, GuestState, Jail, PeerState, PeerStatus, Percentiles, ProtectBody, Protection,
-        Refused as RefusedCounts, Role, SeedProgress, Severity, ShutdownBody, Status, Typed,
-        UnprotectBody, VerifiedBackup, VerifyReport,
+        Accepted, ArbiterState, Behind, EpochPage, EpochRecord, ErrorBody, EventKind, EventPage,
+        EventRecord, FailoverBody, Features, GuestState, Jail, PeerState, PeerStatus, Percentiles,
+        ProtectBody, Protection, Refused as RefusedCounts, Role, SeedProgress, Severity,
+        ShutdownBody, Status, Typed, UnprotectBody, VerifiedBackup, VerifyReport,
     },
 };
 

@@ -22,11 +22,11 @@ use super::{
     request::{ControlRequest, Refused, RefusedKind, Reply},
     socket::ControlSocket,
     types::{
-        Accepted, CONSOLE_FROM, CONSOLE_NEXT, CONSOLE_PROCESS, ErrorBody, EventPage, FailoverBody,
-        ProtectBody, ShutdownBody, Status, Typed, UnprotectBody, VerifyReport,
+        Accepted, CONSOLE_FROM, CONSOLE_NEXT, CONSOLE_PROCESS, EpochPage, ErrorBody, EventPage,
+        FailoverBody, ProtectBody, ShutdownBody, Status, Typed, UnprotectBody, VerifyReport,
     },
 };
-use crate::telemetry::{ConsoleTail, EventLog, Metrics};
+use crate::telemetry::{ConsoleTail, EpochLog, EventLog, Metrics};
 
 /// How long the core may take for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,6 +48,8 @@ pub struct Surface {
     pub requests: mpsc::Sender<ControlRequest>,
     /// What happened.
     pub events: Arc<EventLog>,
+    /// What the last epochs cost.
+    pub epochs: Arc<EpochLog>,
     /// Figures.
     pub metrics: Arc<Metrics>,
     /// The last console bytes that were released.
@@ -103,6 +105,7 @@ pub fn routes(surface: Surface) -> Router {
     Router::new()
         .route("/status", get(status))
         .route("/events", get(events))
+        .route("/epochs", get(epochs))
         .route("/metrics", get(metrics))
         .route("/console", get(console).post(console_input))
         .route("/failover", post(failover))
@@ -146,6 +149,23 @@ async fn events(
     })?;
     let _ = tokio::time::timeout(query.wait(), surface.events.wait_beyond(query.after)).await;
     Ok(Json(surface.events.after(query.after)))
+}
+
+/// Which epochs.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EpochQuery {
+    #[serde(default)]
+    after: u64,
+}
+
+async fn epochs(
+    State(surface): State<Surface>,
+    query: Result<Query<EpochQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<EpochPage>, ApiError> {
+    let Query(query) = query
+        .map_err(|error| ApiError::bad_request(error.body_text(), "ask like /epochs?after=0"))?;
+    Ok(Json(surface.epochs.after(query.after)))
 }
 
 async fn metrics(State(surface): State<Surface>) -> Response {

@@ -72,6 +72,7 @@ fn daemon() -> Daemon {
     let surface = Surface {
         requests: sender,
         events: Arc::new(EventLog::default()),
+        epochs: Arc::default(),
         metrics: Arc::new(Metrics::default()),
         console: Arc::new(ConsoleTail::default()),
     };

@@ -227,6 +227,7 @@ pub enum EventKind {
     ProcessStarted,
     ProcessStopping,
     GuestStarted,
+    GuestRestored,
     GuestPaused,
     GuestResumed,
     GuestStopped,
@@ -275,6 +276,8 @@ pub struct EventRecord {
     pub sequence: u64,
     /// Wall clock, milliseconds since 1970.
     pub unix_ms: u64,
+    /// `CLOCK_MONOTONIC` in microseconds: comparable between processes of one host.
+    pub monotonic_us: u64,
     /// How bad.
     pub severity: Severity,
     /// What about.
@@ -294,6 +297,47 @@ pub struct EventPage {
     pub next_after: u64,
     /// Events after the asked number that are no longer kept.
     pub forgotten: u64,
+}
+
+/// What one epoch cost. Durations are in microseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Its number.
+    pub epoch: u64,
+    /// `CLOCK_MONOTONIC` when the guest went on, in microseconds.
+    pub resumed_monotonic_us: u64,
+    /// Dirty pages that were left to the pause.
+    pub pages: u64,
+    /// Of these, pages copied within it; the others were write-protected.
+    pub pages_copied: u64,
+    /// Pages copied before the pause.
+    pub pages_early: u64,
+    /// Pages sent before the epoch's end.
+    pub pages_ahead: u64,
+    /// Time in which no vCPU ran. The five parts that follow make it up, but for
+    /// a few microseconds.
+    pub pause_us: u64,
+    /// Until all vCPUs and devices stood.
+    pub stop_us: u64,
+    /// Reading and clearing the dirty log; vCPUs save their state meanwhile.
+    pub harvest_us: u64,
+    /// What saving the state took longer than the harvest.
+    pub save_us: u64,
+    /// Sealing the output, copying pages and protecting others.
+    pub capture_us: u64,
+    /// Until the vCPUs were told to run.
+    pub resume_us: u64,
+    /// Bytes on the wire, chunks and control; `None` until it is encoded.
+    pub wire_bytes: Option<u64>,
+    /// From the resume to the commit; `None` until it is committed.
+    pub commit_us: Option<u64>,
+}
+
+/// Answer to `GET /epochs`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EpochPage {
+    /// The kept epochs after the asked number, rising.
+    pub epochs: Vec<EpochRecord>,
 }
 
 /// What a comparison of the images found.

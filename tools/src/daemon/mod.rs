@@ -26,7 +26,7 @@ use crate::{
     },
     exit::Exit,
     jail::{self, ThreadKind},
-    telemetry::{ConsoleTail, EventLog, Metrics},
+    telemetry::{ConsoleTail, EpochLog, EventLog, Metrics},
 };
 
 /// Why a daemon has no shell.
@@ -50,6 +50,8 @@ pub enum ShellError {
 pub struct Telemetry {
     /// What happened.
     pub events: Arc<EventLog>,
+    /// What the last epochs cost.
+    pub epochs: Arc<EpochLog>,
     /// Figures.
     pub metrics: Arc<Metrics>,
     /// Released console bytes.
@@ -90,6 +92,7 @@ impl Shell {
         let surface = Surface {
             requests: sender.clone(),
             events: telemetry.events.clone(),
+            epochs: telemetry.epochs.clone(),
             metrics: telemetry.metrics.clone(),
             console: telemetry.console.clone(),
         };

@@ -337,6 +337,7 @@ impl Core {
             Input::Encoded(Complete { close, wire_bytes, encode }) => {
                 let metrics = &self.host.telemetry.metrics;
                 metrics.record_wire(wire_bytes);
+                self.host.telemetry.epochs.encoded(close.epoch.get(), wire_bytes);
                 metrics.encode.record(encode);
                 crash_point::reached(Moment::Closing);
                 self.tell(Event::Encoded { close, wire_bytes });
@@ -381,6 +382,7 @@ impl Core {
         metrics.harvest.record(cut.timings.harvest);
         metrics.save.record(cut.timings.save);
         metrics.capture.record(cut.timings.capture);
+        self.host.telemetry.epochs.cut(cut.record());
         metrics.epochs.inc();
         metrics.dirty_pages.inc_by(cut.pages);
         metrics.pages_ahead.inc_by(cut.pages_early + cut.pages_ahead);
@@ -530,8 +532,10 @@ impl Core {
         crash_point::reached(Moment::Released);
         let metrics = &self.host.telemetry.metrics;
         while self.cut_at.front().is_some_and(|(epoch, _)| *epoch <= through) {
-            let (_, cut_at) = self.cut_at.pop_front().expect("looked at above");
-            metrics.commit.record(cut_at.elapsed());
+            let (epoch, cut_at) = self.cut_at.pop_front().expect("looked at above");
+            let took = cut_at.elapsed();
+            metrics.commit.record(took);
+            self.host.telemetry.epochs.committed(epoch.get(), took);
         }
     }
 

@@ -36,11 +36,13 @@ use super::{
 };
 use crate::{
     config::VmConfig,
+    control::EpochRecord,
     jail::{self, ThreadKind},
     node::{
         Audit, Guest,
         crash_point::{self, Moment},
     },
+    telemetry::monotonic_us,
 };
 
 /// A pause with so few pages to copy is short enough.
@@ -74,9 +76,11 @@ enum Order {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Timings {
     pub(super) pause: Duration,
+    pub(super) stop: Duration,
     pub(super) harvest: Duration,
     pub(super) save: Duration,
     pub(super) capture: Duration,
+    pub(super) resume: Duration,
     /// Pages copied within `capture`.
     pub(super) copied: u64,
 }
@@ -102,6 +106,28 @@ impl Cut {
     /// Page content of the epoch, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         (self.pages + self.pages_early + self.pages_ahead) * PAGE_BYTES as u64
+    }
+
+    /// For operators; what the wire and the backup do to it comes later.
+    pub(super) fn record(&self) -> EpochRecord {
+        let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let Timings { pause, stop, harvest, save, capture, resume, copied } = self.timings;
+        EpochRecord {
+            epoch: self.epoch.get(),
+            resumed_monotonic_us: monotonic_us().saturating_sub(us(self.resumed.elapsed())),
+            pages: self.pages,
+            pages_copied: copied,
+            pages_early: self.pages_early,
+            pages_ahead: self.pages_ahead,
+            pause_us: us(pause),
+            stop_us: us(stop),
+            harvest_us: us(harvest),
+            save_us: us(save.saturating_sub(harvest)),
+            capture_us: us(capture),
+            resume_us: us(resume),
+            wire_bytes: None,
+            commit_us: None,
+        }
     }
 }
 
@@ -354,11 +380,14 @@ impl Worker {
         if !self.held {
             vm.pause()?;
         }
+        timings.stop = begun.elapsed();
         let captured = self.capture(&mut tracked, &vm, order, &mut timings);
         let held = self.held || order.stay_paused && captured.is_ok();
+        let resuming = Instant::now();
         if !held {
             vm.resume()?;
         }
+        timings.resume = resuming.elapsed();
         timings.pause = begun.elapsed();
         let resumed = Instant::now();
         crash_point::reached(Moment::Resumed);

@@ -74,7 +74,8 @@ impl TimedLane {
             return tally.count(now, Count::Foreign);
         };
         match verdict {
-            Verdict::New(_) => {
+            Verdict::New(answer) => {
+                tally.note_work(&answer);
                 tally.count(now, Count::Answer { latency: now - self.first_sent });
                 // A paced lane that fell behind does not catch up in a burst.
                 self.due = now.max(self.first_sent + self.interval);

@@ -6,7 +6,7 @@ use hdrhistogram::Histogram;
 use romulus_probe::message::AskAnswer;
 use serde::{Deserialize, Serialize};
 
-use crate::control::Percentiles;
+use crate::{control::Percentiles, telemetry::monotonic_us};
 
 /// Longest latency that is told apart, in microseconds: five minutes.
 const LATENCY_US_MAX: u64 = 300_000_000;
@@ -39,6 +39,10 @@ pub struct Gap {
     pub from_unix_ms: u64,
     /// The first answer after it.
     pub until_unix_ms: u64,
+    /// The last answer before it, by `CLOCK_MONOTONIC`, in microseconds.
+    pub from_monotonic_us: u64,
+    /// The first answer after it, by the same.
+    pub until_monotonic_us: u64,
 }
 
 /// A line every 100 ms.
@@ -79,6 +83,11 @@ pub struct ProbeReport {
     pub latency_us: Percentiles,
     /// Mean of the same.
     pub latency_mean_us: f64,
+    /// What 999 of 1,000 of the same do not exceed.
+    pub latency_p999_us: u64,
+    /// What the guest's working vCPUs did per second of the guest's clock: loops
+    /// and page writes; `None` without a clock or with too few answers.
+    pub work_per_s: Option<f64>,
     /// The longest time without any new answer, between two answers.
     pub longest_gap: Gap,
     /// The first verdicts against the guest, in words.
@@ -101,6 +110,10 @@ pub(super) struct Tally {
     report: ProbeReport,
     latency_us: Histogram<u64>,
     last_answer: Option<Duration>,
+    began_monotonic_us: u64,
+    /// The guest's clock in ns, and what its vCPUs had done, at the first and
+    /// the last answer.
+    work: Option<[(u64, u64); 2]>,
 }
 
 /// One thing to count.
@@ -135,10 +148,31 @@ impl Tally {
             foreign: 0,
             latency_us: Percentiles::default(),
             latency_mean_us: 0.0,
+            latency_p999_us: 0,
+            work_per_s: None,
             longest_gap: Gap::default(),
             complaints: Vec::new(),
         };
-        Self { began_unix_ms, report, latency_us, last_answer: None }
+        let began_monotonic_us = monotonic_us();
+        Self {
+            began_unix_ms,
+            report,
+            latency_us,
+            last_answer: None,
+            began_monotonic_us,
+            work: None,
+        }
+    }
+
+    /// Notes what a new answer tells of the guest's work. Answers overtake each
+    /// other, so an older one may come later.
+    pub(super) fn note_work(&mut self, answer: &AskAnswer) {
+        // The first vCPU serves the network; a lone one does all.
+        let serving = usize::from(answer.vcpus > 1);
+        let done = answer.vcpu[serving..].iter().map(|vcpu| vcpu.progress).sum();
+        let now = (answer.kvm_clock_ns, done);
+        let [first, last] = self.work.unwrap_or([now, now]);
+        self.work = Some([first.min(now), last.max(now)]);
     }
 
     pub(super) fn count(&mut self, now: Duration, what: Count) {
@@ -175,13 +209,22 @@ impl Tally {
         let Some(last) = self.last_answer else { return };
         let ms = (now - last).as_secs_f64() * 1e3;
         if ms > self.report.longest_gap.ms {
-            self.report.longest_gap =
-                Gap { ms, from_unix_ms: self.unix_ms(last), until_unix_ms: self.unix_ms(now) };
+            self.report.longest_gap = Gap {
+                ms,
+                from_unix_ms: self.unix_ms(last),
+                until_unix_ms: self.unix_ms(now),
+                from_monotonic_us: self.monotonic_us(last),
+                until_monotonic_us: self.monotonic_us(now),
+            };
         }
     }
 
     fn unix_ms(&self, at: Duration) -> u64 {
         self.began_unix_ms + millis(at)
+    }
+
+    fn monotonic_us(&self, at: Duration) -> u64 {
+        self.began_monotonic_us + u64::try_from(at.as_micros()).unwrap_or(u64::MAX)
     }
 
     pub(super) fn progress(&self, now: Duration) -> Progress {
@@ -201,6 +244,11 @@ impl Tally {
             max: self.latency_us.max(),
         };
         self.report.latency_mean_us = self.latency_us.mean();
+        self.report.latency_p999_us = self.latency_us.value_at_quantile(0.999);
+        self.report.work_per_s = self.work.and_then(|[first, last]| {
+            let seconds = last.0.checked_sub(first.0).filter(|ns| *ns > 0)? as f64 / 1e9;
+            Some(last.1.saturating_sub(first.1) as f64 / seconds)
+        });
         self.report
     }
 }

@@ -49,12 +49,21 @@ impl EventLog {
         trace(severity, kind, &text, &fields);
         let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let unix_ms = u64::try_from(unix_ms).unwrap_or(u64::MAX);
+        let monotonic_us = monotonic_us();
         let mut kept = self.kept.lock().expect("no holder panics");
         let sequence = *self.last.borrow() + 1;
         if kept.len() == EVENTS_KEPT_MAX {
             kept.pop_front();
         }
-        kept.push_back(EventRecord { sequence, unix_ms, severity, kind, text, fields });
+        kept.push_back(EventRecord {
+            sequence,
+            unix_ms,
+            monotonic_us,
+            severity,
+            kind,
+            text,
+            fields,
+        });
         // Under the lock, so that numbers rise for whoever is woken.
         self.last.send_replace(sequence);
     }
@@ -77,6 +86,15 @@ impl EventLog {
         // Fails only when the sender is gone, and we hold it.
         let _ = self.last.subscribe().wait_for(|last| *last > after).await;
     }
+}
+
+/// `CLOCK_MONOTONIC` in microseconds, which all processes of a host share.
+#[must_use]
+pub fn monotonic_us() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    // The kernel always has this clock.
+    let now = now.map(std::time::Duration::from).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn trace(
