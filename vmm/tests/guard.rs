@@ -34,7 +34,7 @@ fn capture(guard: &WriteGuard, ram: &GuestRam, mut pages: PageSet) -> (u64, Vec<
                 rescued += 1;
                 take(page);
             }
-            Some(_) => {}
+            Some(page) => guard.wake(page).unwrap(),
             None => pages.take_runs(64).iter().flat_map(|run| run.pages()).for_each(&mut take),
         }
     }

@@ -452,8 +452,12 @@ impl Backup {
     }
 
     fn on_staged(&mut self, term: Term, id: ChunkId, digest: Digest, pages: u64) {
-        if term < self.term || self.link.is_none() {
+        if self.link.is_none() {
             return;
+        }
+        if term < self.term {
+            // The term changed while it was decoded.
+            return self.ask_for(id);
         }
         self.heard_at = self.now;
         if id.epoch == Epoch::ZERO {

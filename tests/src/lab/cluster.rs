@@ -41,6 +41,8 @@ const OFFICE_MIB: u32 = 384;
 const HOST_MIB: u32 = 448;
 /// Bound on an order that does next to nothing, and on a boot.
 pub(super) const ORDER: Duration = Duration::from_secs(60);
+/// What a machine is asked when something went wrong.
+const INQUEST: &str = include_str!("inquest.sh");
 const BOOT: Duration = Duration::from_secs(120);
 
 /// Why a lab does not go on.
@@ -390,12 +392,8 @@ impl Lab {
             print!("{}", machine.said());
             // A thawed, booted machine answers at once; another one costs this once.
             if machine.is_on() {
-                let script = format!(
-                    "tail -n 60 {CONSOLE} 2>/dev/null; \
-                     for file in /run/*.jsonl; do echo \"--- $file\"; tail -n 3 $file; done; \
-                     free; ps | grep -v '\\['"
-                );
-                match machine.order(&script, Duration::from_secs(10)) {
+                let script = format!("CONSOLE={CONSOLE}\n{INQUEST}");
+                match machine.order(&script, Duration::from_secs(30)) {
                     Ok(outcome) => {
                         println!("--- its guest, clients and processes\n{}", outcome.text())
                     }

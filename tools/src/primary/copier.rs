@@ -8,8 +8,9 @@
 //! ```
 //!
 //! A pending page is taken by exactly one of them, under the lock; whoever took
-//! it copies it and then releases it. A fault on a page that a copier has taken
-//! needs nothing: the copier is about to release it.
+//! it copies it and then releases it. Whoever faults on a page that is released
+//! already has missed that, and is woken (see [`vmm::memory::guard`]): by the
+//! rescuer, or, while a copier has the page in hand, by that copier afterwards.
 //!
 //! What the kernel cannot refuse for a reason of ours (releasing, reading faults)
 //! ends the process if it fails, so that a backup takes over from a guest that
@@ -75,8 +76,23 @@ struct Shared {
 struct State {
     /// Protected, and taken by nobody yet.
     pending: PageSet,
+    /// In the hands of a copier, which has released them or is about to.
+    taken: PageSet,
+    /// Those of them with a fault that came meanwhile.
+    late: Vec<PageNumber>,
     capture: Option<Capture>,
     ended: bool,
+}
+
+impl State {
+    /// A copier has released `runs`. Returns whom it still has to wake.
+    fn put_down(&mut self, runs: &[PageRun]) -> Vec<PageNumber> {
+        for page in runs.iter().flat_map(|run| run.pages()) {
+            self.taken.remove(page);
+        }
+        let taken = &self.taken;
+        self.late.extract_if(.., |page| !taken.contains(*page)).collect()
+    }
 }
 
 /// A capture that is not done.
@@ -106,8 +122,9 @@ impl Capture {
 impl Copier {
     /// Starts `copy-0` … and `rescue`.
     pub(super) fn start(tools: Tools, threads: u16) -> std::io::Result<Self> {
-        let pending = PageSet::new(tools.guest.layout().frame_end());
-        let state = Mutex::new(State { pending, capture: None, ended: false });
+        let none = PageSet::new(tools.guest.layout().frame_end());
+        let (pending, taken, late) = (none.clone(), none, Vec::new());
+        let state = Mutex::new(State { pending, taken, late, capture: None, ended: false });
         let shared = Arc::new(Shared { tools, state, changed: Condvar::new() });
         let mut copier = Self { shared, threads: Vec::new() };
         for index in 0..threads {
@@ -204,6 +221,8 @@ impl Shared {
             for run in &batch.runs {
                 self.release(*run);
             }
+            let late = self.lock().put_down(&batch.runs);
+            late.into_iter().for_each(|page| self.wake(page));
             self.submit(epoch, batch);
             let mut state = self.lock();
             if let Some(capture) = state.capture.as_mut().filter(|c| c.epoch == epoch) {
@@ -217,14 +236,16 @@ impl Shared {
     fn take(&self) -> Option<(Epoch, Vec<PageRun>)> {
         let mut state = self.lock();
         loop {
-            let State { pending, capture, ended } = &mut *state;
+            let State { pending, taken, capture, ended, .. } = &mut *state;
             if *ended {
                 return None;
             }
             let capture = capture.as_mut().filter(|capture| capture.gone);
             if let Some(capture) = capture.filter(|_| !pending.is_empty()) {
                 capture.copying += 1;
-                return Some((capture.epoch, pending.take_runs(CHUNK_PAGES_MAX as u64)));
+                let runs = pending.take_runs(CHUNK_PAGES_MAX as u64);
+                runs.iter().for_each(|run| taken.insert_run(*run));
+                return Some((capture.epoch, runs));
             }
             // There may be nothing to copy at all, or the rescuer was faster.
             self.finish(&mut state);
@@ -261,6 +282,12 @@ impl Shared {
         let begun = Instant::now();
         let mut state = self.lock();
         if !state.pending.remove(page) {
+            if state.taken.contains(page) {
+                state.late.push(page);
+            } else {
+                drop(state);
+                self.wake(page);
+            }
             return;
         }
         let capture = state.capture.as_mut().expect("pending pages belong to a capture");
@@ -281,6 +308,13 @@ impl Shared {
 
     fn submit(&self, epoch: Epoch, batch: Batch) {
         self.tools.intake.submit(Group { epoch, batches: vec![batch], fresh: false, end: None });
+    }
+
+    fn wake(&self, page: PageNumber) {
+        if let Err(error) = self.tools.guard.wake(page) {
+            // It would sleep for ever.
+            panic!("userfaultfd does not wake who writes guest memory: {error}");
+        }
     }
 
     fn release(&self, run: PageRun) {

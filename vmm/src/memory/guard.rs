@@ -12,6 +12,13 @@
 //! memory, and protected pages must be released whatever happens;
 //! [`WriteGuard::release_all`] and dropping the guard do it.
 //!
+//! A release wakes who waits at that moment. A writer that met the protection
+//! and was not yet asleep when its page was released sleeps after it: the kernel
+//! looks again before it lets a writer sleep, but at whether the page can be
+//! written without a fault, and the release leaves that to the fault. Its fault
+//! is heard of like all others, so **every** fault of a page that is released
+//! already must be answered with [`WriteGuard::wake`].
+//!
 //! Kernel: `Documentation/admin-guide/mm/userfaultfd.rst`, write protection of
 //! anonymous memory (Linux 5.7).
 
@@ -159,6 +166,22 @@ impl WriteGuard {
         self.uffd.remove_write_protection(address, len, true).map_err(change)
     }
 
+    /// Lets whoever waits to write `page` try again; of a page that is still
+    /// protected, another fault comes.
+    ///
+    /// # Errors
+    ///
+    /// [`GuardError::Change`]
+    ///
+    /// # Panics
+    ///
+    /// If `page` is not RAM.
+    pub fn wake(&self, page: PageNumber) -> Result<(), GuardError> {
+        let (address, len) = self.place(PageRun { first: page, count: 1 });
+        let change = |source| GuardError::Change { act: "wake writers of", first: page, source };
+        self.uffd.wake(address, len).map_err(change)
+    }
+
     /// Releases all pages.
     ///
     /// # Errors
@@ -170,7 +193,7 @@ impl WriteGuard {
 
     /// The next page that somebody waits to write; `None` when `patience` is
     /// over, or after [`WriteGuard::stop`]. A page may come that was released
-    /// meanwhile.
+    /// meanwhile: [`WriteGuard::wake`] is owed to whoever waits for it.
     ///
     /// # Errors
     ///
@@ -216,17 +239,24 @@ impl WriteGuard {
 
 impl Drop for WriteGuard {
     fn drop(&mut self) {
-        // Unregistering would lift the protection, but wake nobody.
         let _ = self.release_all();
         for (run, address) in self.ram.host_regions() {
-            let _ = self.uffd.unregister(address as *mut _, run.count as usize * PAGE_BYTES);
+            let len = run.count as usize * PAGE_BYTES;
+            let _ = self.uffd.unregister(address as *mut _, len);
+            // Nobody falls asleep any more, and nobody reads the faults of those
+            // who did since the release.
+            let _ = self.uffd.wake(address as *mut _, len);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{
+        sync::atomic::{AtomicU64, Ordering},
+        thread,
+        time::Instant,
+    };
 
     use vm_memory::{Bytes, GuestAddress};
 
@@ -277,6 +307,48 @@ mod tests {
         assert_eq!(guard.next_fault(PATIENCE).unwrap(), Some(PageNumber::new(5)));
         drop(guard);
         writer.join().unwrap();
+    }
+
+    /// Writers that come while the page is being released: some fall asleep
+    /// after the release, and their faults are all that is heard of them.
+    #[test]
+    fn a_writer_that_falls_asleep_after_the_release_is_woken() {
+        const ROUNDS: u64 = 20_000;
+        let ram = Arc::new(GuestRam::new(64 << 20, false).unwrap());
+        ram.copy_in(run(0, 1), &[1; PAGE_BYTES]);
+        let Some(guard) = guard(&ram) else { return };
+        let (begun, written) = (AtomicU64::new(0), AtomicU64::new(0));
+        let page = PageNumber::new(0);
+        let mut woken = 0;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=ROUNDS {
+                    while begun.load(Ordering::Acquire) < round {
+                        std::hint::spin_loop();
+                    }
+                    ram.memory().write_obj(round, GuestAddress(8)).unwrap();
+                    written.store(round, Ordering::Release);
+                }
+            });
+            for round in 1..=ROUNDS {
+                guard.protect(run(0, 1)).unwrap();
+                begun.store(round, Ordering::Release);
+                // From long before the writer sleeps to long after it.
+                for _ in 0..round % 512 * 8 {
+                    std::hint::spin_loop();
+                }
+                guard.release(run(0, 1)).unwrap();
+                let deadline = Instant::now() + PATIENCE;
+                while written.load(Ordering::Acquire) < round {
+                    assert!(Instant::now() < deadline, "the writer sleeps for ever");
+                    if guard.next_fault(Duration::ZERO).unwrap() == Some(page) {
+                        guard.wake(page).unwrap();
+                        woken += 1;
+                    }
+                }
+            }
+        });
+        println!("{woken} of {ROUNDS} writers fell asleep after the release");
     }
 
     #[test]
