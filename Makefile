@@ -17,11 +17,11 @@ ARGS ?=
 # Of `make fuzz`: which target, for MINUTES=1 if not given; all without.
 TARGET ?=
 
-.PHONY: help check test lab demo soak bench sim soak-sim fuzz doctor deny packages lab-packages
+.PHONY: help check test lab demo soak bench instructions sim soak-sim fuzz doctor deny packages lab-packages
 
 help: ## Show this
 	@echo 'make TARGET, where TARGET is one of:'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lab-packages ## Install what is missing from Debian, then run all tests
 	@scripts/preflight cargo
@@ -57,6 +57,10 @@ deny: ## Install cargo-deny if need be (minutes) and check licences, bans and so
 bench: packages ## Benchmarks of the hot loops
 	@scripts/preflight cargo
 	$(CARGO) bench --locked --package romulus-benches
+
+instructions: ## Count the instructions of the hot loops, steady on noisy machines; needs valgrind
+	@scripts/preflight cargo
+	CARGO=$(CARGO) scripts/count-instructions
 
 soak: packages ## Random faults of real processes for MINUTES=10; ARGS="--seed 7 --etcd"
 	@scripts/preflight cargo kvm root
