@@ -24,7 +24,10 @@ const ID: ChunkId = ChunkId { epoch: Epoch::FIRST, index: 0 };
 /// A round; made with everything that it needs.
 type Round = Box<dyn FnMut()>;
 
-const LOOPS: [(&str, fn() -> Round); 9] = [
+/// Makes a round.
+type Make = fn() -> Round;
+
+const LOOPS: [(&str, Make); 9] = [
     ("scan-zero", || scan(Fill::Zero)),
     ("scan-random", || scan(Fill::Random)),
     ("scan-deltas", deltas),

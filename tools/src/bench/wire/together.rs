@@ -63,7 +63,7 @@ fn whole_way(
     let (staged, waiting) = mpsc::sync_channel(STAGED_MAX);
     let BackupSession { receiver, .. } = backup;
     let receiving = ends.receiver.spawn(receive(receiver, arrivals));
-    let sample = thread::scope(|scope| {
+    thread::scope(|scope| {
         let data = primary.data.clone();
         let encoding = scope.spawn(move || encode(blocks, count, &data));
         let decoding = scope.spawn(move || decode(arrived, &staged));
@@ -75,8 +75,7 @@ fn whole_way(
         drop(primary);
         join(encoding)?;
         sample
-    });
-    sample
+    })
 }
 
 fn join<T>(thread: ScopedJoinHandle<'_, Result<T, WireError>>) -> Result<T, WireError> {
