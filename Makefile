@@ -17,7 +17,14 @@ ARGS ?=
 # Of `make fuzz`: which target, for MINUTES=1 if not given; all without.
 TARGET ?=
 
-.PHONY: help check test lab demo soak bench instructions sim soak-sim fuzz doctor deny packages lab-packages
+# Of `make bench-all`: where the reports go; more for each benchmark, as `--repeats 5`.
+OUT ?= target/bench
+BENCH_ARGS ?=
+# Not a release: what was measured should be known all the same.
+COMMIT = $(shell git describe --always --dirty 2>/dev/null)
+MEASURE = ROMULUS_COMMIT=$(COMMIT) $(CARGO) run --locked --quiet --release --package romulus -- bench
+
+.PHONY: help check test lab demo soak bench bench-micro bench-all instructions sim soak-sim fuzz doctor deny packages lab-packages
 
 help: ## Show this
 	@echo 'make TARGET, where TARGET is one of:'
@@ -54,9 +61,25 @@ deny: ## Install cargo-deny if need be (minutes) and check licences, bans and so
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny --locked --workspace check licenses bans sources
 
-bench: packages ## Benchmarks of the hot loops
+bench: ## Show what can be measured
+	@echo 'make bench-micro       the hot loops'
+	@echo 'make bench-all         all measurements of docs/performance.md, into $(OUT)'
+	@echo 'romulus bench --help   single ones, with options:'
+	@sed -n '/^pub enum BenchCommand/,/^}/ s/^    \([A-Z][a-z]*\)(.*/  \L\1/p' tools/src/bench/mod.rs
+
+bench-micro: packages ## Benchmarks of the hot loops
 	@scripts/preflight cargo
 	$(CARGO) bench --locked --package romulus-benches
+
+bench-all: packages ## All measurements of docs/performance.md, into OUT=target/bench
+	@scripts/preflight cargo kvm root
+	$(MEASURE) sweep --workload sparse --out $(OUT)/sparse $(BENCH_ARGS)
+	$(MEASURE) sweep --workload busy --epochs fixed --intervals 10,25,100 --out $(OUT)/busy $(BENCH_ARGS)
+	$(MEASURE) sweep --workload idle --intervals 10,25 --seconds 5 --out $(OUT)/idle $(BENCH_ARGS)
+	$(MEASURE) failover --out $(OUT) $(BENCH_ARGS)
+	$(MEASURE) pause --out $(OUT) $(BENCH_ARGS)
+	$(MEASURE) wire --out $(OUT) $(BENCH_ARGS)
+	$(MEASURE) peer --out $(OUT) $(BENCH_ARGS)
 
 instructions: ## Count the instructions of the hot loops, steady on noisy machines; needs valgrind
 	@scripts/preflight cargo

@@ -71,6 +71,32 @@ pub(super) fn link_bytes(pid: u32, device: &str) -> io::Result<u64> {
     bytes_of(&text, device).ok_or_else(|| io::Error::other(format!("no device {device}")))
 }
 
+/// Resident memory of `pid` beside its guest's, in MiB. The guest's mappings are
+/// known by their size: nothing else is half as large as `guest_mib`.
+///
+/// # Errors
+///
+/// If there is no such process.
+pub(super) fn memory_beside_mib(pid: u32, guest_mib: u32) -> io::Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
+    Ok(beside_kib(&text, u64::from(guest_mib) * 1024) as f64 / 1024.0)
+}
+
+/// Reads the form of `/proc/PID/smaps`: `Size:` comes before `Rss:` of a mapping.
+fn beside_kib(text: &str, guest_kib: u64) -> u64 {
+    let (mut sum, mut size) = (0, 0);
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (name, figure) = (words.next(), words.next().and_then(|word| word.parse().ok()));
+        match (name, figure) {
+            (Some("Size:"), Some(kib)) => size = kib,
+            (Some("Rss:"), Some(kib)) if size < guest_kib / 2 => sum += kib,
+            _ => {}
+        }
+    }
+    sum
+}
+
 /// Reads the form of `/proc/net/dev`.
 fn bytes_of(text: &str, device: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'))?;
@@ -92,6 +118,15 @@ mod tests {
                     repl0: 100 2 0 0 0 0 0 0 23 4 0 0 0 0 0 0\n";
         assert_eq!(bytes_of(text, "repl0"), Some(123));
         assert_eq!(bytes_of(text, "lan0"), None);
+    }
+
+    #[test]
+    fn the_guest_s_mappings_do_not_count() {
+        let mapping = |size: u64, rss: u64| {
+            format!("7f00-7fff rw-p 00000000 00:00 0\nSize: {size} kB\nRss: {rss} kB\nPss: 1 kB\n")
+        };
+        let text = [mapping(132, 100), mapping(524_288, 400_000), mapping(4096, 23)].concat();
+        assert_eq!(beside_kib(&text, 524_288), 123);
     }
 
     #[test]

@@ -144,7 +144,8 @@ fn measure(
             let interval = Duration::from_millis(found.case.interval_ms());
             let count = u32::try_from(epochs).unwrap_or(u32::MAX);
             let cmdline = found.case.cmdline();
-            found.naive.push(stop_copy_send::pauses(memory_mib, &cmdline, interval, count)?);
+            let naive = stop_copy_send::pauses(memory_mib, &cmdline, dirty, interval, count)?;
+            found.naive.push(naive);
             progress.done();
         }
     }

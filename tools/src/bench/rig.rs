@@ -18,7 +18,7 @@ use std::{
 
 use super::{
     BenchError,
-    host_cost::{CpuTime, cpu_time, link_bytes},
+    host_cost::{CpuTime, cpu_time, link_bytes, memory_beside_mib},
 };
 use crate::{
     control::{Client, EpochRecord},
@@ -58,6 +58,7 @@ pub(super) struct RigSettings {
 pub(super) struct Rig {
     pub(super) cluster: Cluster,
     pub(super) patience: Duration,
+    memory_mib: u32,
     /// Dropped after the cluster, whose processes write into it until they end.
     _folder: Folder,
 }
@@ -71,6 +72,9 @@ pub(super) struct Window {
     pub(super) primary: CpuTime,
     pub(super) backup: CpuTime,
     pub(super) link_bytes: u64,
+    /// Memory of the daemons beside the guest's at its end, in MiB.
+    pub(super) primary_mib: f64,
+    pub(super) backup_mib: Option<f64>,
     /// Writes of the guest that waited, and how long together.
     pub(super) stalls: u64,
     pub(super) stalled: Duration,
@@ -133,7 +137,7 @@ impl Rig {
         };
         let cluster = Cluster::new("bench", &folder.0, &program, shape)?;
         let patience = PATIENCE + PATIENCE_PER_GIB * (settings.memory_mib / 1024);
-        let mut rig = Self { cluster, patience, _folder: folder };
+        let mut rig = Self { cluster, patience, memory_mib: settings.memory_mib, _folder: folder };
         rig.cluster.start(Place::Arbiter, "arbiter")?;
         rig.cluster.start(FIRST, "run")?;
         rig.cluster.wait_primary(FIRST, patience)?;
@@ -218,7 +222,14 @@ impl Rig {
         let within = before.monotonic_us..after.monotonic_us;
         let epochs = page.epochs.into_iter();
         let epochs = epochs.filter(|epoch| within.contains(&epoch.resumed_monotonic_us)).collect();
+        let beside = |place| match self.cluster.pid(place) {
+            Some(pid) => memory_beside_mib(pid, self.memory_mib).map(Some),
+            None => Ok(None),
+        };
+        let cannot = |source| system("read what the daemons cost")(source);
         Ok(Window {
+            primary_mib: beside(FIRST).map_err(cannot)?.unwrap_or_default(),
+            backup_mib: beside(SECOND).map_err(cannot)?,
             length: after.at - before.at,
             epochs,
             primary: after.primary - before.primary,

@@ -32,8 +32,10 @@ use vmm::{
 use super::BenchError;
 use crate::probe_guest::PROBE_GUEST;
 
-/// Pauses that are not counted: buffers are touched in them.
+/// Full epochs that are not counted: buffers are touched in them.
 const WARM_UP: u32 = 3;
+/// How long the guest may take until it writes as much as it should.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One pause, in microseconds.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +50,8 @@ pub(super) struct NaivePause {
     pub(super) resume: f64,
 }
 
-/// Takes `count` checkpoints of a guest of its own, `interval` apart.
+/// Takes `count` checkpoints, `interval` apart, of a guest of its own that
+/// dirties about `dirty` pages in between.
 ///
 /// # Errors
 ///
@@ -56,6 +59,7 @@ pub(super) struct NaivePause {
 pub(super) fn pauses(
     memory_mib: u32,
     cmdline: &str,
+    dirty: u64,
     interval: Duration,
     count: u32,
 ) -> Result<Vec<NaivePause>, BenchError> {
@@ -65,16 +69,26 @@ pub(super) fn pauses(
     let mut buffer = Vec::new();
     vm.start_dirty_log()?;
     vm.resume()?;
-    let mut found = Vec::new();
-    for number in 0..count + WARM_UP {
+    let mut epoch = || {
         // The guest runs for an epoch.
         std::thread::sleep(interval);
         pages.clear();
-        let pause = checkpoint(&mut vm, &mut pages, &mut buffer, &mut backup)?;
-        if number >= WARM_UP {
-            found.push(pause);
+        checkpoint(&mut vm, &mut pages, &mut buffer, &mut backup)
+    };
+    let begun = Instant::now();
+    let mut full = 0;
+    while full < WARM_UP {
+        let pages = epoch()?.pages;
+        full += u32::from(pages >= dirty / 2);
+        if begun.elapsed() > PATIENCE {
+            if pages == 0 {
+                return Err(BenchError::Baseline(io::Error::other("its guest does not write")));
+            }
+            // A machine that is too busy for so many: the report tells how many it were.
+            break;
         }
     }
+    let found = (0..count).map(|_| epoch()).collect::<Result<Vec<_>, _>>()?;
     vm.pause()?;
     backup.end().map_err(BenchError::Baseline)?;
     Ok(found)

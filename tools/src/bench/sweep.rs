@@ -181,7 +181,7 @@ const SPREAD: [(&str, &str, Figure); 5] = [
 ];
 
 /// The columns of which only the median is told.
-const PLAIN: [(&str, &str, Figure); 13] = [
+const PLAIN: [(&str, &str, Figure); 15] = [
     ("latency p50", "ms", |it| Some(it.protected.latency_us.p50 as f64 / 1e3)),
     ("latency p99.9", "ms", |it| Some(it.protected.latency_p999_us as f64 / 1e3)),
     ("unprotected mean", "ms", |it| Some(it.bare.latency_mean_us / 1e3)),
@@ -199,9 +199,11 @@ const PLAIN: [(&str, &str, Figure); 13] = [
     ("backup", "% of a core", |it| {
         Some(it.quiet.core_percent(it.quiet.backup.rest + it.quiet.backup.vcpus))
     }),
+    ("primary memory", "MiB", |it| Some(it.quiet.primary_mib)),
+    ("backup memory", "MiB", |it| it.quiet.backup_mib),
 ];
 
-const NOTE: &str = "Medians of all repeats. Latency: 16 clients at a rate. Throughput: 16 clients that ask as soon as they are answered. Pause, wire, link and processor time: no clients. Slowdown: what the guest's working vCPUs did per second of its clock, against the same guest before it was protected. Link: all bytes in both directions, headers included.";
+const NOTE: &str = "Medians of all repeats. Latency: 16 clients at a rate. Throughput: 16 clients that ask as soon as they are answered. Pause, wire, link and processor time: no clients. Slowdown: what the guest's working vCPUs did per second of its clock, against the same guest before it was protected. Link: all bytes in both directions, headers included. Memory: resident, beside the guest's own.";
 
 fn report(arguments: &SweepArgs, cases: &[(bool, u32)], found: &[Vec<Sample>]) -> Report {
     let caption = "Latency, throughput and costs by the interval between checkpoints.";
