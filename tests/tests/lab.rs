@@ -72,10 +72,10 @@ fn materials() -> Materials {
     Materials::gather(&cache()).unwrap()
 }
 
-/// A lab of `hosts` that differ in nothing.
-fn lab(materials: &Materials, name: &str, hosts: u8, guest: Guest) -> Lab {
+/// A lab of `hosts` that differ in nothing, with CPUs of their own each.
+fn lab(materials: &Materials, name: &str, (hosts, cpus): (u8, u16), guest: Guest) -> Lab {
     let replication = format!("{PATIENT}{WITHOUT_COPIES}");
-    let shape = Shape { hosts, guest, replication, seed: 1, cpus: 1, more: Vec::new() };
+    let shape = Shape { hosts, guest, replication, seed: 1, cpus, more: Vec::new() };
     Lab::new(materials, name, Path::new(ROMULUS), shape).unwrap()
 }
 
@@ -185,7 +185,7 @@ fn hosts_have_a_kvm_of_their_own_and_a_lab_that_fails_leaves_nothing() {
     let test = "hosts_have_a_kvm_of_their_own_and_a_lab_that_fails_leaves_nothing";
     let Some(_machine) = machine_for(test) else { return };
     let materials = materials();
-    let mut lab = lab(&materials, "kvm", 1, Guest::probe(64, 1, ""));
+    let mut lab = lab(&materials, "kvm", (1, 1), Guest::probe(64, 1, ""));
     assert_eq!(lab.run(A, "uname -r").unwrap(), materials.kernel.release);
     lab.run(A, "test -c /dev/kvm").unwrap();
     let outcome = lab.ask(A, "doctor").unwrap();
@@ -208,12 +208,10 @@ fn hosts_have_a_kvm_of_their_own_and_a_lab_that_fails_leaves_nothing() {
     assert!(!Path::new(&format!("/proc/{qemu}")).exists(), "QEMU runs on as {qemu}");
 }
 
-#[test]
-fn power_cuts_and_standstills_of_a_host_lose_nothing() {
-    let test = "power_cuts_and_standstills_of_a_host_lose_nothing";
-    let Some(_machine) = machine_for(test) else { return };
+/// The drill that needs no operating system, on hosts of so many CPUs.
+fn drill_the_probe(cpus: u16) {
     let work = "probe.dirty=pages:500,rate:1000,write:sparse,content:random";
-    let lab = lab(&materials(), "cut", 2, Guest::probe(64, 2, work));
+    let lab = lab(&materials(), "cut", (2, cpus), Guest::probe(64, 2, work));
     let mut drill = Drill::protected(lab);
     let client = drill.lab.probe_client("probe").unwrap();
     drill.goes_on(&client);
@@ -227,15 +225,34 @@ fn power_cuts_and_standstills_of_a_host_lose_nothing() {
     assert!(report.sound(), "{report:#?}");
 }
 
+#[test]
+fn power_cuts_and_standstills_of_a_host_lose_nothing() {
+    let test = "power_cuts_and_standstills_of_a_host_lose_nothing";
+    let Some(_machine) = machine_for(test) else { return };
+    drill_the_probe(1);
+}
+
+/// Where vCPUs, devices and copiers of one host truly run at once: what waits
+/// for a protected page meets its release.
+#[test]
+#[ignore = "QEMU before 10.0 emulates SVM well on one CPU only: name it, with --ignored"]
+fn hosts_with_two_cpus_lose_nothing() {
+    let test = "hosts_with_two_cpus_lose_nothing";
+    let Some(_machine) = machine_for(test) else { return };
+    drill_the_probe(2);
+    a_server_outlives_its_hosts(Series::Newer, 2, 2);
+    a_server_outlives_its_hosts(Series::Stock, 2, 1);
+}
+
 /// Each stock kernel as a protected guest with a real server in it: over one
 /// connection, every acknowledged write is there in the end, although the host
 /// of the guest lost its power.
-fn a_server_outlives_its_hosts(series: Series, vcpus: u16) {
+fn a_server_outlives_its_hosts(series: Series, cpus: u16, vcpus: u16) {
     let mut materials = materials();
     let guest = Guest::linux(materials.guest(series).unwrap(), 160, vcpus, "lab.check=4");
     let release = guest.boot().unwrap().release.clone();
-    let mut drill = Drill::protected(lab(&materials, "linux", 2, guest));
-    drill.lab.say(&format!("{release}, {vcpus} vCPUs"));
+    let mut drill = Drill::protected(lab(&materials, "linux", (2, cpus), guest));
+    drill.lab.say(&format!("{release}, {vcpus} vCPUs on {cpus} CPUs a host"));
     let client = drill.lab.tcp_client("redis").unwrap();
     drill.goes_on(&client);
     drill.console();
@@ -264,14 +281,14 @@ fn a_server_outlives_its_hosts(series: Series, vcpus: u16) {
 fn a_server_on_the_newer_kernel_outlives_its_hosts() {
     let test = "a_server_on_the_newer_kernel_outlives_its_hosts";
     let Some(_machine) = machine_for(test) else { return };
-    a_server_outlives_its_hosts(Series::Newer, 2);
+    a_server_outlives_its_hosts(Series::Newer, 1, 2);
 }
 
 #[test]
 fn a_server_on_the_stock_kernel_outlives_its_hosts() {
     let test = "a_server_on_the_stock_kernel_outlives_its_hosts";
     let Some(_machine) = machine_for(test) else { return };
-    a_server_outlives_its_hosts(Series::Stock, 1);
+    a_server_outlives_its_hosts(Series::Stock, 1, 1);
 }
 
 /// Both kernels that a guest may have, and the server in it, without KVM: what
@@ -285,7 +302,7 @@ fn a_stock_guest_serves_over_one_connection_whatever_the_network_does() {
         .map(|series| Guest::linux(materials.guest(series).unwrap(), 256, 1, "lab.check=4"));
     let releases = guests.each_ref().map(|guest| guest.boot().unwrap().release.clone());
     assert_ne!(releases[0], releases[1], "two kernels");
-    let mut lab = lab(&materials, "stock", 0, guests[0].clone());
+    let mut lab = lab(&materials, "stock", (0, 1), guests[0].clone());
     for guest in &guests {
         lab.boot_bare(guest).unwrap();
         lab.bare().wait_console(guest.ready, PATIENCE).unwrap();

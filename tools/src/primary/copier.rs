@@ -324,3 +324,26 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_late_for_a_page_in_hand_is_woken_by_its_copier() {
+        let none = PageSet::new(64);
+        let (pending, taken, late) = (none.clone(), none, Vec::new());
+        let mut state = State { pending, taken, late, capture: None, ended: false };
+        let run = |first, count| PageRun { first: PageNumber::new(first), count };
+        for run in [run(1, 2), run(8, 1), run(9, 4)] {
+            state.taken.insert_run(run);
+        }
+        let pages = |numbers: &[u64]| numbers.iter().map(|n| PageNumber::new(*n)).collect();
+        state.late = pages(&[2, 9, 2]);
+        let woken: Vec<PageNumber> = pages(&[2, 2]);
+        assert_eq!(state.put_down(&[run(1, 2), run(8, 1)]), woken);
+        assert_eq!(state.late, [PageNumber::new(9)], "another copier has it in hand");
+        assert_eq!(state.put_down(&[run(9, 4)]), [PageNumber::new(9)]);
+        assert!(state.taken.is_empty() && state.late.is_empty());
+    }
+}

@@ -136,7 +136,8 @@ pub struct DemoReport {
     pub corrupt: u64,
     /// Answers that came twice: harmless.
     pub duplicates: u64,
-    /// From a request to its answer.
+    /// From a request to its answer, while the guest was protected and nothing
+    /// happened.
     pub latency_us: Percentiles,
     /// Whether primary and backup had the same memory at the end.
     pub verified: bool,
@@ -206,6 +207,14 @@ struct Demo<'a> {
     begun: Instant,
 }
 
+/// What clients saw.
+struct Seen {
+    throughout: ProbeReport,
+    calm: Percentiles,
+    failover_ms: f64,
+    switchover_ms: f64,
+}
+
 fn replication(settings: &DemoSettings) -> String {
     let DemoSettings { epoch_ms, detection_ms, drop_ms, .. } = settings;
     let heartbeat_ms = (detection_ms.min(drop_ms) / HEARTBEATS).max(1);
@@ -251,13 +260,15 @@ impl<'a> Demo<'a> {
         let mut client = self.client(0)?;
         client.wait_answers(1, self.settings.patience)?;
         self.say("clients ask, and check every answer");
-        let (killed, failover) = self.kill(&mut client)?;
+        let calm = self.calm()?;
+        let (killed, failover_ms) = self.kill(&mut client)?;
         self.reprotect()?;
-        let (handed, switchover) = self.hand_back(&mut client)?;
+        let (handed, switchover_ms) = self.hand_back(&mut client)?;
         let (last, verify) = self.verify()?;
-        let report = client.finish()?;
+        let throughout = client.finish()?;
         self.keep();
-        Ok(self.report(&[&killed, &handed, &last], &verify, &report, [failover, switchover]))
+        let seen = Seen { throughout, calm: calm.latency_us, failover_ms, switchover_ms };
+        Ok(self.report(&[&killed, &handed, &last], &verify, &seen))
     }
 
     fn begin(&mut self) -> Result<(), ClusterError> {
@@ -285,6 +296,13 @@ impl<'a> Demo<'a> {
         self.cluster.client(LANES, &["--first-lane", &lane, "--retransmit-ms", &ms])
     }
 
+    /// What clients of a protected guest see while nothing happens.
+    fn calm(&self) -> Result<ProbeReport, ClusterError> {
+        let client = self.client(3 * LANES)?;
+        std::thread::sleep(PHASE);
+        client.finish()
+    }
+
     /// A client that measures one interruption.
     fn observer(&self, first_lane: u32) -> Result<LoadClient, ClusterError> {
         let mut observer = self.client(first_lane)?;
@@ -293,7 +311,6 @@ impl<'a> Demo<'a> {
     }
 
     fn kill(&mut self, client: &mut LoadClient) -> Result<(Status, f64), ClusterError> {
-        std::thread::sleep(PHASE);
         let mut observer = self.observer(LANES)?;
         let before = self.cluster.status(FIRST)?;
         self.cluster.kill(FIRST);
@@ -365,29 +382,24 @@ impl<'a> Demo<'a> {
         }
     }
 
-    fn report(
-        &self,
-        primaries: &[&Status; 3],
-        verify: &VerifyReport,
-        client: &ProbeReport,
-        [failover_ms, switchover_ms]: [f64; 2],
-    ) -> DemoReport {
+    fn report(&self, primaries: &[&Status; 3], verify: &VerifyReport, seen: &Seen) -> DemoReport {
         let [first, _, last] = primaries;
         let guest = self.linux.as_ref().map(|image| format!("Linux {}", image.release));
+        let client = &seen.throughout;
         DemoReport {
             guest: guest.unwrap_or_else(|| "probe".to_owned()),
             epochs: primaries.iter().map(|status| status.epochs).sum(),
             pause_us: first.pause_us,
             commit_us: first.commit_us,
             wire_bytes_per_epoch: first.wire_bytes_per_epoch,
-            failover_ms,
-            switchover_ms,
+            failover_ms: seen.failover_ms,
+            switchover_ms: seen.switchover_ms,
             answers: client.answers,
             lost: client.lost,
             went_back: client.went_back,
             corrupt: client.corrupt,
             duplicates: client.duplicates,
-            latency_us: client.latency_us,
+            latency_us: seen.calm,
             verified: verify.equal && !verify.backups.is_empty(),
             term: last.term,
             elapsed_ms: self.begun.elapsed().as_millis() as u64,
