@@ -1,8 +1,8 @@
 //! The baselines: one TCP connection over loopback, plain and with TLS.
 //!
-//! They carry the same bytes as QUIC. A thread writes and a thread reads, both blocking: the quickest way to use a
-//! stream that is known here. TLS is rustls with the certificates and the library of
-//! keys that QUIC has in the product.
+//! They carry the same bytes as QUIC. A thread writes and a thread reads, both
+//! blocking: the quickest way to use a stream that is known here. TLS is rustls with
+//! the certificates and the library of keys that QUIC has in the product.
 
 use std::{
     io::{self, Read, Write},
