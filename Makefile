@@ -24,11 +24,11 @@ BENCH_ARGS ?=
 COMMIT = $(shell git describe --always --dirty 2>/dev/null)
 MEASURE = ROMULUS_COMMIT=$(COMMIT) $(CARGO) run --locked --quiet --release --package romulus -- bench
 
-.PHONY: help check test lab demo soak bench bench-micro bench-all sim soak-sim fuzz doctor deny packages lab-packages
+.PHONY: help check test lab demo soak bench bench-micro bench-all instructions sim soak-sim fuzz doctor deny packages lab-packages
 
 help: ## Show this
 	@echo 'make TARGET, where TARGET is one of:'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: lab-packages ## Install what is missing from Debian, then run all tests
 	@scripts/preflight cargo
@@ -78,6 +78,12 @@ bench-all: packages ## All measurements of docs/performance.md, into OUT=target/
 	$(MEASURE) sweep --workload idle --intervals 10,25 --seconds 5 --out $(OUT)/idle $(BENCH_ARGS)
 	$(MEASURE) failover --out $(OUT) $(BENCH_ARGS)
 	$(MEASURE) pause --out $(OUT) $(BENCH_ARGS)
+	$(MEASURE) wire --out $(OUT) $(BENCH_ARGS)
+	$(MEASURE) peer --out $(OUT) $(BENCH_ARGS)
+
+instructions: ## Count the instructions of the hot loops, steady on noisy machines; needs valgrind
+	@scripts/preflight cargo
+	CARGO=$(CARGO) scripts/count-instructions
 
 soak: packages ## Random faults of real processes for MINUTES=10; ARGS="--seed 7 --etcd"
 	@scripts/preflight cargo kvm root

@@ -20,7 +20,7 @@ async fn main() -> Result<()> {
     let given: Vec<u32> =
         std::env::args().skip(1).map(|word| word.parse()).collect::<Result<_, _>>()?;
     let of = |index: usize, default| given.get(index).copied().unwrap_or(default);
-    let (mtu, streams, mib) = (of(0, 1452), of(1, 4), of(2, 4096));
+    let (mtu, streams, mib) = (of(0, 65000), of(1, 4), of(2, 4096));
     let options = Options {
         mtu_bytes_max: mtu.try_into()?,
         data_streams: streams as usize,

@@ -1,6 +1,6 @@
 //! A node on the network: one UDP socket to dial peers and to accept them.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arbiter::{NodeId, Term};
 use checkpoint::message::{Hello, Refusal, Welcome};
@@ -16,6 +16,8 @@ use crate::{
     Options,
     doorway::{self, AcceptError, Caller},
     identity::{ALPN_ARBITER, ALPN_NODE, Identity, dns_name},
+    options::MTU_BYTES_UNKNOWN,
+    path,
     session::{
         BackupSession, CloseCode, FrameReader, Link, PrimarySession, ReadFault, SessionError,
         close, words_of,
@@ -154,11 +156,9 @@ impl Endpoint {
         options.check()?;
         let options = Arc::new(options.clone());
         let mut server = ServerConfig::with_crypto(Arc::new(identity.server(ALPN_NODE)?));
-        server.transport_config(options.transport(None));
-        let mut node_client = ClientConfig::new(Arc::new(identity.client(ALPN_NODE)?));
-        node_client.transport_config(options.transport(None));
-        let mut arbiter_client = ClientConfig::new(Arc::new(identity.client(ALPN_ARBITER)?));
-        arbiter_client.transport_config(options.transport(Some(options.idle_timeout / 3)));
+        server.transport_config(options.acceptor());
+        let node_client = ClientConfig::new(Arc::new(identity.client(ALPN_NODE)?));
+        let arbiter_client = ClientConfig::new(Arc::new(identity.client(ALPN_ARBITER)?));
         let (quinn, local) = socket::bind(address, identity, &options, server)?;
         let (queue, knocks) = mpsc::channel(KNOCKS_MAX);
         let door = tokio::spawn(doorway::keep(quinn.clone(), options.clone(), {
@@ -196,7 +196,7 @@ impl Endpoint {
         hello: &Hello,
     ) -> Result<(Welcome, PrimarySession), DialError> {
         let greeting = wire::encode(term, &Frame::Hello(hello.clone()))?;
-        let connection = self.connect(self.node_client.clone(), address, peer).await?;
+        let connection = self.connect(&self.node_client, None, address, peer).await?;
         let dialled = Dialled { connection, peer, address };
         let Ok(asked) = timeout(self.options.answer_timeout, dialled.ask(&greeting)).await else {
             close(&dialled.connection, CloseCode::Silent, "no answer to the hello");
@@ -244,7 +244,8 @@ impl Endpoint {
         address: SocketAddr,
         arbiter: &NodeId,
     ) -> Result<Connection, DialError> {
-        self.connect(self.arbiter_client.clone(), address, arbiter).await
+        let keep_alive = Some(self.options.idle_timeout / 3);
+        self.connect(&self.arbiter_client, keep_alive, address, arbiter).await
     }
 
     pub(crate) fn options(&self) -> &Options {
@@ -253,10 +254,17 @@ impl Endpoint {
 
     async fn connect(
         &self,
-        config: ClientConfig,
+        config: &ClientConfig,
+        keep_alive: Option<Duration>,
         address: SocketAddr,
         peer: &NodeId,
     ) -> Result<Connection, DialError> {
+        let mtu_bytes = path::udp_payload_bytes_max(self.local, address).unwrap_or_else(|error| {
+            tracing::debug!(%address, %error, "the path's MTU is not known");
+            MTU_BYTES_UNKNOWN
+        });
+        let mut config = config.clone();
+        config.transport_config(self.options.dialler(mtu_bytes, keep_alive));
         let connecting = self
             .quinn
             .connect_with(config, address, &dns_name(peer))
@@ -356,7 +364,7 @@ pub struct Knock {
     connection: Connection,
     control: SendStream,
     reader: FrameReader,
-    linger: std::time::Duration,
+    linger: Duration,
 }
 
 impl Knock {

@@ -17,6 +17,7 @@ mod doorway;
 mod endpoint;
 pub mod identity;
 mod options;
+mod path;
 mod register_service;
 mod session;
 mod socket;

@@ -1,10 +1,10 @@
 //! What an operator may tune about the transport, and the QUIC settings that
 //! follow from it.
 //!
-//! The traps of quinn 0.11 that are avoided here: an initial MTU of 16 KiB or
-//! more panics; segmentation offload with packets above 6,500 bytes exceeds the
-//! kernel's 64 KiB and stalls; large packets hang on the default congestion
-//! window of a few of them.
+//! Two traps of quinn 0.11 are avoided here, and a third in `socket`: an initial MTU
+//! of 16 KiB or more panics, so packets begin small and grow; and packets that are
+//! large for the congestion window leave room for one of them, whose acknowledgement
+//! is delayed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,8 +13,11 @@ use thiserror::Error;
 
 /// The smallest packet that every QUIC path carries: RFC 9000, section 14.
 const MTU_BYTES_MIN: u16 = 1200;
-/// The largest packet with which ten still fit one offloaded send.
-const MTU_BYTES_OFFLOAD_MAX: u16 = 6500;
+/// The largest packet that is tried on a path of which nothing is known: Ethernet's,
+/// less the headers of IPv6 and UDP.
+pub(crate) const MTU_BYTES_UNKNOWN: u16 = 1452;
+/// Packets above it are a loopback's or a virtual line's, which never loses any.
+const MTU_BYTES_LINE_MAX: u16 = 16_000;
 /// Most streams for data that a peer may open.
 pub(crate) const DATA_STREAMS_MAX: usize = 16;
 /// Most control or RPC streams that a peer may have open at once.
@@ -27,10 +30,8 @@ const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 /// Settings of an endpoint. Both ends need not agree.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Largest UDP payload to try, in bytes: 1452 for Ethernet, up to 8952 with
-    /// jumbo frames, 65000 on loopback. Larger ones than the path carries are
-    /// found out and not used, but for above 6500, where the path must carry at
-    /// least 6500.
+    /// Largest UDP payload to try, in bytes. What the path carries is found out:
+    /// 1452 on Ethernet, 8952 with jumbo frames, 65000 on loopback.
     pub mtu_bytes_max: u16,
     /// How many streams carry chunks, 1 to 16.
     pub data_streams: usize,
@@ -53,7 +54,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            mtu_bytes_max: 1452,
+            mtu_bytes_max: 65000,
             data_streams: 4,
             connect_timeout: Duration::from_secs(1),
             answer_timeout: Duration::from_secs(5),
@@ -105,31 +106,29 @@ impl Options {
         Ok(())
     }
 
-    /// Largest UDP payload that this side takes. A sender never exceeds what
-    /// its peer announces.
-    pub(crate) fn udp_payload_bytes_max(&self) -> u16 {
-        if self.mtu_bytes_max > MTU_BYTES_OFFLOAD_MAX {
-            65527
-        } else {
-            self.mtu_bytes_max.max(1472)
-        }
-    }
-
-    /// How many bytes may be sent before the first acknowledgement. More than a
-    /// slow line carries in a moment would hold up heartbeats; but with packets
-    /// as large as on loopback, CUBIC does not begin with less (quinn 0.11).
-    fn initial_window_bytes(&self) -> u64 {
-        if self.mtu_bytes_max > MTU_BYTES_OFFLOAD_MAX { 4 << 20 } else { 64 << 10 }
-    }
-
-    /// The QUIC settings of a connection; `keep_alive` for those that have no
+    /// The QUIC settings of a connection that this side dials, on a path which
+    /// carries `path_mtu_bytes` at most; `keep_alive` for those that have no
     /// heartbeats of their own.
-    pub(crate) fn transport(&self, keep_alive: Option<Duration>) -> Arc<TransportConfig> {
+    pub(crate) fn dialler(
+        &self,
+        path_mtu_bytes: u16,
+        keep_alive: Option<Duration>,
+    ) -> Arc<TransportConfig> {
+        let mtu_bytes_max = self.mtu_bytes_max.min(path_mtu_bytes);
+        Arc::new(self.transport(mtu_bytes_max.max(MTU_BYTES_MIN), keep_alive))
+    }
+
+    /// As [`Options::dialler`], for the side that is called: it has little to say.
+    pub(crate) fn acceptor(&self) -> Arc<TransportConfig> {
+        Arc::new(self.transport(self.mtu_bytes_max.min(MTU_BYTES_UNKNOWN), None))
+    }
+
+    fn transport(&self, mtu_bytes_max: u16, keep_alive: Option<Duration>) -> TransportConfig {
         let idle = IdleTimeout::try_from(self.idle_timeout).expect("options were checked");
         let mut discovery = MtuDiscoveryConfig::default();
-        discovery.upper_bound(self.mtu_bytes_max);
+        discovery.upper_bound(mtu_bytes_max);
         let mut cubic = CubicConfig::default();
-        cubic.initial_window(self.initial_window_bytes());
+        cubic.initial_window(initial_window_bytes(mtu_bytes_max));
         let mut transport = TransportConfig::default();
         transport
             .max_concurrent_uni_streams(VarInt::from_u32(DATA_STREAMS_MAX as u32))
@@ -144,9 +143,13 @@ impl Options {
             .datagram_receive_buffer_size(None)
             .congestion_controller_factory(Arc::new(cubic))
             .mtu_discovery_config(Some(discovery));
-        if self.mtu_bytes_max > MTU_BYTES_OFFLOAD_MAX {
-            transport.initial_mtu(MTU_BYTES_OFFLOAD_MAX).enable_segmentation_offload(false);
-        }
-        Arc::new(transport)
+        transport
     }
+}
+
+/// How many bytes may be sent before the first acknowledgement. More than a slow line
+/// carries in a moment would hold up heartbeats; but packets as large as on loopback
+/// must have room for some.
+fn initial_window_bytes(mtu_bytes_max: u16) -> u64 {
+    if mtu_bytes_max > MTU_BYTES_LINE_MAX { 4 << 20 } else { 64 << 10 }
 }

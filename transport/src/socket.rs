@@ -7,17 +7,24 @@
 //! to its timeouts. The port is part of it so that one process of a node
 //! cannot be made to reset another's connections (section 21.11).
 
+mod limited;
+
 use std::{io, net::SocketAddr, sync::Arc};
 
 use quinn::{
-    EndpointConfig, ServerConfig, TokioRuntime,
+    EndpointConfig, Runtime, ServerConfig, TokioRuntime,
     crypto::{CryptoError, HmacKey},
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
+use self::limited::Limited;
 use crate::{InvalidOptions, Options, identity::Identity};
+
+/// Largest UDP payload that this side takes: all of them. A sender never exceeds what
+/// its peer announces.
+const UDP_PAYLOAD_BYTES_MAX: u16 = 65527;
 
 /// Why an endpoint could not be had.
 #[derive(Debug, Error)]
@@ -53,10 +60,12 @@ pub(crate) fn bind(
     let mut config = EndpointConfig::new(Arc::new(ResetKey(secret)));
     config
         .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(id_key)))
-        .max_udp_payload_size(options.udp_payload_bytes_max())
-        .expect("options were checked");
-    let endpoint =
-        quinn::Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime)).map_err(fail)?;
+        .max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX)
+        .expect("QUIC allows it");
+    let runtime = Arc::new(TokioRuntime);
+    let socket = Arc::new(Limited::new(runtime.wrap_udp_socket(socket).map_err(fail)?));
+    let endpoint = quinn::Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime)
+        .map_err(fail)?;
     Ok((endpoint, local))
 }
 

@@ -1,7 +1,10 @@
 //! The primary's machine in virtual time: each test is a sentence of the
 //! protocol.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use arbiter::{NodeId, Outcome, Register, Term};
 
@@ -32,6 +35,11 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with_in_flight(3)
+    }
+
+    /// With at most so many epochs in flight.
+    fn with_in_flight(epochs_in_flight_max: usize) -> Self {
         let config = Config {
             node: node("a"),
             pace: Pace {
@@ -47,7 +55,7 @@ impl Bench {
             drop_after: Duration::from_millis(120),
             freeze_gap: Duration::from_millis(60),
             ask_retry: Duration::from_millis(30),
-            epochs_in_flight_max: 3,
+            epochs_in_flight_max,
             bytes_in_flight_max: 1 << 20,
             held_output_bytes_max: 1000,
             seed_pages_left_max: 4,
@@ -130,7 +138,11 @@ impl Bench {
 
     /// Through a seed, the joining epoch 1 and the admission, to term 2.
     fn in_sync() -> Self {
-        let mut bench = Self::new();
+        Self::new().brought_in_sync()
+    }
+
+    fn brought_in_sync(self) -> Self {
+        let mut bench = self;
         bench.seed();
         bench.finish_cut(1);
         bench.ack(1, 1);
@@ -509,6 +521,48 @@ fn a_guest_whose_backups_lag_is_slowed() {
     let actions = bench.take();
     assert!(actions.contains(&Action::FreeGuest), "{actions:?}");
     assert!(actions.iter().any(|action| matches!(action, Action::Cut(_))), "{actions:?}");
+}
+
+/// How many epochs of 10 ms are cut in a second over a line on which commits are known
+/// after 60 ms, and how often the guest is held.
+fn over_a_long_line(epochs_in_flight_max: usize) -> (u64, usize) {
+    let mut bench = Bench::with_in_flight(epochs_in_flight_max).brought_in_sync();
+    let (mut cut, mut held) = (0, 0);
+    let mut commits = VecDeque::<(Duration, u64)>::new();
+    let (begun, mut beat) = (bench.now, bench.now);
+    while bench.now < begun + Duration::from_secs(1) {
+        bench.pass(Duration::from_millis(1));
+        if bench.now >= beat {
+            beat = bench.now + Duration::from_millis(20);
+            bench.hear(2, ToPrimary::Heartbeat { pong: 0 });
+        }
+        while commits.front().is_some_and(|(due, _)| *due <= bench.now) {
+            let (_, epoch) = commits.pop_front().expect("looked at above");
+            bench.ack(2, epoch);
+        }
+        for action in bench.take() {
+            match action {
+                Action::Cut(order) => {
+                    cut += 1;
+                    bench.finish_cut(order.epoch.get());
+                    commits.push_back((bench.now + Duration::from_millis(60), order.epoch.get()));
+                }
+                Action::HoldGuest => held += 1,
+                _ => {}
+            }
+        }
+    }
+    (cut, held)
+}
+
+#[test]
+fn epochs_in_flight_for_a_round_trip_keep_the_pace_of_a_long_line() {
+    // The round trip over the interval, and one.
+    let (all, held) = over_a_long_line(7);
+    assert_eq!(held, 0);
+    let (some, held) = over_a_long_line(2);
+    assert!(held > 0, "two in flight are too few");
+    assert!(all > 2 * some, "{all} epochs in a second, {some} with two in flight");
 }
 
 #[test]

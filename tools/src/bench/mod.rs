@@ -12,6 +12,7 @@
 pub mod failover;
 mod host_cost;
 pub mod pause;
+pub mod peer;
 pub mod progress;
 pub mod report;
 mod rig;
@@ -19,6 +20,7 @@ pub mod statistics;
 mod stop_copy_send;
 pub mod sweep;
 pub mod table;
+pub mod wire;
 pub mod workload;
 
 use std::{io, path::PathBuf};
@@ -28,8 +30,13 @@ use thiserror::Error;
 use vmm::{host::HostError, vm::VmError};
 
 use self::{
-    failover::FailoverArgs, pause::PauseArgs, progress::Progress, report::ReportError,
+    failover::FailoverArgs,
+    pause::PauseArgs,
+    peer::{PeerArgs, PeerError},
+    progress::Progress,
+    report::ReportError,
     sweep::SweepArgs,
+    wire::{WireArgs, WireError},
 };
 pub use self::{report::Report, table::Table};
 use crate::rehearsal::cluster::ClusterError;
@@ -58,6 +65,21 @@ pub enum BenchCommand {
         after_help = "Examples:\n  romulus bench pause\n  romulus bench pause --dirty 10000 --sizes 1024,16384 --count 200"
     )]
     Pause(PauseArgs),
+    /// What an epoch's way moves, stage by stage: encode, hash, encrypt, ship, decode, apply
+    ///
+    /// Against memcpy, TCP and TLS over TCP, in turns, in GB a second and GB for a second of a
+    /// processor. Needs neither root nor KVM.
+    #[command(
+        after_help = "Examples:\n  romulus bench wire\n  romulus bench wire --mib 2048 --repeats 9"
+    )]
+    Wire(WireArgs),
+    /// How long the same guest stands still under QEMU: COLO's checkpoints, live migration
+    ///
+    /// Needs Debian's qemu-system-x86; what it cannot do here is said instead of a figure.
+    #[command(
+        after_help = "Examples:\n  romulus bench peer\n  romulus bench peer --pages 1000 --memory 2048 --seconds 20"
+    )]
+    Peer(PeerArgs),
 }
 
 impl BenchCommand {
@@ -68,6 +90,8 @@ impl BenchCommand {
             Self::Sweep(arguments) => &arguments.options,
             Self::Failover(arguments) => &arguments.options,
             Self::Pause(arguments) => &arguments.options,
+            Self::Wire(arguments) => &arguments.options,
+            Self::Peer(arguments) => &arguments.options,
         }
     }
 }
@@ -115,6 +139,12 @@ pub enum BenchError {
     /// The new primary's events lack a part, or their order is another one.
     #[error("the parts of a failover cannot be told from the events; the end of its log:\n{0}")]
     Untold(String),
+    /// The wire cannot be measured.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// Nothing to compare others with.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
     /// The report cannot be kept.
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -130,5 +160,7 @@ pub fn run(command: &BenchCommand, progress: &Progress) -> Result<Report, BenchE
         BenchCommand::Sweep(arguments) => sweep::run(arguments, progress),
         BenchCommand::Failover(arguments) => failover::run(arguments, progress),
         BenchCommand::Pause(arguments) => pause::run(arguments, progress),
+        BenchCommand::Wire(arguments) => Ok(wire::run(arguments, progress)?),
+        BenchCommand::Peer(arguments) => Ok(peer::run(arguments, progress)?),
     }
 }

@@ -18,6 +18,7 @@ use std::{fs, path::Path};
 
 use serde::Serialize;
 
+pub use self::vm_file::ZSTD_LEVEL;
 pub use self::{
     error::{ConfigError, Fault},
     types::{

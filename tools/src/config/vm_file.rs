@@ -30,7 +30,7 @@ const CMDLINE_BYTES_MAX: usize = 2047;
 const HEARTBEATS_PER_DETECTION: u32 = 3;
 const STAGING_MIB_MIN: u64 = 256;
 /// Faster ones save less than they cost; slower ones do not keep up.
-const ZSTD_LEVEL: i32 = 1;
+pub const ZSTD_LEVEL: i32 = 1;
 
 pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
     let mut root = Source::new(text).parse()?;
@@ -282,7 +282,7 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let epochs = section.number("in_flight_epochs_max", 4, 1..=1024, " epochs")?;
     let encode_threads = section.number("encode_threads", 1, 1..=64, " threads")?;
     let data_streams = section.number("data_streams", 4, 1..=16, " streams")?;
-    let mtu = section.number("mtu_max", 1452, 1200..=65_000, " bytes")?;
+    let mtu = section.number("mtu_max", 65_000, 1200..=65_000, " bytes")?;
     let seed = section.number("seed_mib_per_s_max", 0, 0..=MEMORY_MIB_MAX, " MiB/s")?;
     let arbiter_timeout = section.number("arbiter_timeout_ms", 500, 100..=60_000, " ms")?;
     let captures = [("protect", Capture::Protect), ("copy", Capture::Copy)];

@@ -71,7 +71,7 @@ impl ArbiterServer {
         options.check()?;
         let options = Arc::new(options.clone());
         let mut config = ServerConfig::with_crypto(Arc::new(identity.server(ALPN_ARBITER)?));
-        config.transport_config(options.transport(None));
+        config.transport_config(options.acceptor());
         let (quinn, local) = socket::bind(address, identity, &options, config)?;
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
         let queue = Arc::new(Mutex::new(queue));
