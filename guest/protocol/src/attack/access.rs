@@ -145,7 +145,7 @@ mod tests {
             let offset = access.address - SLOTS;
             if (0x71..0xb0).contains(&offset) {
                 for half in [access.value & 0xffff_ffff, access.value >> 32] {
-                    let in_arena = half >= GROUND.arena && half < GROUND.arena + ARENA_BYTES;
+                    let in_arena = (GROUND.arena..GROUND.arena + ARENA_BYTES).contains(&half);
                     assert!(in_arena || half >= SLOTS, "{half:#x}");
                 }
             }
