@@ -17,7 +17,7 @@ const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 380.0;
 /// Around the plot: ticks and titles of the axes.
 const LEFT: f64 = 72.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 36.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 54.0;
 /// The part of a category's width that its bars take.
