@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     control::{Client, EventKind, EventRecord},
-    rehearsal::netns::Place,
+    rehearsal::{Gap, netns::Place},
     telemetry::monotonic_us,
 };
 
@@ -126,17 +126,14 @@ fn kill(rig: &mut Rig, victim: Place, heir: Place) -> Result<Outage, BenchError>
     let page = rig
         .cluster
         .ask(heir, async |control: Client| control.events(last_event, Duration::ZERO).await)?;
-    let gap = seen.longest_gap;
-    let outage = times(killed, &page.events, gap.until_monotonic_us).map(|parts| Outage {
-        victim,
-        parts,
-        gap: gap.ms,
-    });
+    let outage =
+        times(killed, &page.events, &seen.gaps).map(|(parts, gap)| Outage { victim, parts, gap });
     outage.ok_or_else(|| BenchError::Untold(rig.cluster.log_end(heir)))
 }
 
-/// The parts in ms, if the events tell all of them, in order.
-fn times(killed: u64, events: &[EventRecord], first_answer: u64) -> Option<[f64; 6]> {
+/// The parts and the gap that they are of, in ms, if the events tell all of
+/// them, in order. A busy machine has other gaps, too.
+fn times(killed: u64, events: &[EventRecord], gaps: &[Gap]) -> Option<([f64; 6], f64)> {
     let promoted = events.iter().position(|event| event.kind == EventKind::Promoted)?;
     let at = |kind: EventKind| {
         let after = events[promoted..].iter().find(|event| event.kind == kind);
@@ -146,20 +143,23 @@ fn times(killed: u64, events: &[EventRecord], first_answer: u64) -> Option<[f64;
     let restored = &events[promoted..].iter().find(|e| e.kind == EventKind::GuestRestored)?;
     let apply_us = restored.fields.get("applied_us")?.as_u64()?;
     let granted = events[promoted].monotonic_us;
+    let started = at(EventKind::GuestStarted)?;
+    let spans = |gap: &&Gap| gap.from_monotonic_us <= started && started <= gap.until_monotonic_us;
+    let gap = gaps.iter().find(spans)?;
     let moments = [
         killed,
         asked.monotonic_us,
         granted,
         granted + apply_us,
         restored.monotonic_us,
-        at(EventKind::GuestStarted)?,
-        first_answer,
+        started,
+        gap.until_monotonic_us,
     ];
     let mut parts = [0.0; 6];
     for (part, pair) in parts.iter_mut().zip(moments.windows(2)) {
         *part = pair[1].checked_sub(pair[0])? as f64 / 1000.0;
     }
-    Some(parts)
+    Some((parts, gap.ms))
 }
 
 fn report(arguments: &FailoverArgs, outages: &[Outage]) -> Report {
@@ -277,10 +277,18 @@ mod tests {
             event(EventKind::GuestRestored, 156_000),
             event(EventKind::GuestStarted, 160_000),
         ];
-        let parts = times(1000, &events, 163_000);
-        assert_eq!(parts, Some([150.0, 2.0, 0.5, 2.5, 4.0, 3.0]));
-        assert_eq!(times(1000, &events, 159_000), None, "an answer before the guest ran");
+        let gap = |ms, from_monotonic_us, until_monotonic_us| Gap {
+            ms,
+            from_monotonic_us,
+            until_monotonic_us,
+            ..Gap::default()
+        };
+        let before = gap(200.0, 100, 300);
+        let gaps = [before, gap(162.5, 500, 163_000), gap(1.0, 163_000, 164_000)];
+        let parts = times(1000, &events, &gaps);
+        assert_eq!(parts, Some(([150.0, 2.0, 0.5, 2.5, 4.0, 3.0], 162.5)));
+        assert_eq!(times(1000, &events, &[before]), None, "no gap that the guest ended");
         events.remove(4);
-        assert_eq!(times(1000, &events, 163_000), None, "a part is not told");
+        assert_eq!(times(1000, &events, &gaps), None, "a part is not told");
     }
 }

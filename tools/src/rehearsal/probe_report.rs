@@ -12,6 +12,8 @@ use crate::{control::Percentiles, telemetry::monotonic_us};
 const LATENCY_US_MAX: u64 = 300_000_000;
 /// Verdicts that are kept in words.
 const COMPLAINTS_MAX: usize = 32;
+/// Gaps that are kept.
+const GAPS_MAX: usize = 16;
 
 /// What to ask, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,6 +92,8 @@ pub struct ProbeReport {
     pub work_per_s: Option<f64>,
     /// The longest time without any new answer, between two answers.
     pub longest_gap: Gap,
+    /// The longest of these times, the longest first; at most 16.
+    pub gaps: Vec<Gap>,
     /// The first verdicts against the guest, in words.
     pub complaints: Vec<String>,
 }
@@ -151,6 +155,7 @@ impl Tally {
             latency_p999_us: 0,
             work_per_s: None,
             longest_gap: Gap::default(),
+            gaps: Vec::new(),
             complaints: Vec::new(),
         };
         let began_monotonic_us = monotonic_us();
@@ -208,15 +213,20 @@ impl Tally {
     fn note_gap(&mut self, now: Duration) {
         let Some(last) = self.last_answer else { return };
         let ms = (now - last).as_secs_f64() * 1e3;
-        if ms > self.report.longest_gap.ms {
-            self.report.longest_gap = Gap {
-                ms,
-                from_unix_ms: self.unix_ms(last),
-                until_unix_ms: self.unix_ms(now),
-                from_monotonic_us: self.monotonic_us(last),
-                until_monotonic_us: self.monotonic_us(now),
-            };
+        let rank = self.report.gaps.partition_point(|longer| longer.ms >= ms);
+        if rank == GAPS_MAX {
+            return;
         }
+        let gap = Gap {
+            ms,
+            from_unix_ms: self.unix_ms(last),
+            until_unix_ms: self.unix_ms(now),
+            from_monotonic_us: self.monotonic_us(last),
+            until_monotonic_us: self.monotonic_us(now),
+        };
+        self.report.gaps.truncate(GAPS_MAX - 1);
+        self.report.gaps.insert(rank, gap);
+        self.report.longest_gap = self.report.gaps[0];
     }
 
     fn unix_ms(&self, at: Duration) -> u64 {
