@@ -15,7 +15,8 @@ use serde_json::json;
 
 use super::qemu::{Machine, Qemu, QemuError};
 
-const TRACE: [&str; 2] = ["-trace", "colo_*"];
+/// Events with their times.
+const TRACE: [&str; 4] = ["-trace", "colo_*", "-msg", "timestamp=on"];
 
 /// What COLO did in a while.
 #[derive(Debug)]
