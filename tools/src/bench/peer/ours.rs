@@ -4,7 +4,7 @@
 //! Pauses are what the primary's `/metrics` counted between two looks: their mean is
 //! exact, their 99th percentile is the upper bound of its bucket (steps of 1.6).
 
-use std::{path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use crate::{
     control::Client,
@@ -39,8 +39,15 @@ pub(super) fn run(
     interval: Duration,
     look: Duration,
 ) -> Result<Epochs, ClusterError> {
-    let system = |source| ClusterError::System { action: "find this program".to_owned(), source };
-    let program = std::env::current_exe().map_err(system)?;
+    let failed = |action: &str| {
+        let action = action.to_owned();
+        |source| ClusterError::System { action, source }
+    };
+    let program = std::env::current_exe().map_err(failed("find this program"))?;
+    // Registers and state of a run before it would be those of this guest.
+    let folder = folder.join("ours");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).map_err(failed("make a folder for the daemons"))?;
     let shape = Shape {
         hosts: 2,
         memory_mib: machine.memory_mib,
@@ -53,7 +60,7 @@ pub(super) fn run(
             interval.as_millis()
         ),
     };
-    let mut cluster = Cluster::new("peer", folder, &program, shape)?;
+    let mut cluster = Cluster::new("peer", &folder, &program, shape)?;
     cluster.start(Place::Arbiter, "arbiter")?;
     cluster.start(PRIMARY, "run")?;
     cluster.start(BACKUP, "backup")?;

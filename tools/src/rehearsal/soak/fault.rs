@@ -119,6 +119,12 @@ impl fmt::Display for Fault {
     }
 }
 
+impl Fault {
+    fn loses_a_guest(&self) -> bool {
+        self.kind == Kind::Kill && matches!(self.victim, Victim::Primary | Victim::Backup)
+    }
+}
+
 /// The faults of one round, in the order of their beginnings; at least one.
 pub(super) fn draw(rng: &mut StdRng, deciders: Deciders) -> Vec<Fault> {
     let mut faults = Vec::new();
@@ -132,6 +138,12 @@ pub(super) fn draw(rng: &mut StdRng, deciders: Deciders) -> Vec<Fault> {
         if rng.random_ratio(1, 6) {
             faults.push(of_the_machine(rng));
         }
+    }
+    // From a switchover on, until it is protected again, the guest is its
+    // successor's alone (docs/failover.md): whose process is lost then loses it
+    // by right.
+    if faults.iter().any(|fault| fault.kind == Kind::HandOver) {
+        faults.retain(|fault| !fault.loses_a_guest());
     }
     faults.sort_by_key(|fault| fault.at);
     faults
@@ -217,6 +229,8 @@ mod tests {
             let host = |fault: &&Fault| matches!(fault.victim, Victim::Primary | Victim::Backup);
             assert!(faults.iter().filter(host).count() <= 1, "{faults:?}");
             assert!(faults.is_sorted_by_key(|fault| fault.at) && !faults.is_empty());
+            let hands_over = faults.iter().any(|fault| fault.kind == Kind::HandOver);
+            assert!(!hands_over || !faults.iter().any(Fault::loses_a_guest), "{faults:?}");
             for fault in faults {
                 assert!(fault.lasts >= LASTS.0 && fault.lasts <= LASTS.1, "{fault}");
                 assert!(round % 2 == 1 || !matches!(fault.victim, Victim::Member(_)));
