@@ -111,6 +111,12 @@ fn seeds_that_found_something() {
         // A backup was lost and came back while the cut was taken that its seed
         // was to end with: its new seed, hardly begun, was taken for that one.
         2_002_044,
+        // The term changed while chunks of a seed were being decoded: they were
+        // dropped, and nobody asked for them again.
+        246_899,
+        // A new process of a backup was seeded by a primary that had lost its
+        // right; then the right one took that image for its own, and went on.
+        1_210_493,
     ];
     sum(seeds.map(|seed| (seed, attempt(seed, None, false))).into());
 }

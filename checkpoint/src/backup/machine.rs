@@ -294,7 +294,11 @@ impl Backup {
         }
         self.raise(term);
         self.heard_at = self.now;
-        let committed = matches!(self.phase, Phase::Standing).then_some(self.committed);
+        // Only whose image it is can go on with it: another primary may count this
+        // node among its followers, from a process before this one.
+        let goes_on =
+            matches!(self.phase, Phase::Standing) && self.seeded_by.as_ref() == Some(&peer);
+        let committed = goes_on.then_some(self.committed);
         // What was staged and not committed comes again in this session.
         for epoch in self.stages.remove_through(Epoch::new(u64::MAX - 1)) {
             self.act(Action::Unstage { epoch });

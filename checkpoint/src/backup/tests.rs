@@ -441,6 +441,22 @@ fn the_digest_is_taken_between_two_epochs() {
 }
 
 #[test]
+fn an_image_goes_on_only_under_the_primary_that_it_is_of() {
+    let welcomed = |bench: &mut Bench, peer: &str| {
+        bench.tell(Event::Knock { peer: node(peer), term: Term::new(3), hello: hello() });
+        let committed = bench.take().into_iter().find_map(|action| match action {
+            Action::Welcome(welcome) => Some(welcome.committed),
+            _ => None,
+        });
+        committed.expect("it is welcome")
+    };
+    let mut bench = Bench::standing();
+    assert_eq!(welcomed(&mut bench, "c"), None, "it has to be seeded");
+    assert_eq!(bench.machine.standing(), Standing::Whole, "nothing is given up yet");
+    assert_eq!(welcomed(&mut bench, "a"), Some(Epoch::new(5)));
+}
+
+#[test]
 fn a_primary_that_completes_nothing_loses_its_session() {
     let ends = |bench: &mut Bench| {
         bench.tell(Event::Excess);
