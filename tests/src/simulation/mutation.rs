@@ -62,7 +62,7 @@ mutations! {
     AheadAppliedLast,
     /// deltas build on what was sent before, also for a backup that joins
     StaleHistory,
-    /// a backup believes frames of a stale term, and takes their sender's session
+    /// a backup believes frames of a stale term, and goes on under their sender
     AcceptStaleTerm,
     /// a backup applies a committed epoch before the one that it follows
     ApplyOutOfOrder,

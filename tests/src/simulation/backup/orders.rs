@@ -19,7 +19,11 @@ use crate::simulation::{
 impl BackupShell {
     pub(super) fn carry_out(&mut self, world: &mut World, action: Action) {
         match action {
-            Action::Welcome(welcome) => {
+            Action::Welcome(mut welcome) => {
+                let whole = self.machine.standing() == Standing::Whole;
+                if whole && world.mutated(Mutation::AcceptStaleTerm) {
+                    welcome.committed = Some(self.machine.epochs().0);
+                }
                 let (session, term) = self.knock.take().expect("somebody knocked");
                 self.sessions += 1;
                 let _ = self.staging.begin(self.sessions);
