@@ -8,7 +8,7 @@ use arbiter::NodeId;
 use super::{
     Action, CutOrder,
     flight::Flight,
-    link::Stage,
+    link::{Link, Stage},
     machine::{HeldFor, Phase, Primary},
 };
 use crate::{
@@ -149,13 +149,21 @@ impl Primary {
 
     pub(super) fn release(&mut self) {
         let Some(through) = self.committed_by_all() else { return };
-        if self.doubt.is_none() && through > self.released {
+        if self.doubt.is_none() && through > self.released && !self.a_member_is_silent() {
             self.released = through;
             if let Some(flight) = self.flights.get(through) {
                 self.pacer.committed(self.now - flight.cut_at);
             }
             self.act(Action::Release { through });
         }
+    }
+
+    /// A member that is silent may have been promoted, whatever it acknowledged
+    /// before: nothing is said until it is heard or dropped. Another member's late
+    /// word would release what this one had long committed.
+    fn a_member_is_silent(&self) -> bool {
+        let silent = |link: &Link| self.now >= link.heard_at + self.config.drop_after;
+        self.register.in_sync.iter().any(|node| self.links.get(node).is_none_or(silent))
     }
 
     pub(super) fn forget(&mut self) {
