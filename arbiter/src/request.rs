@@ -7,10 +7,13 @@
 //! | admit B, by P | `{t, P, S}`, B not in S | `{t+1, P, S+B}` |
 //! | drop B, by P | `{t, P, S}`, B in S | `{t+1, P, S-B}` |
 //! | promote, by B in S | `{t, P, S}` | `{t+1, B, {}}` |
-//! | switchover to B in S, by P | `{t, P, S}` | `{t+1, B, {}}` |
+//! | switchover to B in S, by P, which stands by | `{t, P, S}` | `{t+1, B, S-B+P}` |
+//! | switchover to B in S, by P, which leaves | `{t, P, S}` | `{t+1, B, S-B}` |
 //!
 //! The caller names the whole register that it believes in; one that has moved
-//! on is a [`Outcome::Mismatch`]. [`Operation::Restart`] is not in the design's
+//! on is a [`Outcome::Mismatch`]. After a switchover everybody who was in sync
+//! still is: all have the checkpoint that the successor begins with, the former
+//! primary's paused guest included. [`Operation::Restart`] is not in the design's
 //! table: it lets a primary that ran solo and lost its process boot the guest
 //! afresh, under a term of its own so that two such processes cannot both win.
 
@@ -41,10 +44,14 @@ pub enum Operation {
     },
     /// Take over, as a backup that is in sync.
     Promote,
-    /// Hand over: the guest is paused, and the successor has committed all.
+    /// Hand over: the guest is paused, and every backup in sync has committed
+    /// all.
     Switchover {
         /// The backup that becomes primary.
         successor: NodeId,
+        /// The caller keeps the guest as it is and stands by with it: it is in
+        /// sync.
+        stands_by: bool,
     },
 }
 
@@ -179,10 +186,20 @@ impl Request {
                 self.require_primary(expected)?;
                 target.in_sync.remove(backup)
             }
-            Operation::Promote => target.hand_to(&self.caller),
-            Operation::Switchover { successor } => {
+            Operation::Promote => {
+                let member = target.in_sync.contains(&self.caller);
+                target.primary = self.caller.clone();
+                target.in_sync.clear();
+                member
+            }
+            Operation::Switchover { successor, stands_by } => {
                 self.require_primary(expected)?;
-                target.hand_to(successor)
+                let member = target.in_sync.remove(successor);
+                target.primary = successor.clone();
+                if *stands_by {
+                    target.in_sync.insert(self.caller.clone());
+                }
+                member
             }
         };
         if member {
@@ -209,17 +226,6 @@ impl Request {
             primary: expected.primary.clone(),
             operation: self.operation.clone(),
         })
-    }
-}
-
-impl Register {
-    /// Makes `successor` the primary with no backups; `false` if it was not in
-    /// sync.
-    fn hand_to(&mut self, successor: &NodeId) -> bool {
-        let was_in_sync = self.in_sync.contains(successor);
-        self.primary = successor.clone();
-        self.in_sync.clear();
-        was_in_sync
     }
 }
 
@@ -251,7 +257,9 @@ mod tests {
     fn each_row_of_the_table() {
         let solo = register(3, "p", &[]);
         let pair = register(3, "p", &["b"]);
+        let three = register(3, "p", &["b", "c"]);
         let backup = node("b");
+        let switchover = |stands_by| Operation::Switchover { successor: node("b"), stands_by };
         let rows = [
             (request("p", None, Operation::Create), register(1, "p", &[])),
             (request("p", Some(solo.clone()), Operation::Restart), register(4, "p", &[])),
@@ -259,15 +267,12 @@ mod tests {
                 request("p", Some(solo), Operation::Admit { backup: backup.clone() }),
                 register(4, "p", &["b"]),
             ),
-            (
-                request("p", Some(pair.clone()), Operation::Drop { backup: backup.clone() }),
-                register(4, "p", &[]),
-            ),
+            (request("p", Some(pair.clone()), Operation::Drop { backup }), register(4, "p", &[])),
             (request("b", Some(pair.clone()), Operation::Promote), register(4, "b", &[])),
-            (
-                request("p", Some(pair), Operation::Switchover { successor: backup }),
-                register(4, "b", &[]),
-            ),
+            (request("p", Some(pair.clone()), switchover(true)), register(4, "b", &["p"])),
+            (request("p", Some(pair), switchover(false)), register(4, "b", &[])),
+            (request("p", Some(three.clone()), switchover(true)), register(4, "b", &["c", "p"])),
+            (request("p", Some(three), switchover(false)), register(4, "b", &["c"])),
         ];
         for (request, target) in rows {
             let current = request.expected.clone().map(|register| record(register, 1));
@@ -322,7 +327,7 @@ mod tests {
             Operation::Restart,
             Operation::Admit { backup: node("c") },
             Operation::Drop { backup: node("b") },
-            Operation::Switchover { successor: node("b") },
+            Operation::Switchover { successor: node("b"), stands_by: true },
         ] {
             let asked = request("b", Some(current.clone()), operation);
             assert!(matches!(
@@ -339,7 +344,7 @@ mod tests {
             members in proptest::collection::btree_set("[a-c]", 0..3),
             caller in "[a-d]",
             about in "[a-d]",
-            which in 0_u8..5,
+            which in 0_u8..6,
         ) {
             let expected = Register {
                 term: Term::new(term),
@@ -352,7 +357,7 @@ mod tests {
                 1 => Operation::Admit { backup: about },
                 2 => Operation::Drop { backup: about },
                 3 => Operation::Promote,
-                _ => Operation::Switchover { successor: about },
+                _ => Operation::Switchover { successor: about, stands_by: which == 5 },
             };
             let asked = request(&caller, Some(expected.clone()), operation);
             if let Ok(target) = asked.target() {

@@ -54,6 +54,12 @@ pub struct Image {
 }
 
 impl Image {
+    /// An image whose saved state is `sections`, and whose last words were said.
+    #[must_use]
+    pub fn of(sections: Sections) -> Self {
+        Self { encoded: sections.encode(), sections, outputs: Vec::new() }
+    }
+
     /// The saved state of the last epoch.
     #[must_use]
     pub fn sections(&self) -> &Sections {

@@ -124,12 +124,13 @@ pub enum ToBackup {
     Close(Close),
     /// The register changed by the primary's hand.
     Membership(Register),
-    /// The register names the backup as primary now; the guest is paused on
-    /// this side, and everything up to `epoch` is committed.
+    /// The register names another primary now: this backup, or one that it
+    /// stands by for from now on with the image that it has. The guest is paused
+    /// on this side, and everything up to `epoch` is committed.
     HandOver {
         /// The last epoch of the old primary.
         epoch: Epoch,
-        /// The register, with the backup as primary.
+        /// The register, with the backup as primary or in sync.
         register: Register,
     },
     /// Tell the digest of the image at this epoch, which is about to be closed.

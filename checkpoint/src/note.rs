@@ -36,6 +36,7 @@ pub enum Note {
     HandOverBegun { to: NodeId },
     HandOverAborted { to: NodeId, why: String },
     HandedOver { to: NodeId, term: Term },
+    GoesOnUnder { primary: NodeId, term: Term },
     PrimaryConnected { primary: NodeId, term: Term },
     PrimaryLost { primary: NodeId },
     PrimarySilent { primary: NodeId, millis: u64 },
@@ -138,6 +139,9 @@ impl fmt::Display for Note {
             Self::HandOverBegun { to } => write!(f, "handing over to {to}: the guest is paused"),
             Self::HandOverAborted { to, why } => {
                 write!(f, "the handover to {to} is given up ({why}): the guest runs on here")
+            }
+            Self::GoesOnUnder { primary, term } => {
+                write!(f, "the guest is {primary}'s as of term {term}: its image is kept")
             }
             Self::HandedOver { to, term } => write!(f, "{to} is primary as of term {term}"),
             Self::PrimaryConnected { primary, term } => {

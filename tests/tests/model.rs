@@ -3,7 +3,8 @@
 use romulus_tests::model::{
     checker::check,
     protocol::{
-        Bug, FORMER_PRIMARY, HANDED_OVER, PROMOTED_WITH_ALL_TOLD, Protocol, SOLO_AFTER_DROP,
+        Bug, CAME_BACK, FORMER_PRIMARY, HANDED_OVER, PROMOTED_WITH_ALL_TOLD, Protocol,
+        SOLO_AFTER_DROP,
     },
 };
 
@@ -28,7 +29,7 @@ fn holds(protocol: Protocol) -> u32 {
 #[test]
 fn two_nodes_hold_in_every_state() {
     let seen = holds(sized(2, 3, 4, 1)) & holds(sized(2, 4, 4, 1)) & holds(sized(2, 3, 5, 1));
-    let all = PROMOTED_WITH_ALL_TOLD | HANDED_OVER | SOLO_AFTER_DROP | FORMER_PRIMARY;
+    let all = PROMOTED_WITH_ALL_TOLD | HANDED_OVER | SOLO_AFTER_DROP | FORMER_PRIMARY | CAME_BACK;
     assert_eq!(seen, all, "the model does everything that it is to show");
 }
 
@@ -48,6 +49,7 @@ fn every_bug_in_the_model_is_found() {
         Bug::AdmitBeforeAck,
         Bug::PassWhileJoining,
         Bug::NoCompare,
+        Bug::PassAfterHandOver,
     ];
     for bug in bugs {
         // Who waits for the first of several needs several.

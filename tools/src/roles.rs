@@ -9,10 +9,11 @@
 //!
 //! A change of role never starts a program and opens nothing that takes rights:
 //! the process is in its jail. Sockets, the control API, what happened so far and
-//! the figures stay; the guest and its machine's memory are made anew.
+//! the figures stay. The guest's VM is made anew; its memory stays when it is
+//! handed over, and is the image that the former primary stands by with.
 
 use crate::{
-    backup,
+    backup::{self, KeptGuest},
     exit::Exit,
     node::{Guest, Host, NodeError},
     primary::{self, Promoted},
@@ -23,8 +24,8 @@ use crate::{
 pub(crate) enum Turn {
     /// Running the guest, which is ready to run.
     Run(Box<Host>, Box<Guest>, Promoted),
-    /// Standing by.
-    StandBy(Box<Host>),
+    /// Standing by, perhaps with the guest that was handed over.
+    StandBy(Box<Host>, Option<KeptGuest>),
 }
 
 /// Plays `turn`, and what follows from it, until the process is to end.
@@ -37,12 +38,12 @@ pub(crate) fn play(mut turn: Turn) -> Result<Exit, NodeError> {
         turn = match turn {
             Turn::Run(host, guest, promoted) => match primary::run_core(*host, *guest, promoted)? {
                 primary::Ended::Exit(exit) => return Ok(exit),
-                primary::Ended::HandedOver(host) => {
-                    tracing::info!("going on as a backup");
-                    Turn::StandBy(host)
+                primary::Ended::HandedOver(host, kept) => {
+                    tracing::info!(in_sync = kept.is_some(), "going on as a backup");
+                    Turn::StandBy(host, kept)
                 }
             },
-            Turn::StandBy(host) => match backup::stand_by(*host)? {
+            Turn::StandBy(host, kept) => match backup::stand_by(*host, kept)? {
                 backup::End::Stopped => return Ok(Exit::Done),
                 backup::End::Promoted(host, guest, promoted) => Turn::Run(host, guest, promoted),
             },

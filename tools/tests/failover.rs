@@ -129,6 +129,18 @@ impl Drill {
         self.cluster.ask(from, async |control: Client| control.failover(&body).await)
     }
 
+    /// As [`Drill::hand_over`], once the guest is protected. A machine that stalls
+    /// may break the session: the guest then runs on, the operator is told, and
+    /// tries again.
+    fn hand_over_soon(&self, from: Place, to: Place) {
+        let deadline = Instant::now() + PATIENCE;
+        self.cluster.wait_protected(from, PATIENCE).unwrap();
+        while let Err(given_up) = self.hand_over(from, to) {
+            assert!(Instant::now() < deadline, "{given_up}");
+            self.cluster.wait_protected(from, PATIENCE).unwrap();
+        }
+    }
+
     fn verify(&self, primary: Place) {
         let report =
             self.cluster.ask(primary, async |control: Client| control.verify().await).unwrap();
@@ -163,6 +175,16 @@ fn audits(folder: &Path) -> (Cuts, Vec<(u64, String)>) {
     (cuts, promotions)
 }
 
+/// How many promotions there were; each went on from what was cut.
+fn promotions_as_cut(folder: &Path) -> usize {
+    let (cuts, promotions) = audits(folder);
+    for (epoch, digest) in &promotions {
+        let cut = cuts.get(epoch).unwrap_or_else(|| panic!("epoch {epoch} was never cut"));
+        assert!(cut.contains(digest), "the image of epoch {epoch} is not what was cut");
+    }
+    promotions.len()
+}
+
 #[test]
 fn a_primary_killed_at_any_moment_loses_nothing() {
     let Some(_machine) = machine_for("a_primary_killed_at_any_moment_loses_nothing") else {
@@ -191,12 +213,31 @@ fn a_primary_killed_at_any_moment_loses_nothing() {
         (primary, standby) = (standby, primary);
     }
     assert_sound(&client.finish().unwrap());
-    let (cuts, promotions) = audits(cluster.folder());
-    assert_eq!(promotions.len(), moments.len());
-    for (epoch, digest) in promotions {
-        let cut = cuts.get(&epoch).unwrap_or_else(|| panic!("epoch {epoch} was never cut"));
-        assert!(cut.contains(&digest), "the image of epoch {epoch} is not what was cut");
+    assert_eq!(promotions_as_cut(cluster.folder()), moments.len());
+}
+
+#[test]
+fn a_successor_killed_at_any_moment_gives_the_guest_back() {
+    let test = "a_successor_killed_at_any_moment_gives_the_guest_back";
+    let Some(_machine) = machine_for(test) else { return };
+    let replication = format!("epoch_ms = 40\naudit = true\n{CALM}");
+    let mut drill = Drill::idle("return", &replication);
+    drill.cluster.start(A, "run").unwrap();
+    let mut client = drill.cluster.client(LANES, &[]).unwrap();
+    for moment in Moment::ALL {
+        // It counts from the first epoch after the handover.
+        let dies = format!("{}:1", moment.name());
+        drill.cluster.start_with(B, "backup", &[(VARIABLE, &dies)]).unwrap();
+        drill.hand_over_soon(A, B);
+        assert!(drill.cluster.exit_code(B, PATIENCE).is_some(), "it lives at {moment:?}");
+        drill.cluster.wait_primary(A, PATIENCE).unwrap_or_else(|error| {
+            panic!("killed at {moment:?}: {error}\n{}", drill.cluster.log_end(A))
+        });
+        client.wait_answers(20, PATIENCE).unwrap();
     }
+    assert_sound(&client.finish().unwrap());
+    // To the successor, and back.
+    assert_eq!(promotions_as_cut(drill.cluster.folder()), 2 * Moment::ALL.len());
 }
 
 #[test]
@@ -385,15 +426,12 @@ fn a_guest_is_handed_to_and_fro() {
     for _ in 0..4 {
         client.wait_answers(50, PATIENCE).unwrap();
         let to = Drill::other(primary);
-        let deadline = Instant::now() + PATIENCE;
-        // A machine that stalls may break the session: the guest then runs on,
-        // the operator is told, and tries again.
-        while let Err(given_up) = drill.hand_over(primary, to) {
-            assert!(Instant::now() < deadline, "{given_up}");
-            drill.cluster.wait_protected(primary, PATIENCE).unwrap();
-        }
-        // The old primary goes on as a backup by itself.
-        drill.cluster.wait_protected(to, PATIENCE).unwrap();
+        let term = drill.cluster.status(primary).unwrap().term;
+        drill.hand_over_soon(primary, to);
+        // The old primary goes on as a backup by itself, with the guest that it
+        // had: nobody was dropped and admitted again.
+        let status = drill.cluster.wait_protected(to, PATIENCE).unwrap();
+        assert_eq!(status.term, term + 1);
         drill.verify(to);
         primary = to;
     }

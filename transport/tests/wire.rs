@@ -140,6 +140,7 @@ fn golden_asks() -> Vec<(Frame, String)> {
         ask(Ask::Execute(vm(), request(operation, expected)), &hex)
     };
     let (alone, pair) = (register_hex(None), register_hex(Some('b')));
+    let switchover = |stands_by| Operation::Switchover { successor: node("b"), stands_by };
     vec![
         ask(Ask::Load(vm()), "02766d"),
         ask(Ask::List(None), "00"),
@@ -150,7 +151,8 @@ fn golden_asks() -> Vec<(Frame, String)> {
         execute(Operation::Admit { backup: node("b") }, None, "03 0162 00"),
         execute(Operation::Drop { backup: node("b") }, None, "04 0162 00"),
         execute(Operation::Promote, Some(register(&["b"])), &format!("05 01 {pair}")),
-        execute(Operation::Switchover { successor: node("b") }, None, "06 0162 00"),
+        execute(switchover(false), None, "06 0162 00"),
+        execute(switchover(true), None, "07 0162 00"),
     ]
 }
 

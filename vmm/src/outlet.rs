@@ -109,10 +109,6 @@ pub enum SpeakError {
     /// It is fenced.
     #[error("this node is fenced and may not send: start it again as a backup")]
     Fenced,
-    /// A backup may take over and speak: from here on only the guest speaks, and
-    /// what it says is held.
-    #[error("output is held for a backup")]
-    Held,
     /// The interface did not take the frame.
     #[error("the tap did not take a frame: is the interface up? (`ip link set TAP up`)")]
     Lost,
@@ -323,19 +319,23 @@ impl Outlet {
         self.change(|queue| outputs.into_iter().for_each(|output| queue.emit(output)));
     }
 
-    /// Sends `frame` at once: for announcements, which the guest did not say. Only
-    /// while output passes: once there is a backup, nothing says whether it has
-    /// taken over meanwhile.
+    /// Sends `frame`: for announcements, which the guest did not say. While output
+    /// passes it is sent at once; once there is a backup, nothing says whether
+    /// that has taken over meanwhile, and the frame is held like the guest's own.
     ///
     /// # Errors
     ///
-    /// [`SpeakError`] if this node is fenced or holds output, or the interface
-    /// refuses.
+    /// [`SpeakError`] if this node is fenced, or the interface refuses.
     pub fn speak(&self, index: u8, frame: &[u8]) -> Result<(), SpeakError> {
         let taps = lock(&self.shared.taps);
         match lock(&self.shared.queue).held.mode() {
             Mode::Passing => {}
-            Mode::Holding => return Err(SpeakError::Held),
+            Mode::Holding => {
+                drop(taps);
+                let payload = frame.to_vec().into();
+                self.emit(Output { channel: Channel::Network(index), payload });
+                return Ok(());
+            }
             Mode::Fenced => return Err(SpeakError::Fenced),
         }
         let tap = taps.get(usize::from(index)).and_then(Option::as_ref).ok_or(SpeakError::Lost)?;

@@ -51,6 +51,7 @@ pub fn each_operation_of_the_table(open: &Open<'_>) {
     let vm = vm("table");
     assert_eq!(load(other.as_ref(), &vm), None);
     let b = || node("b");
+    let switchover = |to, stands_by| Operation::Switchover { successor: node(to), stands_by };
     let walk = [
         ("a", Operation::Create, register(1, "a", &[])),
         ("a", Operation::Restart, register(2, "a", &[])),
@@ -59,7 +60,8 @@ pub fn each_operation_of_the_table(open: &Open<'_>) {
         ("a", Operation::Drop { backup: b() }, register(5, "a", &["c"])),
         ("c", Operation::Promote, register(6, "c", &[])),
         ("c", Operation::Admit { backup: b() }, register(7, "c", &["b"])),
-        ("c", Operation::Switchover { successor: b() }, register(8, "b", &[])),
+        ("c", switchover("b", true), register(8, "b", &["c"])),
+        ("b", switchover("c", false), register(9, "c", &[])),
     ];
     let mut expected = None;
     for (number, (caller, operation, target)) in (1..).zip(walk) {

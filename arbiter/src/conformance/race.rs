@@ -159,7 +159,8 @@ fn legal(expected: Option<&Register>) -> Vec<(NodeId, Operation)> {
         if register.in_sync.contains(&other) {
             let successor = other.clone();
             legal.push((primary.clone(), Operation::Drop { backup: other.clone() }));
-            legal.push((primary.clone(), Operation::Switchover { successor }));
+            let stands_by = register.term.get().is_multiple_of(2);
+            legal.push((primary.clone(), Operation::Switchover { successor, stands_by }));
             legal.push((other, Operation::Promote));
         } else {
             legal.push((primary.clone(), Operation::Admit { backup: other }));

@@ -15,6 +15,10 @@ use crate::{
     question::Stamps,
 };
 
+/// A successor that has not called yet is waited for so many times as long as a
+/// primary that has fallen silent.
+const FIRST_CONTACT: u32 = 3;
+
 /// See the head of the module above.
 #[derive(Debug)]
 enum Phase {
@@ -51,8 +55,11 @@ pub struct Backup {
     link: Option<Link>,
     /// The register, as the primary last told it.
     register: Option<Register>,
-    /// Who seeded the image.
-    seeded_by: Option<NodeId>,
+    /// Whose guest the image is: who seeded it, or whom it was handed over to.
+    image_of: Option<NodeId>,
+    /// It was handed over to that one, who has not called yet: a register other
+    /// than that of the handover may mean another process of this node.
+    uncalled: bool,
     heard_at: Duration,
     committed: Epoch,
     applied: Epoch,
@@ -81,7 +88,8 @@ impl Backup {
             term,
             link: None,
             register: None,
-            seeded_by: None,
+            image_of: None,
+            uncalled: false,
             heard_at: now,
             committed: Epoch::ZERO,
             applied: Epoch::ZERO,
@@ -93,6 +101,34 @@ impl Backup {
             stamps: Stamps::new(random),
             actions: VecDeque::new(),
         }
+    }
+
+    /// A backup that was primary until now, and has the guest as it handed it
+    /// over: it stands at `epoch`, and `register` names the successor, and this
+    /// node as in sync.
+    ///
+    /// # Panics
+    ///
+    /// If `register` does not count this node.
+    #[must_use]
+    pub fn with_image(
+        config: Config,
+        register: Register,
+        epoch: Epoch,
+        random: u64,
+        now: Duration,
+    ) -> Self {
+        assert!(register.in_sync.contains(&config.node), "an image that nobody counts on");
+        // The successor has its own role to change before it calls.
+        let ask_not_before = now + config.detection * FIRST_CONTACT;
+        let mut backup = Self::new(config, register.term, random, now);
+        backup.phase = Phase::Standing;
+        backup.image_of = Some(register.primary.clone());
+        backup.register = Some(register);
+        backup.uncalled = true;
+        (backup.committed, backup.applied) = (epoch, epoch);
+        backup.ask_not_before = ask_not_before;
+        backup
     }
 
     /// What it is doing.
@@ -297,8 +333,9 @@ impl Backup {
         // Only whose image it is can go on with it: another primary may count this
         // node among its followers, from a process before this one.
         let goes_on =
-            matches!(self.phase, Phase::Standing) && self.seeded_by.as_ref() == Some(&peer);
+            matches!(self.phase, Phase::Standing) && self.image_of.as_ref() == Some(&peer);
         let committed = goes_on.then_some(self.committed);
+        self.uncalled &= !goes_on;
         // What was staged and not committed comes again in this session.
         for epoch in self.stages.remove_through(Epoch::new(u64::MAX - 1)) {
             self.act(Action::Unstage { epoch });
@@ -410,9 +447,15 @@ impl Backup {
     }
 
     fn on_hand_over(&mut self, epoch: Epoch, register: Register) {
-        let whole = matches!(self.phase, Phase::Standing) && self.committed >= epoch;
-        if whole && self.is_ours(&register) {
+        let whole = matches!(self.phase, Phase::Standing) && self.committed == epoch;
+        if whole && self.is_handed_to_us(&register) {
             self.promote(register);
+        } else if whole && self.goes_on_under(&register) {
+            let (primary, term) = (register.primary.clone(), register.term);
+            self.note(Note::GoesOnUnder { primary: primary.clone(), term });
+            self.image_of = Some(primary);
+            self.uncalled = true;
+            self.register = Some(register);
         } else {
             self.violation("it hands over what is not committed here");
         }
@@ -430,7 +473,7 @@ impl Backup {
         let primary = self.link.as_ref().expect("heard from").primary.clone();
         self.discard();
         self.phase = Phase::Seeding(SeedStage::default());
-        self.seeded_by = Some(primary.clone());
+        self.image_of = Some(primary.clone());
         self.note(Note::SeedReceiving { primary });
         self.act(Action::Send(ToPrimary::SeedAck { chunks: 0 }));
     }
@@ -442,7 +485,8 @@ impl Backup {
         self.applied = Epoch::ZERO;
         self.stages = Stages::default();
         self.register = None;
-        self.seeded_by = None;
+        self.image_of = None;
+        self.uncalled = false;
         self.verifying = None;
         self.take_over = false;
         self.act(Action::Discard);
@@ -679,10 +723,8 @@ impl Backup {
                 self.stand_again(Note::ArbiterForgot { known: self.term, found: Some(register) });
             }
             None => self.stand_again(Note::ArbiterForgot { known: self.term, found: None }),
-            // Handed over from the term that this node knows. From any other it
-            // was given to a process before this one, which has told more.
             Some(register)
-                if self.is_ours(&register) && Some(register.term) == self.term.next() =>
+                if self.is_handed_to_us(&register) && Some(register.term) == self.term.next() =>
             {
                 self.promote(register);
             }
@@ -690,7 +732,8 @@ impl Backup {
             // be of a primary that has lost its right and does not know.
             Some(register)
                 if register.in_sync.contains(&self.config.node)
-                    && self.seeded_by.as_ref() == Some(&register.primary) =>
+                    && self.image_of.as_ref() == Some(&register.primary)
+                    && !self.uncalled =>
             {
                 self.raise(register.term);
                 let question = self.promotion(&register);
@@ -704,10 +747,31 @@ impl Backup {
         }
     }
 
-    /// Whether `register` makes this node primary. One that begins has no
-    /// backups: with some, it is of a life before this one.
-    fn is_ours(&self, register: &Register) -> bool {
-        register.primary == self.config.node && register.in_sync.is_empty()
+    /// Whether `register` makes this node primary by a handover of this image:
+    /// from the term that this node knows. From any other it was given to a
+    /// process before this one, which has told more.
+    fn is_handed_to_us(&self, register: &Register) -> bool {
+        register.primary == self.config.node
+            && !register.in_sync.contains(&self.config.node)
+            && (register.in_sync.is_empty() || self.follows_what_is_known(register))
+    }
+
+    /// Whether `register` hands this node's guest to another, and counts on this
+    /// image.
+    fn goes_on_under(&self, register: &Register) -> bool {
+        register.primary != self.config.node
+            && register.in_sync.contains(&self.config.node)
+            && self.follows_what_is_known(register)
+    }
+
+    /// Whether `register` is the next after one that this node was told of, in
+    /// which its image counted.
+    fn follows_what_is_known(&self, register: &Register) -> bool {
+        self.register.as_ref().is_some_and(|known| {
+            known.term.next() == Some(register.term)
+                && known.in_sync.contains(&self.config.node)
+                && self.image_of.as_ref() == Some(&known.primary)
+        })
     }
 
     fn promote(&mut self, register: Register) {

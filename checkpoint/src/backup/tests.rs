@@ -42,8 +42,8 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
-        let config = Config {
+    fn config() -> Config {
+        Config {
             node: node("b"),
             vm: "web".parse().unwrap(),
             machine: machine(16),
@@ -53,9 +53,35 @@ impl Bench {
             ask_retry: Duration::from_millis(30),
             nack_after: Duration::from_millis(20),
             staging_bytes_max: 1 << 20,
-        };
-        let machine = Backup::new(config, Term::ZERO, 9, Duration::ZERO);
+        }
+    }
+
+    fn new() -> Self {
+        Self::of(Backup::new(Self::config(), Term::ZERO, 9, Duration::ZERO))
+    }
+
+    fn of(machine: Backup) -> Self {
         Self { machine, now: Duration::ZERO, actions: Vec::new() }
+    }
+
+    /// The register that it expects in the change that it asked for last.
+    fn expects(&mut self) -> Option<Register> {
+        let expected = |action| match action {
+            Action::Ask(Question::Change(request)) => request.expected,
+            _ => None,
+        };
+        self.take().into_iter().rev().find_map(expected)
+    }
+
+    /// The committed epoch that it names when `peer` knocks.
+    fn welcomes(&mut self, peer: &str, term: u64) -> Option<Epoch> {
+        let term = Term::new(term);
+        self.tell(Event::Knock { peer: node(peer), term, hello: hello() });
+        let welcome = |action| match action {
+            Action::Welcome(welcome) => Some(welcome.committed),
+            _ => None,
+        };
+        self.take().into_iter().find_map(welcome).expect("a welcome")
     }
 
     fn tell(&mut self, event: Event) {
@@ -414,6 +440,61 @@ fn a_handover_needs_everything_committed() {
     let mut bench = Bench::standing();
     let message = ToBackup::HandOver { epoch: Epoch::new(5), register: successor };
     bench.hear(3, message);
+    assert_eq!(bench.machine.standing(), Standing::Promoting);
+}
+
+#[test]
+fn a_handover_to_another_keeps_the_image_of_who_has_all_of_it() {
+    let successor = register(3, "c", &["a", "b"]);
+    let hand_over = |epoch| {
+        let mut bench = Bench::standing();
+        let register = successor.clone();
+        bench.hear(3, ToBackup::HandOver { epoch: Epoch::new(epoch), register });
+        bench
+    };
+    assert_eq!(hand_over(5).welcomes("c", 3), Some(Epoch::new(5)));
+    assert_eq!(hand_over(6).welcomes("c", 3), None, "it lacks the last epoch");
+    assert_eq!(hand_over(5).welcomes("a", 3), None, "it is not the former primary's any more");
+    // The successor is lost before it called.
+    let mut bench = hand_over(5);
+    bench.pass(Duration::from_millis(200));
+    assert_eq!(bench.expects(), Some(successor));
+}
+
+#[test]
+fn a_former_primary_has_the_image_that_its_successor_begins_with() {
+    let handed = register(4, "a", &["b"]);
+    let new = || {
+        let (config, epoch) = (Bench::config(), Epoch::new(7));
+        Bench::of(Backup::with_image(config, handed.clone(), epoch, 9, Duration::ZERO))
+    };
+    let mut bench = new();
+    assert_eq!(bench.welcomes("a", 4), Some(Epoch::new(7)));
+    bench.stage(8, 0);
+    bench.close(8, 1, None);
+    assert!(bench.take().contains(&Action::Apply { epoch: Epoch::new(8) }));
+    // Another primary has no part in it.
+    assert_eq!(new().welcomes("c", 5), None);
+    // The successor never calls: the guest goes on from where it stood.
+    let mut bench = new();
+    bench.pass(Duration::from_millis(500));
+    assert_eq!(bench.expects(), Some(handed));
+    let won = register(5, "b", &[]);
+    bench.tell(Event::Answered(Answer::Outcome(Outcome::Set(won.clone()))));
+    let promoted = Action::Promote { register: won, epoch: Epoch::new(7) };
+    assert!(bench.take().contains(&promoted));
+}
+
+#[test]
+fn a_register_of_an_earlier_life_hands_nothing_over() {
+    let mut bench = Bench::asking();
+    // From a term that this process was never told of.
+    let found = register(7, "b", &["a"]);
+    bench.tell(Event::Answered(Answer::Outcome(Outcome::Mismatch(Some(found)))));
+    assert_eq!(bench.machine.standing(), Standing::Waiting);
+    let mut bench = Bench::asking();
+    let found = register(3, "b", &["a"]);
+    bench.tell(Event::Answered(Answer::Outcome(Outcome::Mismatch(Some(found)))));
     assert_eq!(bench.machine.standing(), Standing::Promoting);
 }
 

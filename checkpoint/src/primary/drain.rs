@@ -22,13 +22,13 @@ impl Primary {
                 self.act(Action::Connect { backup });
             }
             Command::Unprotect { backup } => self.unprotect(&backup),
-            Command::HandOver { to } => {
+            Command::HandOver { to, stand_by } => {
                 let ready = self.links.get(&to).is_some_and(|link| {
                     link.connected && link.stage == Stage::InSync && link.wanted
                 });
                 if ready {
                     self.note(Note::HandOverBegun { to: to.clone() });
-                    self.begin_drain(DrainPurpose::HandOver(to));
+                    self.begin_drain(DrainPurpose::HandOver { to, stand_by });
                 } else {
                     let why = "it is not in sync".to_owned();
                     self.note(Note::HandOverAborted { to, why });
@@ -45,7 +45,7 @@ impl Primary {
             Command::Finish { reason } if self.asked.is_none() => {
                 self.begin_drain(DrainPurpose::Finish(reason));
             }
-            Command::HandOver { to } => {
+            Command::HandOver { to, stand_by: _ } => {
                 let why = "the guest is already being drained".to_owned();
                 self.note(Note::HandOverAborted { to, why });
             }
@@ -87,7 +87,7 @@ impl Primary {
         let followed = self.followers().next().is_some();
         let drained = drain.last.is_some_and(|last| self.released >= last);
         match drain.purpose {
-            DrainPurpose::HandOver(to) => {
+            DrainPurpose::HandOver { to, stand_by: _ } => {
                 let lost = !self.register.in_sync.contains(&to)
                     || self.links.get(&to).is_none_or(|link| link.stage != Stage::InSync)
                     || (!self.links[&to].connected && !self.asks_about(&to));
@@ -116,11 +116,14 @@ impl Primary {
         }
     }
 
-    /// The successor of a handover whose last epoch every follower has.
-    pub(super) fn drained_for(&self) -> Option<&NodeId> {
+    /// A handover whose last epoch every follower has.
+    pub(super) fn drained_for(&self) -> Option<Purpose> {
         match &self.phase {
-            Phase::Draining(Drain { purpose: DrainPurpose::HandOver(to), last: Some(last) }) => {
-                (self.released >= *last).then_some(to)
+            Phase::Draining(Drain {
+                purpose: DrainPurpose::HandOver { to, stand_by },
+                last: Some(last),
+            }) if self.released >= *last => {
+                Some(Purpose::HandOver { to: to.clone(), stand_by: *stand_by })
             }
             Phase::Draining(_) | Phase::Running | Phase::Ended => None,
         }
@@ -128,15 +131,18 @@ impl Primary {
 
     pub(super) fn asks_about(&self, node: &NodeId) -> bool {
         self.asked.as_ref().is_some_and(|asked| match &asked.purpose {
-            Purpose::Admit(about) | Purpose::Drop(about) | Purpose::HandOver(about) => {
-                about == node
-            }
+            Purpose::Admit(about)
+            | Purpose::Drop(about)
+            | Purpose::HandOver { to: about, stand_by: _ } => about == node,
             Purpose::Confirm => false,
         })
     }
 
+    /// Whether a handover may have happened, or be about to.
     fn asks_handover(&self) -> bool {
-        self.asked.as_ref().is_some_and(|asked| matches!(asked.purpose, Purpose::HandOver(_)))
+        self.asked.as_ref().is_some_and(|asked| {
+            matches!(asked.purpose, Purpose::HandOver { .. }) || asked.takes_back.is_some()
+        })
     }
 
     /// The last epoch that was cut.

@@ -92,6 +92,12 @@ impl Link {
         }
     }
 
+    /// A backup that has everything up to `committed` and is still to connect.
+    pub(super) fn of_member(committed: Epoch, now: Duration) -> Self {
+        // What it stages is told when it does.
+        Self { stage: Stage::InSync, committed, staging_bytes_max: u64::MAX, ..Self::new(now) }
+    }
+
     /// When its seed is begun again, if nothing of it goes on: a chunk, or word
     /// of one, has been lost that nobody will send again.
     pub(super) fn seed_stuck_at(&self, drop_after: Duration) -> Option<Duration> {

@@ -41,7 +41,7 @@ pub(super) struct Drain {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum DrainPurpose {
-    HandOver(NodeId),
+    HandOver { to: NodeId, stand_by: bool },
     Finish(String),
 }
 
@@ -102,13 +102,14 @@ pub struct Primary {
 }
 
 impl Primary {
-    /// The machine of a node that `register` names as primary with nobody in
-    /// sync. `first` is the epoch that its guest is in; `random` is unlike that
+    /// The machine of a node that `register` names as primary. `first` is the
+    /// epoch that its guest is in; whoever is in sync has the epoch before it,
+    /// by a handover, and output is held from the start. `random` is unlike that
     /// of any other process.
     ///
     /// # Panics
     ///
-    /// If the register names somebody else, or backups.
+    /// If the register names somebody else.
     #[must_use]
     pub fn new(
         config: Config,
@@ -118,22 +119,22 @@ impl Primary {
         now: Duration,
     ) -> Self {
         assert_eq!(register.primary, config.node, "only its primary may run a VM");
-        assert!(register.in_sync.is_empty(), "a primary starts without backups");
+        let member = |node: &NodeId| (node.clone(), Link::of_member(first.previous(), now));
         Self {
             pacer: Pacer::new(config.pace),
             config,
-            register,
             phase: Phase::Running,
             now,
-            links: BTreeMap::new(),
+            links: register.in_sync.iter().map(member).collect(),
             next_epoch: first,
             epoch_begun: now,
             epoch_length: Duration::ZERO,
             output_waits: None,
             cutting: None,
             flights: Flights::default(),
-            released: Epoch::ZERO,
-            holding: false,
+            released: first.previous(),
+            holding: !register.in_sync.is_empty(),
+            register,
             held_bytes: 0,
             held_for: HeldFor::default(),
             guest_held: false,

@@ -186,6 +186,8 @@ pub enum Command {
     HandOver {
         /// The successor, which is in sync.
         to: NodeId,
+        /// Whether this node goes on as a backup, with the guest as it is then.
+        stand_by: bool,
     },
     /// Compare the memory of backups with the guest's, at the next epoch.
     Verify,
@@ -322,8 +324,11 @@ pub enum Ending {
     },
     /// Another node is primary, by plan.
     HandedOver {
-        /// What the register holds.
+        /// What the register holds. If it counts this node as in sync, the guest
+        /// is kept as it stands: [`crate::backup::Backup::with_image`].
         register: Register,
+        /// The epoch at which the guest stands.
+        epoch: Epoch,
     },
     /// The guest has ended.
     Finished {

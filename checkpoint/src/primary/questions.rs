@@ -25,13 +25,16 @@ pub(super) struct Asked {
     /// A copy of it went unanswered: it may have happened, and only an outcome
     /// can tell.
     uncertain: bool,
+    /// It takes back a handover that may have happened: the register is then
+    /// this.
+    pub(super) takes_back: Option<Register>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Purpose {
     Admit(NodeId),
     Drop(NodeId),
-    HandOver(NodeId),
+    HandOver { to: NodeId, stand_by: bool },
     Confirm,
 }
 
@@ -62,7 +65,9 @@ impl Primary {
         let operation = match &purpose {
             Purpose::Admit(backup) => Some(Operation::Admit { backup: backup.clone() }),
             Purpose::Drop(backup) => Some(Operation::Drop { backup: backup.clone() }),
-            Purpose::HandOver(to) => Some(Operation::Switchover { successor: to.clone() }),
+            Purpose::HandOver { to, stand_by } => {
+                Some(Operation::Switchover { successor: to.clone(), stands_by: *stand_by })
+            }
             Purpose::Confirm => None,
         };
         let question = match operation {
@@ -78,6 +83,7 @@ impl Primary {
             at,
             waiting: true,
             uncertain: false,
+            takes_back: None,
         });
         self.act(Action::Ask(question));
     }
@@ -86,10 +92,16 @@ impl Primary {
     /// dropping the successor is asked instead. Both name the same register,
     /// so at most one of them happens, and the outcome tells which.
     fn take_back_handover(&mut self) {
-        let Some(Asked { purpose: Purpose::HandOver(to), waiting: false, .. }) = &self.asked else {
+        let Some(Asked {
+            purpose: Purpose::HandOver { to, .. },
+            question: Question::Change(handover),
+            waiting: false,
+            ..
+        }) = &self.asked
+        else {
             return;
         };
-        let to = to.clone();
+        let (to, takes_back) = (to.clone(), handover.target().ok());
         let lost = self.links.get(&to).is_none_or(|link| {
             !link.connected && self.now >= link.heard_at + self.config.drop_after
         });
@@ -102,6 +114,7 @@ impl Primary {
                 at: self.now,
                 waiting: false,
                 uncertain: true,
+                takes_back,
             });
         }
     }
@@ -120,8 +133,9 @@ impl Primary {
         if let Some(backup) = lost.next() {
             return Some(Purpose::Drop(backup.clone()));
         }
-        if let Some(to) = self.drained_for() {
-            return Some(Purpose::HandOver(to.clone()));
+        let handover = self.drained_for();
+        if handover.is_some() {
+            return handover;
         }
         let admissible = self.links.iter().find(|(node, link)| {
             matches!(link.stage, Stage::Joining { epoch, .. } if link.committed >= epoch)
@@ -143,6 +157,13 @@ impl Primary {
             Answer::Outcome(Outcome::Set(register)) => {
                 let asked = self.asked.take().expect("asked");
                 self.on_set(asked.purpose, register);
+            }
+            // It could not be taken back: it had happened. Nobody but this process
+            // could have put that there.
+            Answer::Outcome(Outcome::Mismatch(Some(found)))
+                if asked.takes_back.as_ref() == Some(&found) =>
+            {
+                self.handed_over(found);
             }
             Answer::Outcome(Outcome::Mismatch(found)) => self.on_other_register(found, retry_at),
             Answer::Register(Some(register)) if register == self.register => {
@@ -179,7 +200,7 @@ impl Primary {
     /// is not kept paused for a handover that nobody can decide.
     fn forget_certainly_unasked(&mut self, why: &str) {
         let Some(asked) = self.asked.take_if(|asked| !asked.uncertain) else { return };
-        if let Purpose::HandOver(to) = asked.purpose {
+        if let Purpose::HandOver { to, .. } = asked.purpose {
             self.give_up_handover(to, why);
         }
     }
@@ -225,15 +246,25 @@ impl Primary {
                 }
                 self.tell_membership();
             }
-            Purpose::HandOver(to) => {
-                let message =
-                    ToBackup::HandOver { epoch: self.last_cut(), register: register.clone() };
-                self.send(&to, message);
-                self.note(Note::HandedOver { to, term });
-                self.end(Ending::HandedOver { register });
-            }
+            Purpose::HandOver { .. } => self.handed_over(register),
             Purpose::Confirm => unreachable!("a read sets nothing"),
         }
+    }
+
+    /// Everybody who is in sync hears whose guest it is now: they have all of it,
+    /// and go on under the successor.
+    fn handed_over(&mut self, register: Register) {
+        let epoch = self.last_cut();
+        self.register = register.clone();
+        let (to, term) = (register.primary.clone(), register.term);
+        let told = self.links.iter().filter(|(node, link)| {
+            link.connected && (**node == to || register.in_sync.contains(*node))
+        });
+        for node in told.map(|(node, _)| node.clone()).collect::<Vec<_>>() {
+            self.send(&node, ToBackup::HandOver { epoch, register: register.clone() });
+        }
+        self.note(Note::HandedOver { to, term });
+        self.end(Ending::HandedOver { register, epoch });
     }
 
     fn tell_membership(&mut self) {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use arbiter::{NodeId, Outcome, Register, Term};
+use arbiter::{NodeId, Operation, Outcome, Register, Term};
 
 use super::{Action, Command, Config, CutOrder, Ending, Event, Primary};
 use crate::{
@@ -40,6 +40,11 @@ impl Bench {
 
     /// With at most so many epochs in flight.
     fn with_in_flight(epochs_in_flight_max: usize) -> Self {
+        Self::begun(epochs_in_flight_max, register(1, &[]), Epoch::FIRST)
+    }
+
+    /// With what a register and the epoch that the guest is in make of it.
+    fn begun(epochs_in_flight_max: usize, register: Register, first: Epoch) -> Self {
         let config = Config {
             node: node("a"),
             pace: Pace {
@@ -61,7 +66,7 @@ impl Bench {
             seed_pages_left_max: 4,
             seed_rounds_max: 5,
         };
-        let machine = Primary::new(config, register(1, &[]), Epoch::FIRST, 7, Duration::ZERO);
+        let machine = Primary::new(config, register, first, 7, Duration::ZERO);
         let mut bench = Self { machine, now: Duration::ZERO, actions: Vec::new() };
         bench.tell(Event::Commanded(Command::Protect { backup: node("b") }));
         bench
@@ -579,7 +584,7 @@ fn too_much_held_output_pauses_the_guest() {
 #[test]
 fn a_handover_ends_when_everything_is_committed_and_the_arbiter_agrees() {
     let mut bench = Bench::in_sync();
-    bench.tell(Event::Commanded(Command::HandOver { to: node("b") }));
+    bench.tell(Event::Commanded(Command::HandOver { to: node("b"), stand_by: true }));
     let actions = bench.take();
     assert!(actions.contains(&Action::HoldGuest));
     let last = actions.iter().find_map(|action| match action {
@@ -591,17 +596,60 @@ fn a_handover_ends_when_everything_is_committed_and_the_arbiter_agrees() {
     assert!(asked(&bench.take()).is_none());
     bench.ack(2, 2);
     assert!(matches!(asked(&bench.take()), Some(Question::Change(_))));
-    let successor = Register { primary: node("b"), ..register(3, &[]) };
+    let successor = Register { primary: node("b"), ..register(3, &["a"]) };
     bench.answer(Answer::Outcome(Outcome::Set(successor.clone())));
-    let message = ToBackup::HandOver { epoch: Epoch::new(2), register: successor.clone() };
+    let epoch = Epoch::new(2);
+    let message = ToBackup::HandOver { epoch, register: successor.clone() };
     let told = Action::Send { backup: node("b"), message };
-    assert_eq!(bench.take(), [told, Action::End(Ending::HandedOver { register: successor })]);
+    let ending = Ending::HandedOver { register: successor, epoch };
+    assert_eq!(bench.take(), [told, Action::End(ending)]);
+}
+
+#[test]
+fn a_handover_that_had_happened_is_not_taken_back() {
+    let mut bench = Bench::in_sync();
+    bench.tell(Event::Commanded(Command::HandOver { to: node("b"), stand_by: true }));
+    bench.finish_cut(2);
+    bench.ack(2, 2);
+    bench.take();
+    bench.answer(Answer::Unknown);
+    bench.tell(Event::LinkDown { backup: node("b") });
+    bench.pass(Duration::from_millis(500));
+    let actions = bench.take();
+    let Some(Question::Change(request)) = asked(&actions) else { panic!("{actions:?}") };
+    assert_eq!(request.operation, Operation::Drop { backup: node("b") });
+    assert!(!actions.contains(&Action::FreeGuest), "the guest may be another's");
+    let register = Register { primary: node("b"), ..register(3, &["a"]) };
+    bench.answer(Answer::Outcome(Outcome::Mismatch(Some(register.clone()))));
+    let ending = Ending::HandedOver { register, epoch: Epoch::new(2) };
+    assert_eq!(bench.take(), [Action::End(ending)]);
+}
+
+#[test]
+fn a_successor_waits_for_who_was_in_sync_before_it() {
+    let new = || Bench::begun(3, register(4, &["b"]), Epoch::new(8));
+    let mut bench = new();
+    bench.link_up(Some(7));
+    let follow = Action::Follow { backup: node("b"), after: Epoch::new(7), joins: false };
+    assert!(bench.take().contains(&follow), "it goes on without a seed");
+    bench.pass(Duration::from_millis(12));
+    bench.finish_cut(8);
+    assert_eq!(releases(&bench.take()), [0; 0]);
+    bench.ack(4, 8);
+    assert_eq!(releases(&bench.take()), [8]);
+    // One that does not come is dropped before anything is said.
+    let mut bench = new();
+    bench.pass(Duration::from_millis(500));
+    let actions = bench.take();
+    assert!(!actions.contains(&Action::PassOutput));
+    let Some(Question::Change(request)) = asked(&actions) else { panic!("{actions:?}") };
+    assert_eq!(request.operation, Operation::Drop { backup: node("b") });
 }
 
 #[test]
 fn a_handover_to_a_lost_successor_is_given_up() {
     let mut bench = Bench::in_sync();
-    bench.tell(Event::Commanded(Command::HandOver { to: node("b") }));
+    bench.tell(Event::Commanded(Command::HandOver { to: node("b"), stand_by: true }));
     bench.finish_cut(2);
     bench.take();
     bench.tell(Event::LinkDown { backup: node("b") });
@@ -612,7 +660,7 @@ fn a_handover_to_a_lost_successor_is_given_up() {
 fn a_handover_that_nobody_decides_is_given_up_unless_it_may_have_happened() {
     let asked_to_hand_over = || {
         let mut bench = Bench::in_sync();
-        bench.tell(Event::Commanded(Command::HandOver { to: node("b") }));
+        bench.tell(Event::Commanded(Command::HandOver { to: node("b"), stand_by: true }));
         bench.finish_cut(2);
         bench.ack(2, 2);
         assert!(matches!(asked(&bench.take()), Some(Question::Change(_))));

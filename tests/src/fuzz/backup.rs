@@ -247,7 +247,7 @@ impl Shell {
             0 => Operation::Admit { backup: about },
             1 => Operation::Drop { backup: about },
             2 => Operation::Promote,
-            _ => Operation::Switchover { successor: about },
+            _ => Operation::Switchover { successor: about, stands_by: script.flag() },
         };
         let expected = self.oracle.register().cloned();
         let stamp = Stamp::new(self.meddled);

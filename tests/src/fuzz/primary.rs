@@ -271,7 +271,7 @@ fn command(script: &mut Script<'_>) -> Command {
     match script.u8() % 8 {
         0..=3 => Command::Protect { backup },
         4 => Command::Unprotect { backup },
-        5 => Command::HandOver { to: backup },
+        5 => Command::HandOver { to: backup, stand_by: script.flag() },
         6 => Command::Verify,
         _ => Command::Finish { reason: "words".to_owned() },
     }

@@ -63,6 +63,9 @@ pub enum Message {
     Epoch(Frame),
     /// Everything up to its step would be in a promotion.
     Ack(Frame),
+    /// The guest stands at this step and is another's now, of the reign that
+    /// begins with this register. Who has all of it goes on under that one.
+    HandedOver(Frame, Register),
     /// To the arbiter.
     Ask(Request),
     /// From the arbiter: what the register holds, and whether by this request.
@@ -201,6 +204,8 @@ pub enum Bug {
     PassWhileJoining,
     /// The arbiter does not compare.
     NoCompare,
+    /// A successor does not wait for those who are in sync with it.
+    PassAfterHandOver,
 }
 
 /// The model: how large, and with which bug.
@@ -226,6 +231,8 @@ pub const HANDED_OVER: u32 = 2;
 pub const SOLO_AFTER_DROP: u32 = 4;
 /// A former primary has not noticed yet.
 pub const FORMER_PRIMARY: u32 = 8;
+/// A guest went back to who had handed it over, because its successor was lost.
+pub const CAME_BACK: u32 = 16;
 
 fn has(set: Nodes, node: Node) -> bool {
     set >> node & 1 == 1
@@ -303,7 +310,8 @@ impl State {
         self.told = self.told.max(step);
     }
 
-    /// The register names this node: it runs the guest from its image on.
+    /// The register names this node: it runs the guest from its image on. Who is
+    /// in sync has all of it, by a handover.
     fn promote(&mut self, node: Node, register: Register) {
         let Role::Backup { image: Some(image), .. } = self.peer(node).role else {
             return self.empty(node, register);
@@ -317,8 +325,29 @@ impl State {
                 former.cut_off = Some(known);
             }
         }
+        let mut reign = Reign::new(register.term, image.step);
+        for (place, peer) in self.peers.iter().enumerate() {
+            if has(register.in_sync, place as Node) {
+                (reign.acked[place], reign.lives[place]) = (image.step, peer.life);
+            }
+        }
         let peer = self.peer(node);
-        peer.role = Role::Primary(Reign::new(register.term, image.step));
+        peer.role = Role::Primary(reign);
+        (peer.knows, peer.asked) = (register, None);
+    }
+
+    /// A primary has handed its guest over and stands by with it.
+    fn handed_over(&mut self, node: Node, register: Register) {
+        let reign = self.reign(node).clone();
+        for to in (0..NODES_MAX as Node).filter(|to| *to != node) {
+            if to == register.primary || has(register.in_sync, to) {
+                let frame = reign.frame(register.term, to, reign.step);
+                self.send(Message::HandedOver(frame, register));
+            }
+        }
+        let image = Some(Image { reign: register.term, step: reign.step });
+        let peer = self.peer(node);
+        peer.role = Role::Backup { image, asking: false };
         (peer.knows, peer.asked) = (register, None);
     }
 }
@@ -340,6 +369,16 @@ impl Protocol {
                     Role::Primary(_) => false,
                 };
                 newer && peer.life == frame.backup.1 && peer.knows.term <= frame.term
+            }
+            Message::HandedOver(frame, _) => {
+                let peer = &state.peers[usize::from(frame.backup.0)];
+                let counts = match &peer.role {
+                    Role::Backup { image: Some(image), asking: false } => {
+                        (image.reign, image.step) == (frame.reign, frame.step)
+                    }
+                    Role::Backup { .. } | Role::Primary(_) => false,
+                };
+                counts && peer.life == frame.backup.1 && peer.knows.term <= frame.term
             }
             Message::Ack(frame) => state.peers.iter().any(|peer| match &peer.role {
                 Role::Primary(reign) => peer.knows.term <= frame.term && reign.takes(frame),
@@ -397,6 +436,8 @@ impl Protocol {
         }
         let members = then.peer(node).knows.in_sync;
         let waits = if self.has_bug(Bug::PassWhileJoining) { members } else { followers };
+        let handed = term == then.reign(node).term;
+        let waits = if handed && self.has_bug(Bug::PassAfterHandOver) { 0 } else { waits };
         if waits == 0 || self.has_bug(Bug::ReleaseBeforeAck) {
             then.tell(node, step);
         }
@@ -462,7 +503,7 @@ impl Protocol {
         let all = (0..self.nodes).filter(|f| has(peer.followers(reign), *f));
         let committed = all.clone().all(|f| reign.acked[usize::from(f)] == reign.step);
         if committed && state.told >= reign.step {
-            ask(Asks::HandOver(other), other, 0);
+            ask(Asks::HandOver(other), other, members & !bit(other) | bit(node));
         }
     }
 
@@ -491,10 +532,16 @@ impl Protocol {
         let Role::Backup { image, asking: false } = peer.role else { return };
         if state.register.term > peer.knows.term {
             let mut then = state.clone();
-            if state.register.primary == node {
-                then.promote(node, state.register);
+            let (known, register) = (peer.knows, state.register);
+            // With others in sync it is a handover, from the register that counted
+            // on this image, or of a life before this one.
+            let handed = register.term == known.term + 1 && has(known.in_sync, node);
+            if register.primary != node {
+                then.peer(node).knows = register;
+            } else if register.in_sync == 0 || handed {
+                then.promote(node, register);
             } else {
-                then.peer(node).knows = state.register;
+                then.empty(node, register);
             }
             next.push((Action::Reads(node), then));
         }
@@ -516,6 +563,7 @@ impl Protocol {
             Message::Join(frame) => self.join(&mut then, frame),
             Message::Epoch(frame) => self.epoch(&mut then, frame),
             Message::Ack(frame) => self.acknowledged(&mut then, frame),
+            Message::HandedOver(frame, register) => taken_over(&mut then, frame, register),
             Message::Ask(request) => self.decide(&mut then, &request),
             Message::Answer { stamp, granted, register } => {
                 let asked = then.peer(stamp.0).asked;
@@ -613,6 +661,22 @@ fn given_up(mut then: State, node: Node, other: Node) -> State {
     then
 }
 
+/// A backup hears that the guest is another's, perhaps its own.
+fn taken_over(then: &mut State, frame: Frame, register: Register) {
+    let (node, life) = frame.backup;
+    let peer = then.peer(node);
+    let Role::Backup { image: Some(image), asking: false } = &mut peer.role else { return };
+    let has_all = (image.reign, image.step) == (frame.reign, frame.step);
+    if !has_all || peer.life != life || frame.term < peer.knows.term {
+        return;
+    }
+    if register.primary == node {
+        return then.promote(node, register);
+    }
+    image.reign = register.term;
+    peer.knows = register;
+}
+
 /// A node is told how its question ended.
 fn answered(then: &mut State, node: Node, granted: bool, register: Register) {
     let peer = then.peer(node);
@@ -622,7 +686,8 @@ fn answered(then: &mut State, node: Node, granted: bool, register: Register) {
             reign.joining &= !register.in_sync;
             peer.knows = register;
         }
-        // Handed over, or somebody else has won: it is over here.
+        Role::Primary(_) if granted => then.handed_over(node, register),
+        // Somebody else has won: it is over here.
         Role::Primary(_) => then.empty(node, register),
         Role::Backup { .. } if register.primary == node => then.promote(node, register),
         Role::Backup { asking, .. } if has(register.in_sync, node) => {
@@ -717,6 +782,10 @@ impl Model for Protocol {
         };
         if state.wire.iter().any(handed) && primary != 0 && runs(primary) {
             seen |= HANDED_OVER;
+        }
+        let back = term == 4 && primary == 0 && in_sync == 0;
+        if back && runs(0) && state.peers[0].life == 0 {
+            seen |= CAME_BACK;
         }
         seen
     }

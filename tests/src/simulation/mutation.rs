@@ -76,6 +76,10 @@ mutations! {
     SkipDoubt,
     /// a backup is admitted before its first checkpoint is committed
     AdmitBeforeCommit,
+    /// a successor's output passes until its first epoch is cut, although others are in sync
+    PassAfterHandover,
+    /// a former primary's guest runs on a little before it is kept
+    RunOnAfterHandover,
     /// a node that has lost the right to run says what it still held
     SpeakWhenFenced,
     /// all processes carry the same stamp

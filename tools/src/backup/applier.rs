@@ -39,14 +39,16 @@ pub(super) struct Applier {
 }
 
 impl Applier {
+    /// `image` is what is in the guest's memory.
     pub(super) fn start(
+        image: Image,
         guest: Arc<Guest>,
         staging: Arc<SharedStaging>,
         telemetry: Telemetry,
         inputs: mpsc::Sender<Input>,
     ) -> std::io::Result<Self> {
         let (orders, received) = mpsc::channel();
-        let worker = Worker { guest, staging, telemetry, inputs, image: Ok(Image::default()) };
+        let worker = Worker { guest, staging, telemetry, inputs, image: Ok(image) };
         let thread = jail::spawn(ThreadKind::Pages, "apply", move || worker.work(&received))?;
         Ok(Self { orders, thread })
     }

@@ -10,7 +10,7 @@ use checkpoint::{
     Answer, Epoch,
     backup::{Action, Backup, Config, Event},
     chunk::{ChunkId, Digest},
-    image::BrokenImage,
+    image::{BrokenImage, Image},
     message::{Refusal, ToBackup},
 };
 use rand::Rng;
@@ -84,6 +84,14 @@ pub enum End {
     Promoted(Box<Host>, Box<Guest>, Promoted),
 }
 
+/// An image that is there from the start, in guest memory and here.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) image: Image,
+    pub(super) epoch: Epoch,
+    pub(super) register: Register,
+}
+
 /// The core. Fields are visible to the status that is made of them.
 pub(super) struct Core {
     pub(super) host: Host,
@@ -112,9 +120,13 @@ pub(super) struct Core {
 ///
 /// [`NodeError`], if threads cannot be started or the guest's state cannot be
 /// set.
-pub(super) fn stand_by(host: Host, guest: Guest) -> Result<End, NodeError> {
+pub(super) fn stand_by(
+    host: Host,
+    guest: Guest,
+    standing: Option<Standing>,
+) -> Result<End, NodeError> {
     let (inputs, received) = mpsc::channel();
-    let mut core = Core::new(host, guest, inputs)?;
+    let mut core = Core::new(host, guest, standing, inputs)?;
     core.work(&received);
     match core.promotion.take() {
         Some((register, epoch)) => core.promote(register, epoch),
@@ -127,7 +139,12 @@ pub(super) fn stand_by(host: Host, guest: Guest) -> Result<End, NodeError> {
 }
 
 impl Core {
-    fn new(mut host: Host, guest: Guest, inputs: mpsc::Sender<Input>) -> Result<Self, NodeError> {
+    fn new(
+        mut host: Host,
+        guest: Guest,
+        standing: Option<Standing>,
+        inputs: mpsc::Sender<Input>,
+    ) -> Result<Self, NodeError> {
         let guest = Arc::new(guest);
         let replication = &host.config.replication;
         let staging_bytes_max = u64::from(replication.staging_mib_max.get()) << 20;
@@ -135,18 +152,28 @@ impl Core {
         let threads = replication.encode_threads.get();
         let (decoders, arrivals) = Decoders::start(threads, &guest.layout(), &staging, &inputs)
             .map_err(NodeError::Thread)?;
-        let applier =
-            Applier::start(guest.clone(), staging.clone(), host.telemetry.clone(), inputs.clone())
-                .map_err(NodeError::Thread)?;
+        let config = machine_config(&host.config, &guest, staging_bytes_max);
+        let (random, now) = (rand::rng().next_u64(), host.clock.at(Instant::now()));
+        let (machine, image) = match standing {
+            None => (Backup::new(config, Term::ZERO, random, now), Image::default()),
+            Some(Standing { image, epoch, register }) => {
+                (Backup::with_image(config, register, epoch, random, now), image)
+            }
+        };
+        let applier = Applier::start(
+            image,
+            guest.clone(),
+            staging.clone(),
+            host.telemetry.clone(),
+            inputs.clone(),
+        )
+        .map_err(NodeError::Thread)?;
         let handle = host.runtime.handle().clone();
         let door = handle.spawn(keep_door(host.endpoint.clone(), inputs.clone()));
         let to_core = inputs.clone();
         let requests = Requests::pass(&mut host, move |request| {
             let _ = to_core.send(Input::Control(request));
         });
-        let config = machine_config(&host.config, &guest, staging_bytes_max);
-        let now = host.clock.at(Instant::now());
-        let machine = Backup::new(config, Term::ZERO, rand::rng().next_u64(), now);
         let asker = Asker::new(&host);
         let seen = inputs.clone();
         let watch = ArbiterWatch::start(&host, move |answers| {
@@ -349,7 +376,8 @@ impl Core {
         if host.audit.wanted() {
             host.audit.record("promoted", epoch, &guest.digest());
         }
-        guest.take_over(image.sections(), image.outputs().to_vec())?;
+        let followed = !register.in_sync.is_empty();
+        guest.take_over(image.sections(), image.outputs().to_vec(), followed)?;
         host.telemetry.metrics.promotion.record(begun.elapsed());
         let (applied_us, total_us) =
             (applied.as_micros() as u64, begun.elapsed().as_micros() as u64);

@@ -18,8 +18,15 @@ mod session;
 mod staging;
 mod status;
 
+use std::sync::Arc;
+
+use arbiter::Register;
+use checkpoint::{Epoch, Sections, image::Image};
+use vmm::memory::GuestRam;
+
 pub use self::core::End;
 
+use self::core::Standing;
 use crate::{
     config::VmConfig,
     exit::Exit,
@@ -40,23 +47,38 @@ pub struct Settings {
 ///
 /// [`NodeError`], when the daemon could not start or the promotion failed.
 pub fn run(settings: Settings) -> Result<Exit, NodeError> {
-    roles::play(Turn::StandBy(Box::new(Host::start(settings.config)?)))
+    roles::play(Turn::StandBy(Box::new(Host::start(settings.config)?), None))
 }
 
-/// Stands by until it is stopped or promoted.
+/// A guest as its former primary has handed it over: an image like that of any
+/// backup in sync.
+#[derive(Debug)]
+pub struct KeptGuest {
+    /// Its memory, which nothing writes any more.
+    pub memory: Arc<GuestRam>,
+    /// The state of vCPUs, machine and devices.
+    pub sections: Sections,
+    /// The epoch at which it stands.
+    pub epoch: Epoch,
+    /// The register, which counts this node as in sync.
+    pub register: Register,
+}
+
+/// Stands by until it is stopped or promoted; with a guest that this node has
+/// handed over, it is in sync from the start.
 ///
 /// # Errors
 ///
 /// [`NodeError`], when there can be no guest or the promotion failed.
-pub fn stand_by(host: Host) -> Result<End, NodeError> {
-    let guest = Guest::new(
-        &host.config,
-        &host.openings,
-        checkpoint::output::Mode::Passing,
-        host.telemetry.console.clone(),
-    )?;
-    guest.touch();
-    core::stand_by(host, guest)
+pub fn stand_by(host: Host, kept: Option<KeptGuest>) -> Result<End, NodeError> {
+    let tail = host.telemetry.console.clone();
+    let Some(KeptGuest { memory, sections, epoch, register }) = kept else {
+        let guest = Guest::new(&host.config, &host.openings, tail)?;
+        guest.touch();
+        return core::stand_by(host, guest, None);
+    };
+    let guest = Guest::with_memory(&host.config, &host.openings, memory, tail)?;
+    core::stand_by(host, guest, Some(Standing { image: Image::of(sections), epoch, register }))
 }
 
 #[cfg(test)]

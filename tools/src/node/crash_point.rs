@@ -2,8 +2,8 @@
 //!
 //! With `ROMULUS_CRASH_AT=captured:12` in its environment, a primary sends
 //! itself SIGKILL when it reaches that moment for the 12th time after its guest
-//! was first protected: before that a kill loses the guest by right. Without the
-//! variable this is one load of a flag.
+//! was first protected, or handed to it: before that a kill loses the guest by
+//! right. Without the variable this is one load of a flag.
 
 use std::sync::{
     OnceLock,

@@ -25,7 +25,7 @@ use vmm::{
         GuestRam,
         guard::{GuardError, Userfault, WriteGuard},
     },
-    outlet::{Outlet, OutletConfig, SpeakError},
+    outlet::{Outlet, OutletConfig},
     vm::{Vm, VmConfig, VmError},
 };
 
@@ -107,8 +107,8 @@ impl std::fmt::Debug for Guest {
 }
 
 impl Guest {
-    /// Makes the VM of `config` of what is open, without a guest in it. One at a
-    /// time.
+    /// Makes the VM of `config` of what is open, without a guest in it; its
+    /// output passes. One at a time.
     ///
     /// # Errors
     ///
@@ -116,10 +116,25 @@ impl Guest {
     pub fn new(
         config: &config::VmConfig,
         openings: &Openings,
-        mode: Mode,
         tail: Arc<ConsoleTail>,
     ) -> Result<Self, GuestError> {
         require_memory(u64::from(config.vm.memory_mib.get()))?;
+        let VmConfig { memory_bytes, hugepages, .. } = vm_config(config);
+        let ram = GuestRam::new(memory_bytes, hugepages).map_err(VmError::from)?;
+        Self::with_memory(config, openings, Arc::new(ram), tail)
+    }
+
+    /// As [`Guest::new`], with the memory of a guest before it.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError`]
+    pub fn with_memory(
+        config: &config::VmConfig,
+        openings: &Openings,
+        ram: Arc<GuestRam>,
+        tail: Arc<ConsoleTail>,
+    ) -> Result<Self, GuestError> {
         let stale_release: Arc<OnceLock<Callback>> = Arc::default();
         let on_stale = stale_release.clone();
         let replication = &config.replication;
@@ -138,11 +153,12 @@ impl Guest {
                 tell();
             }
         });
-        let outlet = Outlet::new(outlet_config, mode, console, tell).map_err(GuestError::Thread)?;
+        let outlet = Outlet::new(outlet_config, Mode::Passing, console, tell);
+        let outlet = outlet.map_err(GuestError::Thread)?;
         let outlet = Arc::new(outlet);
         let (events, received) = mpsc::channel();
         let (of_vm, way_out) = (vm_config(config), outlet.clone());
-        let vm = Vm::from_openings(&of_vm, &openings.vm, way_out, events)?;
+        let vm = Vm::from_openings(&of_vm, &openings.vm, ram, way_out, events)?;
         let mut machine = machine(config, &vm);
         machine.traits.extend(device_traits(config, vm.devices())?);
         Ok(Self {
@@ -205,13 +221,23 @@ impl Guest {
 
     /// Sets the state that `sections` and the image in memory are, says again
     /// what the last epoch said, and announces the guest's place. The guest is
-    /// then paused where it was saved.
+    /// then paused where it was saved. If it is `followed`, all that is held, and
+    /// writes are logged, from before the first of them.
     ///
     /// # Errors
     ///
     /// [`GuestError::Vm`]
-    pub fn take_over(&self, sections: &Sections, outputs: Vec<Output>) -> Result<(), GuestError> {
+    pub fn take_over(
+        &self,
+        sections: &Sections,
+        outputs: Vec<Output>,
+        followed: bool,
+    ) -> Result<(), GuestError> {
         let mut vm = self.vm();
+        if followed {
+            self.outlet.hold();
+            vm.start_dirty_log()?;
+        }
         vm.restore(sections)?;
         // What belongs to the guest came with it: its TSC's frequency.
         self.machine.lock().expect("no holder panics").traits.extend(vm.fingerprint().traits());
@@ -233,8 +259,6 @@ impl Guest {
                 let Some(devices) = devices.upgrade() else { return };
                 match devices.announce() {
                     Ok(()) => {}
-                    // There is a backup, which may take over without our knowledge.
-                    Err(DeviceError::Announce(SpeakError::Held)) => return,
                     // Fenced meanwhile: somebody else announces.
                     Err(DeviceError::Announce(error)) => {
                         tracing::warn!(%error, "the guest's place was not announced");
@@ -256,6 +280,12 @@ impl Guest {
     /// The VM. Whoever also needs the tracker locks that first.
     pub fn vm(&self) -> MutexGuard<'_, Vm> {
         self.vm.lock().expect("no holder panics")
+    }
+
+    /// Ends the VM; its memory stays as it is.
+    #[must_use]
+    pub fn into_memory(self) -> Arc<GuestRam> {
+        self.ram.clone()
     }
 
     /// The guest's memory.

@@ -55,7 +55,7 @@ fn class(note: &Note) -> (Severity, EventKind) {
         Note::GuestFreed => (Info, EventKind::BackPressure),
         Note::HandOverBegun { .. } => (Info, EventKind::SwitchoverStarted),
         Note::HandOverAborted { .. } => (Warning, EventKind::SwitchoverFinished),
-        Note::HandedOver { .. } => (Info, EventKind::SwitchoverFinished),
+        Note::HandedOver { .. } | Note::GoesOnUnder { .. } => (Info, EventKind::SwitchoverFinished),
         Note::Asking { .. } => (Warning, EventKind::PromotionAsked),
         Note::NotPromoted { .. } => (Warning, EventKind::RegisterChanged),
         Note::Promoting { .. } => (Warning, EventKind::Promoted),

@@ -14,11 +14,12 @@ use checkpoint::{
     primary::{Action, Command, Config, Ending, Event, Primary},
 };
 use rand::Rng;
+use vmm::memory::GuestRam;
 
 use super::{
     capture::BlockPool,
     copier::{self, Copier},
-    cutter::{self, Cut, Cutter},
+    cutter::{self, Cut, Cutter, Still},
     encoder::Encoders,
     flights::{Complete, Flights},
     guest_events::RecentFaults,
@@ -28,6 +29,7 @@ use super::{
     tracker::Tracker,
 };
 use crate::{
+    backup::KeptGuest,
     config::Replication,
     control::{Accepted, ControlRequest, Reply},
     exit::Exit,
@@ -107,12 +109,12 @@ pub struct Promoted {
 pub enum Ended {
     /// The process is to end.
     Exit(Exit),
-    /// Another node took over by plan.
-    HandedOver(Box<Host>),
+    /// Another node took over by plan; the guest is kept, if it is counted on.
+    HandedOver(Box<Host>, Option<KeptGuest>),
 }
 
 /// How a primary's core ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum End {
     /// The guest has ended, or was stopped by its operator.
     Finished {
@@ -121,8 +123,9 @@ enum End {
     },
     /// This node lost the right to run.
     Fenced,
-    /// Another node took over by plan.
-    HandedOver,
+    /// Another node took over by plan; this is how the guest stands, if the
+    /// register counts on it.
+    HandedOver(Option<(Still, Register)>),
 }
 
 /// The core. Fields are visible to the status that is made of them.
@@ -177,17 +180,20 @@ pub fn run_core(host: Host, guest: Guest, promoted: Promoted) -> Result<Ended, N
     core.guest.vm().resume().map_err(crate::node::GuestError::from)?;
     core.record_start();
     let end = core.work(&received);
-    core.cutter.stop();
+    let _ = core.cutter.stop();
     let (mut host, guest, requests) = core.part();
     let exit = match end {
         End::Finished { failed: false } => Exit::Done,
         End::Finished { failed: true } => Exit::Failed,
         End::Fenced => Exit::Fenced,
-        End::HandedOver => {
-            let_go(guest);
+        End::HandedOver(still) => {
+            let memory = let_go(guest);
             requests.give_back(&mut host);
             host.telemetry.metrics.stand_by();
-            return Ok(Ended::HandedOver(Box::new(host)));
+            let kept = memory.zip(still).map(|(memory, (Still { epoch, sections }, register))| {
+                KeptGuest { memory, sections, epoch, register }
+            });
+            return Ok(Ended::HandedOver(Box::new(host), kept));
         }
     };
     drop(guest);
@@ -195,17 +201,21 @@ pub fn run_core(host: Host, guest: Guest, promoted: Promoted) -> Result<Ended, N
     Ok(Ended::Exit(exit))
 }
 
-/// Waits until nobody has the guest any more: its successor needs the memory,
-/// and what the VM was made of. A seed may hold it until its session has ended.
-fn let_go(mut guest: Arc<Guest>) {
+/// Waits until nobody has the guest any more, and ends its VM: the next one
+/// needs what it was made of. A seed may hold it until its session has ended.
+/// Returns its memory, if it was let go.
+fn let_go(mut guest: Arc<Guest>) -> Option<Arc<GuestRam>> {
     let deadline = Instant::now() + LET_GO_MAX;
-    while let Err(shared) = Arc::try_unwrap(guest) {
-        if Instant::now() >= deadline {
-            tracing::warn!("something holds the old guest: this host has its memory twice");
-            return;
+    loop {
+        match Arc::try_unwrap(guest) {
+            Ok(guest) => return Some(guest.into_memory()),
+            Err(shared) if Instant::now() < deadline => guest = shared,
+            Err(_) => {
+                tracing::warn!("something holds the old guest: this host has its memory twice");
+                return None;
+            }
         }
-        guest = shared;
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_micros(200));
     }
 }
 
@@ -219,7 +229,12 @@ impl Core {
         let guest = Arc::new(guest);
         let replication = &host.config.replication;
         let pool = BlockPool::new((replication.in_flight_mib_max.get() as usize) << 20);
-        let tracker = Arc::new(Tracker::new(guest.clone()));
+        // Whoever is in sync follows from the first write on.
+        let followed = !promoted.register.in_sync.is_empty();
+        if followed {
+            crash_point::begin();
+        }
+        let tracker = Arc::new(Tracker::new(guest.clone(), followed));
         let flights = Arc::new(Flights::default());
         let encoders = encoders(replication, &guest, &flights, &inputs)?;
         let copier = copier(&host, &guest, &pool, &encoders)?;
@@ -561,20 +576,27 @@ impl Core {
                 if let Some(copier) = &self.copier {
                     copier.abandon();
                 }
-                self.cutter.stop();
+                let _ = self.cutter.stop();
                 self.answer_handover(Err("this node has lost the right to run the guest"));
                 super::status::record_fence(&self.host.telemetry, register.as_ref());
                 End::Fenced
             }
-            Ending::HandedOver { register } => {
+            Ending::HandedOver { register, epoch } => {
                 self.guest.outlet().fence();
-                self.cutter.stop();
+                let still = self.cutter.stop().filter(|still| still.epoch == epoch);
                 self.peers.flush(&register.primary, Duration::from_secs(1));
+                for other in &register.in_sync {
+                    self.peers.flush(other, Duration::from_millis(100));
+                }
                 self.answer_handover(Ok(&register));
-                if self.stopping { End::Finished { failed: false } } else { End::HandedOver }
+                if self.stopping {
+                    return End::Finished { failed: false };
+                }
+                let counted = register.in_sync.contains(&self.host.config.node.name);
+                End::HandedOver(still.filter(|_| counted).map(|still| (still, register)))
             }
             Ending::Finished { reason } => {
-                self.cutter.stop();
+                let _ = self.cutter.stop();
                 self.answer_handover(Err("the guest has ended"));
                 for backup in self.addresses.keys() {
                     self.peers.flush(backup, Duration::from_millis(200));
@@ -685,6 +707,10 @@ fn listen(
     guest.outlet().on_first_held(Box::new(move || {
         let _ = to_core.send(Input::OutputWaits);
     }));
+    if guest.outlet().stats().held_bytes > 0 {
+        // Said by a promotion, before anybody was there to tell.
+        let _ = inputs.send(Input::OutputWaits);
+    }
     let to_core = inputs.clone();
     guest
         .on_event(move |event| {

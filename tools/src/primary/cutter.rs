@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use checkpoint::{Epoch, PAGE_BYTES, PageSet, chunk::Digest, primary::CutOrder};
+use checkpoint::{Epoch, PAGE_BYTES, PageSet, Sections, chunk::Digest, primary::CutOrder};
 use vmm::vm::{Vm, VmError};
 
 use super::{
@@ -131,11 +131,18 @@ impl Cut {
     }
 }
 
+/// The state of a guest that stands still since a checkpoint.
+#[derive(Debug)]
+pub(super) struct Still {
+    pub(super) epoch: Epoch,
+    pub(super) sections: Sections,
+}
+
 /// A handle of the thread.
 #[derive(Debug)]
 pub(super) struct Cutter {
     orders: mpsc::Sender<Order>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Option<Still>>>,
 }
 
 /// What the thread works with.
@@ -168,6 +175,7 @@ impl Cutter {
         let worker = Worker {
             tools,
             held: false,
+            still: None,
             open: None,
             pages_ahead: 0,
             pages_last: 0,
@@ -196,12 +204,11 @@ impl Cutter {
         self.tell(Order::Restart);
     }
 
-    /// Pauses the guest for good and waits until it is.
-    pub(super) fn stop(&mut self) {
+    /// Pauses the guest for good and waits until it is. Returns, the first time,
+    /// its state if it has not run since its last checkpoint.
+    pub(super) fn stop(&mut self) -> Option<Still> {
         self.tell(Order::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.thread.take()?.join().ok()?
     }
 
     fn tell(&self, order: Order) {
@@ -212,7 +219,7 @@ impl Cutter {
 
 impl Drop for Cutter {
     fn drop(&mut self) {
-        self.stop();
+        let _ = self.stop();
     }
 }
 
@@ -234,6 +241,8 @@ struct Worker {
     tools: Tools,
     /// The guest stays paused between cuts.
     held: bool,
+    /// Its state, if it stands as it was captured last.
+    still: Option<Still>,
     /// The epoch that runs, if pages of it are sent ahead.
     open: Option<Epoch>,
     /// Pages of it that were.
@@ -246,7 +255,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn work(mut self, orders: &mpsc::Receiver<Order>) {
+    fn work(mut self, orders: &mpsc::Receiver<Order>) -> Option<Still> {
         loop {
             let order = match self.open {
                 None => orders.recv().ok(),
@@ -269,7 +278,7 @@ impl Worker {
                 Some(Order::Restart) => self.restart(),
                 Some(Order::Stop) | None => {
                     let _ = self.hold();
-                    return;
+                    return self.still.take();
                 }
             };
             if let Err(error) = done {
@@ -292,6 +301,7 @@ impl Worker {
 
     fn free(&mut self) -> Result<(), VmError> {
         if self.held {
+            self.still = None;
             self.tools.guest.vm().resume()?;
             self.held = false;
         }
@@ -299,6 +309,7 @@ impl Worker {
     }
 
     fn restart(&mut self) -> Result<(), VmError> {
+        self.still = None;
         let Tools { guest, tracker, config, inputs, .. } = &self.tools;
         let _tracked = tracker.lock();
         if !self.held {
@@ -394,7 +405,10 @@ impl Worker {
         drop(vm);
         self.held = held;
         let (mut group, digest) = match captured {
-            Ok(captured) => captured,
+            Ok((group, digest, still)) => {
+                self.still = still;
+                (group, digest)
+            }
             Err(error) => {
                 tracked.forget_early();
                 return Ok(Err(error));
@@ -448,7 +462,7 @@ impl Worker {
         vm: &Vm,
         order: &CutOrder,
         timings: &mut Timings,
-    ) -> Result<(Group, Option<Digest>), VmError> {
+    ) -> Result<(Group, Option<Digest>, Option<Still>), VmError> {
         let Tools { guest, send_outputs, audit, .. } = &self.tools;
         crash_point::reached(Moment::Paused);
         let copy_pages_max = match &self.tools.copier {
@@ -464,7 +478,10 @@ impl Worker {
         guest.outlet().hold();
         let fresh = !order.joins.is_empty();
         let outputs = if *send_outputs { outputs } else { Vec::new() };
-        let end = EpochEnd { sections: state.sections, outputs, fresh };
+        let sections = state.sections;
+        let still = order.stay_paused.then(|| sections.clone());
+        let still = still.map(|sections| Still { epoch: order.epoch, sections });
+        let end = EpochEnd { sections, outputs, fresh };
         let (batches, end) = self.take_pages(order.epoch, plan, end);
         timings.capture = begun.elapsed();
         timings.copied = plan.copied.len();
@@ -474,7 +491,7 @@ impl Worker {
         }
         crash_point::reached(Moment::Captured);
         let group = Group { epoch: order.epoch, batches, fresh, end };
-        Ok((group, digest.filter(|_| order.digest)))
+        Ok((group, digest.filter(|_| order.digest), still))
     }
 
     /// Copies the pages that are to be copied, and protects the others. If some

@@ -52,12 +52,7 @@ pub struct Settings {
 /// [`NodeError`], when the daemon could not start.
 pub fn run(settings: Settings) -> Result<Exit, NodeError> {
     let host = Host::start(settings.config)?;
-    let guest = Guest::new(
-        &host.config,
-        &host.openings,
-        checkpoint::output::Mode::Passing,
-        host.telemetry.console.clone(),
-    )?;
+    let guest = Guest::new(&host.config, &host.openings, host.telemetry.console.clone())?;
     let register = claim::claim(&host)?;
     guest.boot(&host.config)?;
     let promoted = Promoted { register, first: checkpoint::Epoch::FIRST };

@@ -149,7 +149,7 @@ impl Core {
         match best.filter(|to| in_sync.contains(to)) {
             Some(to) => {
                 self.handover = Some(reply);
-                self.command(Command::HandOver { to });
+                self.command(Command::HandOver { to, stand_by: true });
             }
             None => {
                 let error = match to {
@@ -291,7 +291,7 @@ impl Core {
             && !self.machine.draining()
             && let Some(to) = self.in_sync().into_iter().next()
         {
-            self.command(Command::HandOver { to });
+            self.command(Command::HandOver { to, stand_by: false });
         }
     }
 

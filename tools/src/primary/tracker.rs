@@ -72,11 +72,12 @@ pub(super) struct Inner {
 }
 
 impl Tracker {
-    pub(super) fn new(guest: Arc<Guest>) -> Self {
+    /// `on` if writes are logged already.
+    pub(super) fn new(guest: Arc<Guest>, on: bool) -> Self {
         let layout = guest.layout();
         let empty = || PageSet::new(layout.frame_end());
         let inner = Inner {
-            on: false,
+            on,
             followed: false,
             harvested: empty(),
             early: empty(),

@@ -228,7 +228,8 @@ fn write_request(writer: &mut Writer, request: &Request) -> Result<(), WireError
         Operation::Admit { backup } => (3, Some(backup)),
         Operation::Drop { backup } => (4, Some(backup)),
         Operation::Promote => (5, None),
-        Operation::Switchover { successor } => (6, Some(successor)),
+        Operation::Switchover { successor, stands_by: false } => (6, Some(successor)),
+        Operation::Switchover { successor, stands_by: true } => (7, Some(successor)),
     };
     writer.u8(code);
     if let Some(node) = node {
@@ -246,7 +247,8 @@ fn read_request(reader: &mut Reader<'_>) -> Result<Request, WireError> {
         3 => Operation::Admit { backup: reader.id()? },
         4 => Operation::Drop { backup: reader.id()? },
         5 => Operation::Promote,
-        6 => Operation::Switchover { successor: reader.id()? },
+        6 => Operation::Switchover { successor: reader.id()?, stands_by: false },
+        7 => Operation::Switchover { successor: reader.id()?, stands_by: true },
         _ => return Err(WireError::Value("an unknown operation")),
     };
     Ok(Request { caller, expected: read_optional_register(reader)?, operation, stamp })

@@ -4,13 +4,13 @@
 use std::collections::VecDeque;
 
 use checkpoint::{
-    Epoch,
+    Epoch, Sections,
     image::{BrokenImage, Image},
     staging::{EpochContent, content_bytes},
 };
 
 use crate::simulation::{
-    guest::ImageMemory,
+    guest::{ImageMemory, Memory},
     happening::{Happening, ProcessId},
     mutation::Mutation,
     world::World,
@@ -46,12 +46,17 @@ pub(super) struct Applier {
 
 impl Applier {
     pub(super) fn new(world: &World, me: ProcessId) -> Self {
+        let memory = Memory::new(world.plan.shape.pages);
+        Self::with_image(me, memory, Sections::default())
+    }
+
+    pub(super) fn with_image(me: ProcessId, memory: Memory, sections: Sections) -> Self {
         Self {
             me,
             orders: VecDeque::new(),
             planned: false,
-            memory: ImageMemory::new(world.plan.shape.pages),
-            image: Ok(Image::default()),
+            memory: ImageMemory::new(memory),
+            image: Ok(Image::of(sections)),
         }
     }
 

@@ -28,7 +28,7 @@ use super::{
     inbox::Inbox,
     mutation::Mutation,
     network::{SessionId, Side},
-    primary::{Promoted, machine},
+    primary::{Kept, Promoted, machine},
     world::World,
 };
 
@@ -79,20 +79,36 @@ pub(super) struct TakenOver {
 
 impl BackupShell {
     pub(super) fn start(world: &mut World, me: ProcessId) -> Self {
-        let clock = world.clock(me);
+        let (config, random) = (config(world, me), world.random());
+        let now = world.clock(me).shows(world.now);
+        let machine = Backup::new(config, Term::ZERO, random, now);
+        let applier = Applier::new(world, me);
+        Self::stand_by(world, me, machine, applier)
+    }
+
+    /// With the guest that this node has handed over; `number` is the witness's.
+    pub(super) fn with_image(world: &mut World, me: ProcessId, kept: Kept, number: u64) -> Self {
+        let Kept { register, epoch, memory, sections } = kept;
+        world.witness.image(number, epoch.get(), &memory, u64::MAX, &sections);
+        let (config, random) = (config(world, me), world.random());
+        let now = world.clock(me).shows(world.now);
+        let machine = Backup::with_image(config, register, epoch, random, now);
+        let applier = Applier::with_image(me, memory, sections);
+        let mut shell = Self::stand_by(world, me, machine, applier);
+        shell.plan_wake(world);
+        shell
+    }
+
+    fn stand_by(world: &mut World, me: ProcessId, machine: Backup, applier: Applier) -> Self {
         let id = world.machine(me).id.clone();
-        let random = world.random();
-        let config = config(world, id.clone());
-        let bytes_max = config.staging_bytes_max as usize;
-        let machine = Backup::new(config, Term::ZERO, random, clock.shows(world.now));
         world.journal.line(&id, "stands by");
         Self {
             me,
             id,
-            clock,
+            clock: world.clock(me),
             machine,
-            staging: Staging::new(bytes_max),
-            applier: Applier::new(world, me),
+            staging: Staging::new(staging_bytes_max(world) as usize),
+            applier,
             waiting: VecDeque::new(),
             session: None,
             sessions: 0,
@@ -403,10 +419,14 @@ impl BackupShell {
     }
 }
 
-fn config(world: &World, node: NodeId) -> Config {
+fn staging_bytes_max(world: &World) -> u64 {
+    world.plan.shape.staging_pages_max * checkpoint::PAGE_BYTES as u64
+}
+
+fn config(world: &World, me: ProcessId) -> Config {
     let timing = &world.plan.timing;
     Config {
-        node,
+        node: world.machine(me).id.clone(),
         vm: vm(),
         machine: machine(world),
         versions: transport::wire::VERSIONS.iter().map(|v| (*v).to_owned()).collect(),
@@ -414,6 +434,6 @@ fn config(world: &World, node: NodeId) -> Config {
         freeze_gap: timing.freeze_gap(),
         ask_retry: timing.ask_retry,
         nack_after: timing.nack_after,
-        staging_bytes_max: world.plan.shape.staging_pages_max * checkpoint::PAGE_BYTES as u64,
+        staging_bytes_max: staging_bytes_max(world),
     }
 }

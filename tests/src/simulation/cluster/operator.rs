@@ -25,7 +25,7 @@ impl Cluster {
                 let command = match what {
                     0..=2 => Command::Protect { backup: other },
                     3..=5 => Command::Unprotect { backup: other },
-                    6..=8 => Command::HandOver { to: other },
+                    6..=8 => Command::HandOver { to: other, stand_by: true },
                     9..=10 => Command::Verify,
                     _ => {
                         world.journal.line("operator", format_args!("stops host {host}"));

@@ -11,7 +11,7 @@ use crate::simulation::{
     guest::Guest,
     happening::{Happening, ProcessId, WorldHappening},
     network::Side,
-    primary::{Claim, ClaimEnd, PrimaryShell, Promoted},
+    primary::{Claim, ClaimEnd, Kept, PrimaryShell, Promoted},
 };
 
 impl Cluster {
@@ -95,6 +95,11 @@ impl Cluster {
         self.processes[place].role = Role::Down;
         self.processes[place].held.clear();
         self.world.witness.gives_up(process);
+        self.orphan_sessions(process);
+        self.give_up_if_lost();
+    }
+
+    fn orphan_sessions(&mut self, process: ProcessId) {
         for id in self.world.network.live() {
             for side in [Side::Primary, Side::Backup] {
                 if self.world.network.session(id).process(side) == Some(process) {
@@ -102,7 +107,17 @@ impl Cluster {
                 }
             }
         }
-        self.give_up_if_lost();
+    }
+
+    /// A primary that has handed its guest over stands by with it. It is the same
+    /// process; a new number for it keeps what was planned for its former role
+    /// away from the new one.
+    fn stand_by(&mut self, before: ProcessId, kept: Kept) {
+        self.orphan_sessions(before);
+        let after = self.new_life(before.host);
+        let number = self.world.witness.becomes(before, after);
+        let shell = BackupShell::with_image(&mut self.world, after, kept, number);
+        self.processes[usize::from(before.host)].role = Role::Backup(Box::new(shell));
     }
 
     /// Ends a process that will be started again.
@@ -125,7 +140,7 @@ impl Cluster {
             Role::Primary(shell) => match shell.ending() {
                 None => return,
                 // Its last messages are waited for, a little.
-                Some(Ending::HandedOver { .. } | Ending::Finished { .. }) => 5_000..30_000,
+                Some(Ending::HandedOver { .. } | Ending::Finished { .. }) => 1_000..30_000,
                 Some(Ending::Fenced { .. }) => 10..100,
             },
             Role::Backup(shell) if shell.is_promoted() => 50..3_000,
@@ -153,6 +168,10 @@ impl Cluster {
                     }
                     None => self.kill_and_restart(process.host, 1_000..20_000),
                 }
+            }
+            Role::Primary(shell) if shell.keeps_guest() => {
+                let kept = shell.into_kept(&self.world);
+                self.stand_by(process, kept);
             }
             Role::Primary(shell) => {
                 let at_once = matches!(shell.ending(), Some(Ending::HandedOver { .. }))
@@ -260,7 +279,7 @@ impl Cluster {
     /// Whether a process could run the guest: it does, or has all of it.
     pub(super) fn could_run(&self, host: usize) -> bool {
         match &self.processes[host].role {
-            Role::Primary(shell) => shell.ending().is_none(),
+            Role::Primary(shell) => shell.ending().is_none() || shell.keeps_guest(),
             Role::Backup(shell) => match shell.standing() {
                 Standing::Whole | Standing::Asking | Standing::Promoting => true,
                 Standing::Waiting | Standing::Seeding => false,

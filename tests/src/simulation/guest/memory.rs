@@ -97,9 +97,9 @@ pub(in crate::simulation) struct ImageMemory {
 }
 
 impl ImageMemory {
-    pub(in crate::simulation) fn new(pages: [u64; 2]) -> Self {
-        assert!(pages[0] + pages[1] <= 64, "one bit for each page");
-        Self { memory: RefCell::new(Memory::new(pages)), written: RefCell::new(0) }
+    pub(in crate::simulation) fn new(memory: Memory) -> Self {
+        assert!(memory.len() <= 64, "one bit for each page");
+        Self { memory: RefCell::new(memory), written: RefCell::new(0) }
     }
 
     /// Looks at the memory and at which places were written since the last

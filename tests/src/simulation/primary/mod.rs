@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use arbiter::{NodeId, Register, Term};
 use checkpoint::{
-    Answer, Epoch,
+    Answer, Epoch, Sections,
     message::{Hello, Refusal, ToPrimary},
     output::Output,
     primary::{Action, Command, Config, Ending, Event, Primary},
@@ -38,7 +38,7 @@ use self::{
 use super::{
     arbiter_host::{Asker, vm},
     clock::Clock,
-    guest::{Guest, Request, layout},
+    guest::{Guest, Memory, Request, layout},
     happening::{Happening, ProcessId, WorldHappening},
     inbox::Inbox,
     mutation::Mutation,
@@ -95,6 +95,17 @@ pub(super) struct PrimaryShell {
     held_bytes: u64,
     stopping: bool,
     ending: Option<Ending>,
+    /// The guest is kept as it stands, for the time after a handover.
+    stays: bool,
+}
+
+/// A guest that its former primary has handed over, and keeps as it stands.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) register: Register,
+    pub(super) epoch: Epoch,
+    pub(super) memory: Memory,
+    pub(super) sections: Sections,
 }
 
 /// The right to run, and where the guest is.
@@ -157,8 +168,15 @@ impl PrimaryShell {
             held_bytes: 0,
             stopping: false,
             ending: None,
+            stays: false,
             guest,
         };
+        if shell.machine.backups().next().is_some() {
+            shell.tracker.log_writes(&mut shell.guest);
+            if !world.mutated(Mutation::PassAfterHandover) {
+                shell.outlet.hold(world);
+            }
+        }
         shell.outlet.inject(world, outputs);
         for backup in world.peers_of(me) {
             shell.take(world, Input::Command(Command::Protect { backup }));
@@ -167,6 +185,32 @@ impl PrimaryShell {
         let delay = world.chance.micros(pace);
         world.process_later(me, delay, Happening::GuestWorks);
         shell
+    }
+
+    /// Whether it has handed the guest over, and keeps it.
+    pub(super) fn keeps_guest(&self) -> bool {
+        match &self.ending {
+            Some(Ending::HandedOver { register, .. }) => {
+                register.in_sync.contains(&self.id) && !self.stopping
+            }
+            Some(Ending::Fenced { .. } | Ending::Finished { .. }) | None => false,
+        }
+    }
+
+    /// The guest as it was handed over.
+    ///
+    /// # Panics
+    ///
+    /// If it was not.
+    pub(super) fn into_kept(mut self, world: &World) -> Kept {
+        let Some(Ending::HandedOver { register, epoch }) = self.ending else {
+            unreachable!("asked of who has handed over")
+        };
+        if world.mutated(Mutation::RunOnAfterHandover) {
+            self.guest.work();
+        }
+        let sections = self.guest.save();
+        Kept { register, epoch, memory: self.guest.memory, sections }
     }
 
     /// How it ended, once it has.
@@ -525,6 +569,7 @@ impl PrimaryShell {
             self.outlet.fence(world);
         }
         if matches!(ending, Ending::Fenced { .. }) {
+            self.gives_up(world);
             self.cutter.copier.abandon(&mut self.guest);
         }
         self.ending = Some(ending);

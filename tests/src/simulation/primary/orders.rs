@@ -66,6 +66,9 @@ impl PrimaryShell {
             Action::Ask(question) => self.ask(world, question),
             Action::Note(note) => {
                 world.report.doubts += u64::from(matches!(note, Note::Doubt { .. }));
+                if matches!(note, Note::HandOverAborted { .. }) && !self.machine.draining() {
+                    self.gives_up(world);
+                }
                 world.journal.line(&self.id, note);
             }
             Action::End(_) => unreachable!("taken before"),
@@ -93,7 +96,21 @@ impl PrimaryShell {
         self.tracker.rest(&mut self.guest);
     }
 
+    /// The guest is not kept as it stood at a handover: it runs on, or is over.
+    pub(super) fn gives_up(&mut self, world: &mut World) {
+        if std::mem::take(&mut self.stays) {
+            world.witness.gives_up(self.me);
+        }
+    }
+
     fn ask(&mut self, world: &mut World, question: Question) {
+        if let Question::Change(request) = &question
+            && matches!(request.operation, Operation::Switchover { stands_by: true, .. })
+            && !std::mem::replace(&mut self.stays, true)
+        {
+            let epoch = self.machine.released().get();
+            world.witness.stays(self.me, &self.id, epoch);
+        }
         if world.mutated(Mutation::PassBeforeDropped)
             && let Question::Change(request) = &question
             && let (Operation::Drop { .. }, Ok(target)) = (&request.operation, request.target())
@@ -171,7 +188,7 @@ impl PrimaryShell {
             && !self.machine.draining()
             && let Some(to) = self.in_sync().into_iter().next()
         {
-            self.tell(world, Event::Commanded(Command::HandOver { to }));
+            self.tell(world, Event::Commanded(Command::HandOver { to, stand_by: false }));
             self.act(world);
         }
     }

@@ -74,11 +74,16 @@ impl Tracker {
         }
     }
 
-    pub(super) fn begin_seed(&mut self, guest: &mut Guest, backup: NodeId) {
+    /// Logs writes from now on.
+    pub(super) fn log_writes(&mut self, guest: &mut Guest) {
         if !self.on {
             guest.log.start();
             self.on = true;
         }
+    }
+
+    pub(super) fn begin_seed(&mut self, guest: &mut Guest, backup: NodeId) {
+        self.log_writes(guest);
         self.ledger.begin_seed(backup);
     }
 

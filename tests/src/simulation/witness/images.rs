@@ -115,8 +115,14 @@ impl Witness {
             self.object(Rule::Order, || format!("{node} keeps {epoch}, which never was"));
             return 0;
         };
-        let number = match self.images.replica(process) {
+        let (images, voices) = (&mut self.images, &self.voices);
+        let number = match images.replica(process) {
             Some(replica) => {
+                // By a handover: the guest goes on elsewhere from what is kept here.
+                let last = replica.last().map_or(0, |capture| capture.steps);
+                if voices.begins_with(source, replica.source, last) {
+                    replica.source = source;
+                }
                 let number = replica.number;
                 let of = replica.source;
                 let before = replica.last().map_or(0, |capture| capture.epoch);
@@ -140,6 +146,27 @@ impl Witness {
         };
         self.check_members();
         number
+    }
+
+    /// A primary that hands over keeps the guest as it stands, from before the
+    /// arbiter is asked.
+    pub(in crate::simulation) fn stays(&mut self, process: ProcessId, node: &NodeId, epoch: u64) {
+        self.gives_up(process);
+        self.keeps(process, node, process, epoch);
+    }
+
+    /// A process goes on as another, with what it kept; returns its number.
+    pub(in crate::simulation) fn becomes(&mut self, before: ProcessId, after: ProcessId) -> u64 {
+        match self.images.replica(before) {
+            Some(replica) => {
+                replica.process = after;
+                replica.number
+            }
+            None => {
+                self.object(Rule::Order, || format!("host {} kept nothing", before.host));
+                0
+            }
+        }
     }
 
     /// A backup gives up what it kept, or dies with it.

@@ -110,14 +110,18 @@ impl Witness {
     }
 
     /// Whoever the register would let take over must know all that was said. An
-    /// image by another than the register's primary does not count: whether its
-    /// node takes over all the same is seen when it does.
+    /// image by another than the register's primary does not count, but for one
+    /// that was handed over to it, until the register changes: whether its node
+    /// takes over all the same is seen when it does.
     fn check_members(&mut self) {
         let Some(register) = self.register.in_file() else { return };
         let told = self.voices.told();
         let ignorant = self.images.replicas().find(|replica| {
-            let member = register.in_sync.contains(&replica.node)
-                && *self.voices.node_of(replica.source) == register.primary;
+            let last = self.voices.last().expect("a replica is of an incarnation");
+            let handed = self.register.grant().is_some_and(|grant| grant.term == register.term)
+                && self.voices.begins_with(last, replica.source, replica.steps);
+            let by_primary = *self.voices.node_of(replica.source) == register.primary || handed;
+            let member = register.in_sync.contains(&replica.node) && by_primary;
             member && !self.voices.knows(replica.source, replica.steps, told)
         });
         if let Some((node, steps)) = ignorant.map(|replica| (replica.node.clone(), replica.steps)) {

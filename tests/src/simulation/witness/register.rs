@@ -18,6 +18,8 @@ pub(in crate::simulation) struct Durable<'a> {
 pub(super) struct Grant {
     to: NodeId,
     pub(super) at: Duration,
+    /// The register's term then.
+    pub(super) term: Term,
     /// A guest was started by it.
     pub(super) used: bool,
 }
@@ -61,7 +63,8 @@ impl RegisterWatch {
             }
         };
         if granted {
-            self.grant = Some(Grant { to: register.primary.clone(), at: now, used: false });
+            let (to, term) = (register.primary.clone(), register.term);
+            self.grant = Some(Grant { to, at: now, term, used: false });
         }
         self.told = Some(register);
         Ok(true)

@@ -16,8 +16,10 @@ use crate::simulation::{guest::steps_of, happening::ProcessId};
 struct Incarnation {
     process: ProcessId,
     node: NodeId,
-    /// It went on from this one.
+    /// It went on from this one, …
     parent: Option<usize>,
+    /// … from this step of it.
+    from: u64,
     /// The step that another one went on from, and since when that one was to.
     cut_off: Option<(u64, Duration)>,
     /// The last step told on the console and on the network.
@@ -55,7 +57,21 @@ impl Voices {
     /// Whether whoever has step `steps` of incarnation `source` knows of all up
     /// to `told`, and nothing that never was.
     pub(super) fn knows(&self, source: usize, steps: u64, told: u64) -> bool {
-        source + 1 == self.incarnations.len() && steps >= told
+        let last = self.incarnations.len() - 1;
+        self.begins_with(last, source, steps) && steps >= told
+    }
+
+    /// Whether step `steps` of incarnation `source` is where incarnation `at`
+    /// began, or a step of its own.
+    pub(super) fn begins_with(&self, mut at: usize, source: usize, steps: u64) -> bool {
+        while at > source {
+            let Incarnation { parent, from, .. } = &self.incarnations[at];
+            match parent {
+                Some(parent) if *from == steps => at = *parent,
+                Some(_) | None => return false,
+            }
+        }
+        at == source
     }
 
     /// Whether the last incarnation descends from this one.
@@ -87,7 +103,7 @@ impl Witness {
         let since = self.register.grant().map_or(now, |grant| grant.at);
         self.voices.cut_off(0, since);
         self.voices.told = 0;
-        self.begin(process, node, None);
+        self.begin(process, node, None, 0);
     }
 
     /// A guest goes on from step `steps` of another.
@@ -107,13 +123,13 @@ impl Witness {
         });
         let since = self.register.grant().map_or(now, |grant| grant.at);
         self.voices.cut_off(steps, since);
-        self.begin(process, node, Some(source));
+        self.begin(process, node, Some(source), steps);
     }
 
-    fn begin(&mut self, process: ProcessId, node: &NodeId, parent: Option<usize>) {
+    fn begin(&mut self, process: ProcessId, node: &NodeId, parent: Option<usize>, from: u64) {
         let node = node.clone();
         let said = [0; 2];
-        let incarnation = Incarnation { process, node, parent, cut_off: None, said };
+        let incarnation = Incarnation { process, node, parent, from, cut_off: None, said };
         self.voices.incarnations.push(incarnation);
     }
 

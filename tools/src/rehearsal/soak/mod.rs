@@ -283,13 +283,19 @@ impl<'a> Soak<'a> {
         ended.try_for_each(|ended| ended.map(drop)).map_err(system("wait for a switchover"))
     }
 
-    /// A busy machine may have cost the guest its backup; it is safe again soon.
+    /// A busy machine may have cost the guest its backup, and a switchover may
+    /// have changed who that is; it is safe again soon.
     fn takes_the_last_copy(&self, fault: Fault) -> bool {
-        let is_protected = || {
-            let status = self.cluster.status(self.primary);
-            status.is_ok_and(|status| status.protection == Protection::Protected)
+        let host = matches!(fault.victim, Victim::Primary | Victim::Backup);
+        let Some(place) = self.place(fault.victim).filter(|_| host && fault.kind == Kind::Kill)
+        else {
+            return false;
         };
-        fault.kind == Kind::Kill && fault.victim == Victim::Primary && !is_protected()
+        match self.cluster.status(place) {
+            Ok(status) if status.role == Role::Backup => false,
+            Ok(status) => status.protection != Protection::Protected,
+            Err(_) => true,
+        }
     }
 
     fn place(&self, victim: Victim) -> Option<Place> {
