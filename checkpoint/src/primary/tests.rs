@@ -516,9 +516,33 @@ fn nobody_joins_with_an_epoch_that_had_begun_before_its_seed() {
     for (epoch, joins) in [(2, vec![]), (3, vec![c()])] {
         bench.pass(Duration::from_millis(10));
         let order = bench.order().expect("due");
+        let none_ahead = !joins.is_empty();
         assert_eq!((order.epoch, order.joins), (Epoch::new(epoch), joins));
+        assert_eq!(order.ahead_bytes_max == 0, none_ahead, "its next epochs are not known yet");
         bench.finish_cut(epoch);
     }
+}
+
+#[test]
+fn what_is_sent_ahead_leaves_room_for_twice_the_largest_epoch() {
+    const STAGING: u64 = 1 << 20;
+    let mut bench = Bench::in_sync();
+    let mut next = |epoch: u64, bytes: u64| {
+        bench.pass(Duration::from_millis(10));
+        let ahead_bytes_max = bench.order().expect("due").ahead_bytes_max;
+        let epoch = Epoch::new(epoch);
+        bench.tell(Event::CutDone { epoch, bytes, pause: Duration::from_micros(100) });
+        let close = Close { epoch, seed_chunks: None, chunks: 1, pages: 1, digest: [0; 32] };
+        bench.tell(Event::Encoded { close, wire_bytes: 4096 });
+        bench.ack(2, epoch.get());
+        ahead_bytes_max
+    };
+    assert_eq!(next(2, 4096), STAGING - 2 * 4096);
+    assert_eq!(next(3, STAGING / 4), STAGING - 2 * 4096);
+    assert_eq!(next(4, STAGING), STAGING / 2);
+    assert_eq!(next(5, 4096), 0, "the next may be so large again");
+    let later: Vec<u64> = (6..26).map(|epoch| next(epoch, 4096)).collect();
+    assert!(later.is_sorted() && later[19] > STAGING / 2, "{later:?}");
 }
 
 #[test]
