@@ -61,14 +61,29 @@ impl Primary {
         if digest {
             self.verifying = Some(epoch);
         }
-        let order = CutOrder { epoch, joins, followers, stay_paused, digest };
+        let ahead_bytes_max = self.ahead_bytes_max(&joins);
+        let order = CutOrder { epoch, joins, followers, stay_paused, digest, ahead_bytes_max };
         self.cutting = Some(order.clone());
         self.act(Action::Cut(order));
+    }
+
+    /// A page that is written after it was sent ahead comes twice, and a backup
+    /// stages both: an epoch that fits might not any more, and its backup be seeded
+    /// again and again. So beside what is sent ahead there is room for twice the
+    /// largest of the last epochs. Nothing is known of them when somebody joins.
+    fn ahead_bytes_max(&self, joins: &[NodeId]) -> u64 {
+        if !joins.is_empty() {
+            return 0;
+        }
+        let following = self.links.values().filter(|link| link.follows());
+        let staging = following.map(|link| link.staging_bytes_max).min().unwrap_or(0);
+        staging.saturating_sub(self.epoch_bytes_top.saturating_mul(2))
     }
 
     pub(super) fn on_cut_done(&mut self, epoch: Epoch, bytes: u64) {
         let order = self.cutting.take().expect("a cut was ordered");
         assert_eq!(order.epoch, epoch, "the cut that was ordered is the one that was done");
+        self.epoch_bytes_top = bytes.max(self.epoch_bytes_top / 8 * 7);
         let (length, cut_at) = (self.epoch_length, self.now);
         self.flights.push(Flight { epoch, bytes, length, cut_at, close: None });
         self.holding = true;
@@ -94,7 +109,9 @@ impl Primary {
             .map(|(node, _)| node.clone())
             .collect();
         for backup in overfull {
-            let why = format!("it stages less than the {bytes} bytes of epoch {epoch}");
+            let why = format!(
+                "it stages less than the {bytes} bytes of epoch {epoch}: raise its staging_mib_max"
+            );
             self.note(Note::BackupRefused { backup: backup.clone(), why });
             self.outdate(&backup);
         }

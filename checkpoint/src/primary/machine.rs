@@ -81,6 +81,8 @@ pub struct Primary {
     pub(super) output_waits: Option<Duration>,
     pub(super) cutting: Option<CutOrder>,
     pub(super) flights: Flights,
+    /// Captured bytes of the largest of the last epochs; an old one counts less.
+    pub(super) epoch_bytes_top: u64,
     /// Everything up to here has been released.
     pub(super) released: Epoch,
     /// Output waits for commits.
@@ -132,6 +134,7 @@ impl Primary {
             output_waits: None,
             cutting: None,
             flights: Flights::default(),
+            epoch_bytes_top: 0,
             released: first.previous(),
             holding: !register.in_sync.is_empty(),
             register,

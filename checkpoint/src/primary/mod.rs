@@ -211,6 +211,9 @@ pub struct CutOrder {
     pub stay_paused: bool,
     /// Take the digest of all guest memory while paused.
     pub digest: bool,
+    /// Page content that may be sent ahead of the end of the epoch that begins,
+    /// in bytes.
+    pub ahead_bytes_max: u64,
 }
 
 /// What the shell must do, in this order.

@@ -105,12 +105,20 @@ impl Bench {
     }
 
     fn hear(&mut self, term: u64, message: ToPrimary) {
-        self.tell(Event::Heard { backup: node("b"), term: Term::new(term), message });
+        self.hear_from("b", term, message);
+    }
+
+    fn hear_from(&mut self, backup: &str, term: u64, message: ToPrimary) {
+        self.tell(Event::Heard { backup: node(backup), term: Term::new(term), message });
     }
 
     fn ack(&mut self, term: u64, committed: u64) {
+        self.ack_from("b", term, committed);
+    }
+
+    fn ack_from(&mut self, backup: &str, term: u64, committed: u64) {
         let committed = Epoch::new(committed);
-        self.hear(term, ToPrimary::Ack { committed, applied: Epoch::ZERO });
+        self.hear_from(backup, term, ToPrimary::Ack { committed, applied: Epoch::ZERO });
     }
 
     fn link_up(&mut self, committed: Option<u64>) {
@@ -144,6 +152,29 @@ impl Bench {
     /// Through a seed, the joining epoch 1 and the admission, to term 2.
     fn in_sync() -> Self {
         Self::new().brought_in_sync()
+    }
+
+    /// With `c` beside `b`, which joins with epoch 3, in term 3.
+    fn two_in_sync() -> Self {
+        let mut bench = Self::in_sync();
+        bench.tell(Event::Commanded(Command::Protect { backup: node("c") }));
+        bench.tell(Event::LinkUp {
+            backup: node("c"),
+            committed: None,
+            staging_bytes_max: 1 << 20,
+        });
+        bench.hear_from("c", 2, ToPrimary::SeedAck { chunks: 0 });
+        bench.tell(Event::SeedRoundSent { backup: node("c"), chunks: 1, pages_left: 0 });
+        bench.hear_from("c", 2, ToPrimary::SeedAck { chunks: 1 });
+        for epoch in [2, 3] {
+            bench.pass(Duration::from_millis(10));
+            bench.finish_cut(epoch);
+            bench.ack(2, epoch);
+        }
+        bench.ack_from("c", 2, 3);
+        bench.answer(Answer::Outcome(Outcome::Set(register(3, &["b", "c"]))));
+        assert_eq!(releases(&bench.take()), [2, 3]);
+        bench
     }
 
     fn brought_in_sync(self) -> Self {
@@ -304,6 +335,25 @@ fn a_silent_backup_is_dropped_before_output_goes_on() {
     // A cut that is being taken would hold output again: it is waited for.
     bench.finish_cut(3);
     assert!(bench.take().contains(&Action::PassOutput));
+}
+
+#[test]
+fn nothing_is_said_while_a_member_is_silent() {
+    let mut bench = Bench::two_in_sync();
+    bench.pass(Duration::from_millis(12));
+    bench.finish_cut(4);
+    // What c has acknowledged it may have been promoted with, and said more.
+    bench.ack_from("c", 3, 4);
+    for _ in 0..8 {
+        bench.pass(Duration::from_millis(19));
+        bench.hear(3, ToPrimary::Heartbeat { pong: 0 });
+    }
+    assert!(matches!(asked(&bench.take()), Some(Question::Change(_))), "c is to be dropped");
+    bench.ack(3, 4);
+    assert!(!bench.machine.in_doubt(), "nothing else holds it back");
+    assert_eq!(releases(&bench.take()), [] as [u64; 0]);
+    bench.answer(Answer::Outcome(Outcome::Set(register(4, &["b"]))));
+    assert_eq!(releases(&bench.take()), [4]);
 }
 
 #[test]
@@ -471,9 +521,33 @@ fn nobody_joins_with_an_epoch_that_had_begun_before_its_seed() {
     for (epoch, joins) in [(2, vec![]), (3, vec![c()])] {
         bench.pass(Duration::from_millis(10));
         let order = bench.order().expect("due");
+        let none_ahead = !joins.is_empty();
         assert_eq!((order.epoch, order.joins), (Epoch::new(epoch), joins));
+        assert_eq!(order.ahead_bytes_max == 0, none_ahead, "its next epochs are not known yet");
         bench.finish_cut(epoch);
     }
+}
+
+#[test]
+fn what_is_sent_ahead_leaves_room_for_twice_the_largest_epoch() {
+    const STAGING: u64 = 1 << 20;
+    let mut bench = Bench::in_sync();
+    let mut next = |epoch: u64, bytes: u64| {
+        bench.pass(Duration::from_millis(10));
+        let ahead_bytes_max = bench.order().expect("due").ahead_bytes_max;
+        let epoch = Epoch::new(epoch);
+        bench.tell(Event::CutDone { epoch, bytes, pause: Duration::from_micros(100) });
+        let close = Close { epoch, seed_chunks: None, chunks: 1, pages: 1, digest: [0; 32] };
+        bench.tell(Event::Encoded { close, wire_bytes: 4096 });
+        bench.ack(2, epoch.get());
+        ahead_bytes_max
+    };
+    assert_eq!(next(2, 4096), STAGING - 2 * 4096);
+    assert_eq!(next(3, STAGING / 4), STAGING - 2 * 4096);
+    assert_eq!(next(4, STAGING), STAGING / 2);
+    assert_eq!(next(5, 4096), 0, "the next may be so large again");
+    let later: Vec<u64> = (6..26).map(|epoch| next(epoch, 4096)).collect();
+    assert!(later.is_sorted() && later[19] > STAGING / 2, "{later:?}");
 }
 
 #[test]

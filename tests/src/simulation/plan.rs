@@ -159,8 +159,8 @@ pub(super) struct Shape {
     pub(super) epochs_in_flight_max: usize,
     pub(super) held_output_bytes_max: u64,
     pub(super) seed_pages_left_max: u64,
-    /// What backups stage at least: the epoch that a seed ends with, but perhaps
-    /// not one of which much was sent ahead and written again.
+    /// What backups stage: any epoch, but perhaps not one of which much was sent
+    /// ahead and written again.
     pub(super) staging_pages_max: u64,
     /// Encoding, decoding and applying take time of their own.
     pub(super) slow_codecs: bool,
@@ -221,11 +221,6 @@ impl Plan {
     pub fn with_backups(mut self, backups: usize) -> Self {
         self.backups = backups;
         self
-    }
-
-    /// Whether backups stage any epoch there may be.
-    pub(super) fn stages_all(&self) -> bool {
-        self.shape.staging_pages_max >= STAGING_PAGES
     }
 
     /// After how long a message that was sent and not lost has arrived.

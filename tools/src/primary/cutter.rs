@@ -178,6 +178,7 @@ impl Cutter {
             still: None,
             open: None,
             pages_ahead: 0,
+            ahead_pages_max: 0,
             pages_last: 0,
             later,
             copy_cost,
@@ -247,6 +248,8 @@ struct Worker {
     open: Option<Epoch>,
     /// Pages of it that were.
     pages_ahead: u64,
+    /// Most that may be, so that backups have room for the epoch.
+    ahead_pages_max: u64,
     /// Pages of the last epoch.
     pages_last: u64,
     /// Scratch for telling which copies count.
@@ -341,7 +344,8 @@ impl Worker {
         }
         let Tools { guest, tracker, pool, intake, .. } = &self.tools;
         let mut tracked = tracker.lock();
-        let taken = tracked.take_ahead(&guest.vm());
+        let room = self.ahead_pages_max.saturating_sub(self.pages_ahead);
+        let taken = tracked.take_ahead(&guest.vm(), room);
         let batches: Vec<Batch> = match taken {
             Ok(Some(pages)) => batches(pages, guest.memory(), || pool.take()).collect(),
             Ok(None) => {
@@ -425,6 +429,7 @@ impl Worker {
         let pages_ahead = std::mem::take(&mut self.pages_ahead);
         self.pages_last = pages + pages_early + pages_ahead;
         self.open = (!held && self.pages_last >= AHEAD_PAGES_MIN).then(|| order.epoch.next());
+        self.ahead_pages_max = order.ahead_bytes_max / PAGE_BYTES as u64;
         let epoch = order.epoch;
         Ok(Ok((Cut { epoch, pages, pages_early, pages_ahead, digest, timings, resumed }, group)))
     }

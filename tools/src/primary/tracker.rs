@@ -209,9 +209,13 @@ impl Inner {
     }
 
     /// Takes pages that are dirty and look final, for the epoch that runs; none
-    /// if nothing may be sent ahead now.
-    pub(super) fn take_ahead(&mut self, vm: &Vm) -> Result<Option<&PageSet>, VmError> {
-        if !self.on || !self.followed || self.ledger.any_seed() {
+    /// if nothing may be sent ahead now, or they are more than `pages_max`.
+    pub(super) fn take_ahead(
+        &mut self,
+        vm: &Vm,
+        pages_max: u64,
+    ) -> Result<Option<&PageSet>, VmError> {
+        if !self.on || !self.followed || self.ledger.any_seed() || pages_max == 0 {
             return Ok(None);
         }
         self.harvested.clear();
@@ -219,6 +223,10 @@ impl Inner {
             // Pages that were cleared before it failed are dirty all the same.
             self.record();
             return Err(error);
+        }
+        if self.harvested.len() > pages_max {
+            self.record();
+            return Ok(None);
         }
         self.early.subtract(&self.harvested);
         self.heat.sent_ahead(&self.harvested);

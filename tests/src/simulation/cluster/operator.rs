@@ -77,12 +77,10 @@ impl Cluster {
         self.world.later(delay, WorldHappening::OperatorLooks);
     }
 
-    /// Every other node is in sync, and clients are served. Where backups stage
-    /// less than some epochs have, one at a time is as good as it gets.
+    /// Every other node is in sync, and clients are served.
     fn is_well(&self) -> bool {
         let Some(register) = self.arbiter.register() else { return false };
-        let wanted = if self.world.plan.stages_all() { self.world.plan.backups } else { 1 };
-        let all = register.in_sync.len() >= wanted;
+        let all = register.in_sync.len() >= self.world.plan.backups;
         let runs = self.processes.iter().zip(&self.world.machines).any(|(process, machine)| {
             let Role::Primary(shell) = &process.role else { return false };
             machine.id == register.primary && *shell.register() == register

@@ -92,6 +92,8 @@ pub(super) struct Cutter {
     /// The epoch that runs, if pages of it are sent ahead.
     open: Option<Epoch>,
     pages_ahead: u64,
+    /// Most of them that there may be.
+    ahead_pages_max: u64,
     /// Pages of the last epoch.
     pages_last: u64,
     taken: Option<Taken>,
@@ -113,6 +115,7 @@ impl Cutter {
             held: false,
             open: None,
             pages_ahead: 0,
+            ahead_pages_max: 0,
             pages_last: 0,
             taken: None,
             early: Vec::new(),
@@ -219,6 +222,7 @@ impl Cutter {
         self.pages_last = left + pages_early + std::mem::take(&mut self.pages_ahead);
         let worth = self.pages_last >= tools.world.plan.shape.ahead_pages_min;
         self.open = (!self.held && worth).then(|| epoch.next());
+        self.ahead_pages_max = order.ahead_bytes_max / PAGE_BYTES as u64;
         self.plan_ahead(tools.world);
         let pause = PAUSE + PAUSE_PER_PAGE * left as u32;
         Done::Cut(Cut { epoch, pages: self.pages_last, digest, pause }, group)
@@ -285,7 +289,8 @@ impl Cutter {
         if self.taken.is_some() || self.planned || !self.copier.is_idle() {
             return self.plan_ahead(tools.world);
         }
-        match tools.tracker.take_ahead(tools.guest) {
+        let room = self.ahead_pages_max.saturating_sub(self.pages_ahead);
+        match tools.tracker.take_ahead(tools.world, tools.guest, room) {
             Some(pages) => self.take(tools.world, Taken::Ahead(pages)),
             None => self.open = None,
         }

@@ -204,14 +204,23 @@ impl Tracker {
     }
 
     /// Takes pages that are dirty and look final, for the epoch that runs; none
-    /// if nothing may be sent ahead now. Nobody else may harvest until they are
-    /// copied.
-    pub(super) fn take_ahead(&mut self, guest: &mut Guest) -> Option<PageSet> {
-        if !self.on || !self.followed || self.ledger.any_seed() {
+    /// if nothing may be sent ahead now, or they are more than `pages_max`. Nobody
+    /// else may harvest until they are copied.
+    pub(super) fn take_ahead(
+        &mut self,
+        world: &World,
+        guest: &mut Guest,
+        pages_max: u64,
+    ) -> Option<PageSet> {
+        if !self.on || !self.followed || self.ledger.any_seed() || pages_max == 0 {
             return None;
         }
         self.harvested.clear();
         guest.log.harvest_cold(&mut self.harvested, self.heat.hot());
+        if self.harvested.len() > pages_max {
+            self.record(world);
+            return None;
+        }
         self.early.subtract(&self.harvested);
         self.heat.sent_ahead(&self.harvested);
         self.ahead.union(&self.harvested);

@@ -30,6 +30,8 @@ pub(super) struct RegisterWatch {
     in_file: Option<Register>,
     told: Option<Register>,
     grant: Option<Grant>,
+    /// Those before it that were not used.
+    late: Vec<NodeId>,
 }
 
 impl RegisterWatch {
@@ -64,6 +66,8 @@ impl RegisterWatch {
         };
         if granted {
             let (to, term) = (register.primary.clone(), register.term);
+            let unused = self.grant.take().filter(|grant| !grant.used);
+            self.late.extend(unused.map(|grant| grant.to));
             self.grant = Some(Grant { to, at: now, term, used: false });
         }
         self.told = Some(register);
@@ -118,6 +122,17 @@ impl Witness {
     /// A register file was found damaged after its arbiter had died.
     pub(in crate::simulation) fn damaged(&mut self, error: &FileError) {
         self.object(Rule::Register, || format!("found after a death: {error}"));
+    }
+
+    /// A guest goes on at a node by a grant that was not the last any more when it
+    /// did, once.
+    pub(super) fn use_late_grant(&mut self, node: &NodeId) -> bool {
+        let RegisterWatch { grant, late, .. } = &mut self.register;
+        if grant.as_ref().is_some_and(|grant| grant.to == *node && !grant.used) {
+            return false;
+        }
+        let place = late.iter().position(|to| to == node);
+        place.map(|place| late.remove(place)).is_some()
     }
 
     /// A guest is started on a node: by the last grant, once.

@@ -30,6 +30,8 @@ struct Incarnation {
 #[derive(Debug, Default)]
 pub(super) struct Voices {
     incarnations: Vec<Incarnation>,
+    /// The one that goes on.
+    last: Option<usize>,
     /// The last step that anything told of, on the line that goes on.
     told: u64,
 }
@@ -44,9 +46,9 @@ impl Voices {
         &self.incarnations[index].node
     }
 
-    /// The last incarnation.
+    /// The incarnation that goes on.
     pub(super) fn last(&self) -> Option<usize> {
-        self.incarnations.len().checked_sub(1)
+        self.last
     }
 
     /// The incarnation that a process runs, or ran last.
@@ -57,7 +59,7 @@ impl Voices {
     /// Whether whoever has step `steps` of incarnation `source` knows of all up
     /// to `told`, and nothing that never was.
     pub(super) fn knows(&self, source: usize, steps: u64, told: u64) -> bool {
-        let last = self.incarnations.len() - 1;
+        let last = self.last.expect("somebody was the source");
         self.begins_with(last, source, steps) && steps >= told
     }
 
@@ -76,7 +78,7 @@ impl Voices {
 
     /// Whether the last incarnation descends from this one.
     fn leads_on(&self, index: usize) -> bool {
-        let mut line = Some(self.incarnations.len() - 1);
+        let mut line = self.last;
         while let Some(at) = line.filter(|at| *at > index) {
             line = self.incarnations[at].parent;
         }
@@ -84,8 +86,8 @@ impl Voices {
     }
 
     fn cut_off(&mut self, steps: u64, since: Duration) {
-        if let Some(last) = self.incarnations.last_mut() {
-            last.cut_off = Some((steps, since));
+        if let Some(last) = self.last {
+            self.incarnations[last].cut_off = Some((steps, since));
         }
     }
 }
@@ -115,6 +117,16 @@ impl Witness {
         source: usize,
         steps: u64,
     ) {
+        if self.use_late_grant(node) {
+            // Handed to it, and taken on by another who was in sync before it
+            // had begun: it may say nothing.
+            let number = self.voices.incarnations.len();
+            let line = self.voices.last;
+            self.begin(process, node, Some(source), steps);
+            self.voices.incarnations[number].cut_off = Some((steps, now));
+            self.voices.last = line;
+            return;
+        }
         self.use_grant(node);
         let told = self.voices.told;
         let knows = self.voices.knows(source, steps, told);
@@ -130,6 +142,7 @@ impl Witness {
         let node = node.clone();
         let said = [0; 2];
         let incarnation = Incarnation { process, node, parent, from, cut_off: None, said };
+        self.voices.last = Some(self.voices.incarnations.len());
         self.voices.incarnations.push(incarnation);
     }
 
