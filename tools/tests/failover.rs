@@ -229,7 +229,6 @@ fn a_successor_killed_at_any_moment_gives_the_guest_back() {
         let dies = format!("{}:1", moment.name());
         drill.cluster.start_with(B, "backup", &[(VARIABLE, &dies)]).unwrap();
         drill.hand_over_soon(A, B);
-        assert!(drill.cluster.exit_code(B, PATIENCE).is_some(), "it lives at {moment:?}");
         drill.cluster.wait_primary(A, PATIENCE).unwrap_or_else(|error| {
             panic!("killed at {moment:?}: {error}\n{}", drill.cluster.log_end(A))
         });

@@ -328,7 +328,8 @@ impl Outlet {
     /// [`SpeakError`] if this node is fenced, or the interface refuses.
     pub fn speak(&self, index: u8, frame: &[u8]) -> Result<(), SpeakError> {
         let taps = lock(&self.shared.taps);
-        match lock(&self.shared.queue).held.mode() {
+        let mode = lock(&self.shared.queue).held.mode();
+        match mode {
             Mode::Passing => {}
             Mode::Holding => {
                 drop(taps);

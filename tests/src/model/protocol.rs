@@ -316,16 +316,14 @@ impl State {
         let Role::Backup { image: Some(image), .. } = self.peer(node).role else {
             return self.empty(node, register);
         };
-        // Who takes over must know all that was told; whoever ran the guest
-        // before may not speak of what is not known here.
-        self.contradicted |= image.step < self.told;
-        for peer in &mut self.peers {
-            if let Role::Primary(former) = &mut peer.role {
-                let known = former.cut_off.unwrap_or(Step::MAX).min(image.step);
-                former.cut_off = Some(known);
-            }
-        }
         let mut reign = Reign::new(register.term, image.step);
+        if register.term < self.register.term {
+            // Handed to it, and somebody in sync has gone on before it began: it
+            // may say nothing.
+            reign.cut_off = Some(image.step);
+        } else {
+            self.goes_on(image.step);
+        }
         for (place, peer) in self.peers.iter().enumerate() {
             if has(register.in_sync, place as Node) {
                 (reign.acked[place], reign.lives[place]) = (image.step, peer.life);
@@ -334,6 +332,18 @@ impl State {
         let peer = self.peer(node);
         peer.role = Role::Primary(reign);
         (peer.knows, peer.asked) = (register, None);
+    }
+
+    /// Who takes over must know all that was told; whoever ran the guest before
+    /// may not speak of what is not known there.
+    fn goes_on(&mut self, step: Step) {
+        self.contradicted |= step < self.told;
+        for peer in &mut self.peers {
+            if let Role::Primary(former) = &mut peer.role {
+                let known = former.cut_off.unwrap_or(Step::MAX).min(step);
+                former.cut_off = Some(known);
+            }
+        }
     }
 
     /// A primary has handed its guest over and stands by with it.
