@@ -118,9 +118,12 @@ impl Cluster {
         if hosts.iter().any(busy) {
             return;
         }
-        if let Some(host) = hosts.first()
-            && self.world.machines[*host].alive
-        {
+        let Some((host, twins)) = hosts.split_first() else { return };
+        // Two of one name: only one of them may be started with `run`.
+        for twin in twins {
+            self.kill(*twin as u8);
+        }
+        if self.world.machines[*host].alive {
             self.kill_and_restart(*host as u8, 500..2_000);
         }
     }
