@@ -13,6 +13,18 @@ impl Primary {
     pub(super) fn on_seed_ack(&mut self, backup: &NodeId, chunks: u32) {
         let now = self.now;
         let link = self.links.get_mut(backup).expect("heard from");
+        let verified = match link.stage {
+            Stage::Seeding { verified, .. } => verified,
+            Stage::Joining { seed_chunks, .. } => seed_chunks,
+            Stage::Preparing | Stage::Away | Stage::InSync | Stage::Outdated => 0,
+        };
+        if chunks < verified {
+            // It was told twice to begin, as of a session before this one: what
+            // came in between is given up there, and nobody would send it again.
+            let why = "it has begun its seed anew".to_owned();
+            self.note(Note::BackupRefused { backup: backup.clone(), why });
+            return self.disconnect(backup);
+        }
         match &mut link.stage {
             Stage::Preparing if chunks == 0 => {
                 link.seed_progress_at = now;

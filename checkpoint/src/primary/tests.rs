@@ -727,6 +727,26 @@ fn a_successor_waits_for_who_was_in_sync_before_it() {
 }
 
 #[test]
+fn a_backup_that_begins_its_seed_anew_is_seeded_anew() {
+    let ends = Action::Disconnect { backup: node("b"), redial: true };
+    let mut bench = Bench::new();
+    bench.link_up(None);
+    bench.hear(1, ToPrimary::SeedAck { chunks: 0 });
+    bench.tell(Event::SeedRoundSent { backup: node("b"), chunks: 9, pages_left: 100 });
+    bench.hear(1, ToPrimary::SeedAck { chunks: 5 });
+    bench.take();
+    bench.hear(1, ToPrimary::SeedAck { chunks: 0 });
+    assert!(bench.take().contains(&ends), "while it is seeded");
+    let mut bench = Bench::new();
+    bench.seed();
+    bench.finish_cut(1);
+    bench.hear(1, ToPrimary::SeedAck { chunks: 2 });
+    assert!(!bench.take().contains(&ends), "it says again what it has");
+    bench.hear(1, ToPrimary::SeedAck { chunks: 0 });
+    assert!(bench.take().contains(&ends), "while it joins");
+}
+
+#[test]
 fn a_handover_to_a_lost_successor_is_given_up() {
     let mut bench = Bench::in_sync();
     bench.tell(Event::Commanded(Command::HandOver { to: node("b"), stand_by: true }));
