@@ -9,8 +9,8 @@
 //!
 //! A change of role never starts a program and opens nothing that takes rights:
 //! the process is in its jail. Sockets, the control API, what happened so far and
-//! the figures stay. The guest's VM is made anew; its memory stays when it is
-//! handed over, and is the image that the former primary stands by with.
+//! the figures stay. So does the VM of a guest that was handed over: its memory is
+//! the image that the former primary stands by with, and it is the shell.
 
 use crate::{
     backup::{self, KeptGuest},

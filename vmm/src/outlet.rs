@@ -36,7 +36,7 @@ mod tests;
 use std::{
     collections::VecDeque,
     io::{self, Write},
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -149,7 +149,7 @@ struct Shared {
     taps: Mutex<Vec<Option<Arc<Tap>>>>,
     console: Console,
     stale_release: StaleRelease,
-    first_held: OnceLock<FirstHeld>,
+    first_held: Mutex<Option<FirstHeld>>,
 }
 
 /// The way out of the VM.
@@ -183,7 +183,7 @@ impl Outlet {
             taps: Mutex::new(Vec::new()),
             console: Console::new(console)?,
             stale_release,
-            first_held: OnceLock::new(),
+            first_held: Mutex::default(),
         });
         let of_thread = Arc::clone(&shared);
         let retry = move || of_thread.retry_blocked();
@@ -201,9 +201,9 @@ impl Outlet {
         taps[index] = Some(tap);
     }
 
-    /// Calls `first_held` from now on; only the first call counts.
+    /// Calls `first_held` from now on, and nobody else.
     pub fn on_first_held(&self, first_held: FirstHeld) {
-        let _ = self.shared.first_held.set(first_held);
+        *lock(&self.shared.first_held) = Some(first_held);
     }
 
     /// Takes what the guest says.
@@ -213,7 +213,7 @@ impl Outlet {
             queue.emit(output);
             silent && !queue.held.is_silent()
         });
-        if let Some(tell) = self.shared.first_held.get().filter(|_| first) {
+        if first && let Some(tell) = &*lock(&self.shared.first_held) {
             tell();
         }
     }
@@ -317,6 +317,15 @@ impl Outlet {
     /// While output is held, it waits for the open epoch like the guest's.
     pub fn inject(&self, outputs: Vec<Output>) {
         self.change(|queue| outputs.into_iter().for_each(|output| queue.emit(output)));
+    }
+
+    /// The VM is a shell again, of a node that stands by: what its guest had said
+    /// is dropped, and output passes, of a guest that is still to be set.
+    pub fn reopen(&self) {
+        self.change(|queue| {
+            queue.fence();
+            queue.held = HeldOutput::new(Mode::Passing);
+        });
     }
 
     /// Sends `frame`: for announcements, which the guest did not say. While output

@@ -194,14 +194,12 @@ impl Vm {
         outlet: Arc<Outlet>,
         events: mpsc::Sender<VmEvent>,
     ) -> Result<Self, VmError> {
-        let ram = Arc::new(GuestRam::new(config.memory_bytes, config.hugepages)?);
-        Self::from_openings(config, &Openings::open(&config.devices)?, ram, outlet, events)
+        Self::from_openings(config, &Openings::open(&config.devices)?, outlet, events)
     }
 
-    /// Makes a shell: vCPUs created and parked, devices parked. `openings` are of
-    /// the same devices, and `ram` has the size of `config`: fresh, or that of a
-    /// VM that is no more. The guest's output goes to `outlet`, what happens to it
-    /// to `events`.
+    /// Makes a shell: memory mapped, vCPUs created and parked, devices parked.
+    /// `openings` are of the same devices. The guest's output goes to `outlet`,
+    /// what happens to it to `events`.
     ///
     /// # Errors
     ///
@@ -209,7 +207,6 @@ impl Vm {
     pub fn from_openings(
         config: &VmConfig,
         openings: &Openings,
-        ram: Arc<GuestRam>,
         outlet: Arc<Outlet>,
         events: mpsc::Sender<VmEvent>,
     ) -> Result<Self, VmError> {
@@ -218,6 +215,7 @@ impl Vm {
         if config.vcpus == 0 || usize::from(config.vcpus) > max {
             return Err(VmError::VcpuCount { asked: config.vcpus, max });
         }
+        let ram = Arc::new(GuestRam::new(config.memory_bytes, config.hugepages)?);
         let memory_end = ram.layout().frame_end() * checkpoint::PAGE_BYTES as u64;
         let cpu = host.guest_cpu(&config.cpu, memory_end)?;
         let fd = Arc::new(create_machine(host)?);

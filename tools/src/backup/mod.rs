@@ -18,11 +18,8 @@ mod session;
 mod staging;
 mod status;
 
-use std::sync::Arc;
-
 use arbiter::Register;
 use checkpoint::{Epoch, Sections, image::Image};
-use vmm::memory::GuestRam;
 
 pub use self::core::End;
 
@@ -54,8 +51,8 @@ pub fn run(settings: Settings) -> Result<Exit, NodeError> {
 /// backup in sync.
 #[derive(Debug)]
 pub struct KeptGuest {
-    /// Its memory, which nothing writes any more.
-    pub memory: Arc<GuestRam>,
+    /// Its memory, and the VM that it ran in, which is the shell now.
+    pub guest: Guest,
     /// The state of vCPUs, machine and devices.
     pub sections: Sections,
     /// The epoch at which it stands.
@@ -71,13 +68,12 @@ pub struct KeptGuest {
 ///
 /// [`NodeError`], when there can be no guest or the promotion failed.
 pub fn stand_by(host: Host, kept: Option<KeptGuest>) -> Result<End, NodeError> {
-    let tail = host.telemetry.console.clone();
-    let Some(KeptGuest { memory, sections, epoch, register }) = kept else {
-        let guest = Guest::new(&host.config, &host.openings, tail)?;
+    let Some(KeptGuest { guest, sections, epoch, register }) = kept else {
+        let guest = Guest::new(&host.config, &host.openings, host.telemetry.console.clone())?;
         guest.touch();
         return core::stand_by(host, guest, None);
     };
-    let guest = Guest::with_memory(&host.config, &host.openings, memory, tail)?;
+    guest.stand_by()?;
     core::stand_by(host, guest, Some(Standing { image: Image::of(sections), epoch, register }))
 }
 

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::Write,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, Weak, mpsc},
+    sync::{Arc, Mutex, MutexGuard, Weak, mpsc},
     time::Duration,
 };
 
@@ -85,6 +85,7 @@ pub enum GuestError {
 }
 
 type Callback = Box<dyn Fn() + Send + Sync>;
+type OnEvent = Box<dyn Fn(GuestEvent) + Send>;
 
 /// A guest, or the shell for one.
 pub struct Guest {
@@ -92,7 +93,10 @@ pub struct Guest {
     ram: Arc<GuestRam>,
     devices: Arc<Devices>,
     outlet: Arc<Outlet>,
-    stale_release: Arc<OnceLock<Callback>>,
+    /// Whom to tell of what: this changes with the node's role.
+    stale_release: Arc<Mutex<Option<Callback>>>,
+    happened: Arc<Mutex<Option<OnEvent>>>,
+    /// Until somebody is told of what comes by it.
     events: Mutex<Option<mpsc::Receiver<VmEvent>>>,
     machine: Mutex<Machine>,
     userfault: Option<Userfault>,
@@ -119,23 +123,7 @@ impl Guest {
         tail: Arc<ConsoleTail>,
     ) -> Result<Self, GuestError> {
         require_memory(u64::from(config.vm.memory_mib.get()))?;
-        let VmConfig { memory_bytes, hugepages, .. } = vm_config(config);
-        let ram = GuestRam::new(memory_bytes, hugepages).map_err(VmError::from)?;
-        Self::with_memory(config, openings, Arc::new(ram), tail)
-    }
-
-    /// As [`Guest::new`], with the memory of a guest before it.
-    ///
-    /// # Errors
-    ///
-    /// [`GuestError`]
-    pub fn with_memory(
-        config: &config::VmConfig,
-        openings: &Openings,
-        ram: Arc<GuestRam>,
-        tail: Arc<ConsoleTail>,
-    ) -> Result<Self, GuestError> {
-        let stale_release: Arc<OnceLock<Callback>> = Arc::default();
+        let stale_release: Arc<Mutex<Option<Callback>>> = Arc::default();
         let on_stale = stale_release.clone();
         let replication = &config.replication;
         let outlet_config = OutletConfig {
@@ -149,7 +137,7 @@ impl Guest {
         })?;
         let console = Box::new(Console { tail, log });
         let tell = Box::new(move || {
-            if let Some(tell) = on_stale.get() {
+            if let Some(tell) = &*on_stale.lock().expect("no holder panics") {
                 tell();
             }
         });
@@ -158,7 +146,7 @@ impl Guest {
         let outlet = Arc::new(outlet);
         let (events, received) = mpsc::channel();
         let (of_vm, way_out) = (vm_config(config), outlet.clone());
-        let vm = Vm::from_openings(&of_vm, &openings.vm, ram, way_out, events)?;
+        let vm = Vm::from_openings(&of_vm, &openings.vm, way_out, events)?;
         let mut machine = machine(config, &vm);
         machine.traits.extend(device_traits(config, vm.devices())?);
         Ok(Self {
@@ -169,6 +157,7 @@ impl Guest {
             vm: Mutex::new(vm),
             outlet,
             stale_release,
+            happened: Arc::default(),
             events: Mutex::new(Some(received)),
             machine: Mutex::new(machine),
             userfault: openings.userfault.clone(),
@@ -282,10 +271,15 @@ impl Guest {
         self.vm.lock().expect("no holder panics")
     }
 
-    /// Ends the VM; its memory stays as it is.
-    #[must_use]
-    pub fn into_memory(self) -> Arc<GuestRam> {
-        self.ram.clone()
+    /// The guest, which is paused for good, was handed over: what is here is an
+    /// image and a shell, as of any node that stands by.
+    ///
+    /// # Errors
+    ///
+    /// [`GuestError::Vm`]
+    pub fn stand_by(&self) -> Result<(), GuestError> {
+        self.outlet.reopen();
+        Ok(self.vm().stop_dirty_log()?)
     }
 
     /// The guest's memory.
@@ -351,25 +345,28 @@ impl Guest {
         hasher.finalize().into()
     }
 
-    /// Calls `tell` whenever a release was found too old to act upon.
+    /// Calls `tell`, and nobody else, whenever a release was found too old to act
+    /// upon.
     pub fn on_stale_release(&self, tell: impl Fn() + Send + Sync + 'static) {
-        let _ = self.stale_release.set(Box::new(tell));
+        *self.stale_release.lock().expect("no holder panics") = Some(Box::new(tell));
     }
 
-    /// Calls `tell` with everything that happens to the guest.
+    /// Calls `tell`, and nobody else, with everything that happens to the guest.
     ///
     /// # Errors
     ///
     /// If the thread `vm-events` cannot be started.
     pub fn on_event(&self, tell: impl Fn(GuestEvent) + Send + 'static) -> std::io::Result<()> {
+        *self.happened.lock().expect("no holder panics") = Some(Box::new(tell));
         let Some(events) = self.events.lock().expect("no holder panics").take() else {
             return Ok(());
         };
+        let happened = self.happened.clone();
         jail::spawn(ThreadKind::Pages, "vm-events", move || {
             while let Ok(event) = events.recv() {
-                match GuestEvent::of(&event) {
-                    Some(event) => tell(event),
-                    None => tracing::warn!("{event}"),
+                match (GuestEvent::of(&event), &*happened.lock().expect("no holder panics")) {
+                    (Some(event), Some(tell)) => tell(event),
+                    (Some(_), None) | (None, _) => tracing::warn!("{event}"),
                 }
             }
         })?;

@@ -14,7 +14,6 @@ use checkpoint::{
     primary::{Action, Command, Config, Ending, Event, Primary},
 };
 use rand::Rng;
-use vmm::memory::GuestRam;
 
 use super::{
     capture::BlockPool,
@@ -187,11 +186,12 @@ pub fn run_core(host: Host, guest: Guest, promoted: Promoted) -> Result<Ended, N
         End::Finished { failed: true } => Exit::Failed,
         End::Fenced => Exit::Fenced,
         End::HandedOver(still) => {
-            let memory = let_go(guest);
+            let guest = let_go(guest);
             requests.give_back(&mut host);
             host.telemetry.metrics.stand_by();
-            let kept = memory.zip(still).map(|(memory, (Still { epoch, sections }, register))| {
-                KeptGuest { memory, sections, epoch, register }
+            // Whom nobody counts on makes its VM anew.
+            let kept = guest.zip(still).map(|(guest, (Still { epoch, sections }, register))| {
+                KeptGuest { guest, sections, epoch, register }
             });
             return Ok(Ended::HandedOver(Box::new(host), kept));
         }
@@ -201,14 +201,13 @@ pub fn run_core(host: Host, guest: Guest, promoted: Promoted) -> Result<Ended, N
     Ok(Ended::Exit(exit))
 }
 
-/// Waits until nobody has the guest any more, and ends its VM: the next one
-/// needs what it was made of. A seed may hold it until its session has ended.
-/// Returns its memory, if it was let go.
-fn let_go(mut guest: Arc<Guest>) -> Option<Arc<GuestRam>> {
+/// Waits until nobody else has the guest any more, and returns it then. A seed may
+/// hold it until its session has ended.
+fn let_go(mut guest: Arc<Guest>) -> Option<Guest> {
     let deadline = Instant::now() + LET_GO_MAX;
     loop {
         match Arc::try_unwrap(guest) {
-            Ok(guest) => return Some(guest.into_memory()),
+            Ok(guest) => return Some(guest),
             Err(shared) if Instant::now() < deadline => guest = shared,
             Err(_) => {
                 tracing::warn!("something holds the old guest: this host has its memory twice");

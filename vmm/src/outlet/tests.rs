@@ -99,6 +99,19 @@ fn passing_needs_no_decision() {
 }
 
 #[test]
+fn a_shell_says_nothing_of_the_guest_before() {
+    let rig = rig(Mode::Holding);
+    rig.outlet.emit(frame("a"));
+    rig.outlet.fence();
+    rig.outlet.reopen();
+    assert_eq!(rig.heard(), [""; 0]);
+    rig.outlet.emit(frame("b"));
+    assert_eq!(rig.heard(), ["b"]);
+    let stats = rig.outlet.stats();
+    assert_eq!((stats.mode, stats.dropped_frames, stats.held_bytes), (Mode::Passing, 1, 0));
+}
+
+#[test]
 fn a_stale_release_that_is_fenced_never_leaves() {
     let rig = rig(Mode::Holding);
     assert_eq!(rig.outlet.speak(0, b"x"), Ok(()), "it is held");
