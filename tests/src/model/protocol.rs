@@ -382,13 +382,10 @@ impl Protocol {
             }
             Message::HandedOver(frame, _) => {
                 let peer = &state.peers[usize::from(frame.backup.0)];
-                let counts = match &peer.role {
-                    Role::Backup { image: Some(image), asking: false } => {
-                        (image.reign, image.step) == (frame.reign, frame.step)
-                    }
-                    Role::Backup { .. } | Role::Primary(_) => false,
-                };
-                counts && peer.life == frame.backup.1 && peer.knows.term <= frame.term
+                let counts = |image: Image| (image.reign, image.step) == (frame.reign, frame.step);
+                matches!(peer.role, Role::Backup { image: Some(image), asking: false } if counts(image))
+                    && peer.life == frame.backup.1
+                    && peer.knows.term <= frame.term
             }
             Message::Ack(frame) => state.peers.iter().any(|peer| match &peer.role {
                 Role::Primary(reign) => peer.knows.term <= frame.term && reign.takes(frame),
