@@ -52,7 +52,7 @@ pub fn run(settings: Settings) -> Result<Exit, NodeError> {
 #[derive(Debug)]
 pub struct KeptGuest {
     /// Its memory, and the VM that it ran in, which is the shell now.
-    pub guest: Guest,
+    pub guest: Box<Guest>,
     /// The state of vCPUs, machine and devices.
     pub sections: Sections,
     /// The epoch at which it stands.
@@ -74,7 +74,7 @@ pub fn stand_by(host: Host, kept: Option<KeptGuest>) -> Result<End, NodeError> {
         return core::stand_by(host, guest, None);
     };
     guest.stand_by()?;
-    core::stand_by(host, guest, Some(Standing { image: Image::of(sections), epoch, register }))
+    core::stand_by(host, *guest, Some(Standing { image: Image::of(sections), epoch, register }))
 }
 
 #[cfg(test)]

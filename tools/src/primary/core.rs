@@ -191,7 +191,7 @@ pub fn run_core(host: Host, guest: Guest, promoted: Promoted) -> Result<Ended, N
             host.telemetry.metrics.stand_by();
             // Whom nobody counts on makes its VM anew.
             let kept = guest.zip(still).map(|(guest, (Still { epoch, sections }, register))| {
-                KeptGuest { guest, sections, epoch, register }
+                KeptGuest { guest: Box::new(guest), sections, epoch, register }
             });
             return Ok(Ended::HandedOver(Box::new(host), kept));
         }
