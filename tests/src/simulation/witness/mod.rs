@@ -118,8 +118,13 @@ impl Witness {
         let told = self.voices.told();
         let ignorant = self.images.replicas().find(|replica| {
             let last = self.voices.last().expect("a replica is of an incarnation");
-            let handed = self.register.grant().is_some_and(|grant| grant.term == register.term)
-                && self.voices.begins_with(last, replica.source, replica.steps);
+            let handed = self.register.grant().is_some_and(|grant| {
+                // Before it is used, the successor's own incarnation is yet to begin.
+                let from = if grant.used { replica.source } else { last };
+                grant.term == register.term
+                    && replica.source == from
+                    && self.voices.begins_with(last, replica.source, replica.steps)
+            });
             let by_primary = *self.voices.node_of(replica.source) == register.primary || handed;
             let member = register.in_sync.contains(&replica.node) && by_primary;
             member && !self.voices.knows(replica.source, replica.steps, told)
