@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backup;
+pub mod choice;
 pub mod chunk;
 pub mod delta;
 mod epoch;

@@ -47,6 +47,7 @@ fn cluster(prefix: &str, folder: &Path, disk: &str) -> Cluster {
         vcpus: 1,
         cmdline: "probe.dirty=pages:500,rate:1000,write:sparse,content:random".into(),
         linux: None,
+        vm: String::new(),
         replication: String::new(),
     };
     let program = Path::new(env!("CARGO_BIN_EXE_romulus"));

@@ -71,6 +71,7 @@ impl Drill {
             vcpus: 2,
             cmdline: "probe.dirty=pages:2000,rate:4000,write:sparse,content:random".into(),
             linux: None,
+            vm: String::new(),
             replication: String::new(),
         };
         let program = Path::new(env!("CARGO_BIN_EXE_romulus"));

@@ -88,6 +88,7 @@ impl Drill {
             vcpus: 2,
             cmdline: "probe.dirty=pages:2000,rate:4000,write:sparse,content:random".into(),
             linux: None,
+            vm: String::new(),
             replication: replication.into(),
         };
         let program = Path::new(env!("CARGO_BIN_EXE_romulus"));

@@ -68,6 +68,7 @@ impl Siege {
             vcpus,
             cmdline: format!("{dirty} probe.attack={attack}"),
             linux: None,
+            vm: String::new(),
             replication: CALM.into(),
         };
         let program = Path::new(env!("CARGO_BIN_EXE_romulus"));

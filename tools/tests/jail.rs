@@ -168,6 +168,7 @@ fn cluster(prefix: &str, folder: &Path) -> Cluster {
         vcpus: 2,
         cmdline: "probe.dirty=pages:2000,rate:4000,write:sparse,content:random".into(),
         linux: None,
+        vm: String::new(),
         replication: CALM.into(),
     };
     Cluster::new(prefix, folder, Path::new(ROMULUS), shape).unwrap()

@@ -19,6 +19,7 @@ use super::{
     progress::Progress,
     report::{Chart, ChartKind},
     rig::{FIRST, Rig, RigSettings, SECOND},
+    setting::Setting,
     statistics::{Spread, quantile},
     workload::Workload,
 };
@@ -53,6 +54,9 @@ pub struct FailoverArgs {
     /// The guest's vCPUs
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=8))]
     pub vcpus: u16,
+    /// A setting of the VM's file to try, as replication.compression='"off"'; may be repeated
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub settings: Vec<Setting>,
 }
 
 /// The parts of a failover, one after the other.
@@ -91,6 +95,7 @@ pub(super) fn run(arguments: &FailoverArgs, progress: &Progress) -> Result<Repor
             cmdline: arguments.workload.cmdline().to_owned(),
             // As the daemons choose by themselves.
             replication: String::new(),
+            settings: arguments.settings.clone(),
         })?;
         rig.protect()?;
         let (mut victim, mut heir) = (FIRST, SECOND);

@@ -16,6 +16,7 @@ pub mod peer;
 pub mod progress;
 pub mod report;
 mod rig;
+mod setting;
 pub mod statistics;
 mod stop_copy_send;
 pub mod sweep;

@@ -13,6 +13,7 @@ use super::{
     progress::Progress,
     report::{Chart, ChartKind, memory_mib},
     rig::{Rig, RigSettings, Window},
+    setting::Setting,
     statistics::{Spread, quantile},
     stop_copy_send::{self, NaivePause},
     table::Cell,
@@ -51,6 +52,9 @@ pub struct PauseArgs {
     /// Epochs that are measured of each case, in each repeat; fewer if they are long
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u64).range(3..=100_000))]
     pub count: u64,
+    /// A setting of the VM's file to try, as replication.compression='"off"'; may be repeated
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub settings: Vec<Setting>,
 }
 
 /// What is measured together.
@@ -140,7 +144,7 @@ fn measure(
             let Case { memory_mib, dirty } = found.case;
             progress.begin(&format!("{dirty} pages of {memory_mib} MiB, repeat {repeat}"));
             let epochs = found.case.epochs(arguments.count, options.quick);
-            found.windows.push(protected(found.case, epochs)?);
+            found.windows.push(protected(found.case, epochs, arguments.settings.clone())?);
             let interval = Duration::from_millis(found.case.interval_ms());
             let count = u32::try_from(epochs).unwrap_or(u32::MAX);
             let cmdline = found.case.cmdline();
@@ -153,7 +157,7 @@ fn measure(
 }
 
 /// So many epochs of a protected guest that nobody asks.
-fn protected(case: Case, epochs: u64) -> Result<Window, BenchError> {
+fn protected(case: Case, epochs: u64, settings: Vec<Setting>) -> Result<Window, BenchError> {
     let interval = case.interval_ms();
     let silence = 4 * interval + 4000;
     // Room for a few epochs of all these pages, so that nothing but the pause
@@ -169,6 +173,7 @@ fn protected(case: Case, epochs: u64) -> Result<Window, BenchError> {
              in_flight_mib_max = {room_mib}\nstaging_mib_max = {}",
             2 * room_mib
         ),
+        settings,
     })?;
     rig.protect()?;
     rig.window(Duration::from_millis(interval * (epochs + 1)))

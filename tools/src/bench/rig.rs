@@ -19,6 +19,7 @@ use std::{
 use super::{
     BenchError,
     host_cost::{CpuTime, cpu_time, link_bytes, memory_beside_mib},
+    setting::{Setting, with_settings},
 };
 use crate::{
     control::{Client, EpochRecord},
@@ -51,6 +52,8 @@ pub(super) struct RigSettings {
     pub(super) cmdline: String,
     /// Lines of the section `[replication]`.
     pub(super) replication: String,
+    /// What an operator wants otherwise.
+    pub(super) settings: Vec<Setting>,
 }
 
 /// See the module's head.
@@ -133,7 +136,8 @@ impl Rig {
             vcpus: settings.vcpus,
             cmdline: settings.cmdline.clone(),
             linux: None,
-            replication: settings.replication.clone(),
+            vm: with_settings("vm", "", &settings.settings),
+            replication: with_settings("replication", &settings.replication, &settings.settings),
         };
         let cluster = Cluster::new("bench", &folder.0, &program, shape)?;
         let patience = PATIENCE + PATIENCE_PER_GIB * (settings.memory_mib / 1024);

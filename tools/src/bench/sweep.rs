@@ -21,6 +21,7 @@ use super::{
     progress::Progress,
     report::{Chart, ChartKind},
     rig::{Rig, RigSettings, Window},
+    setting::Setting,
     statistics::{Spread, quantile},
     table::Cell,
     workload::Workload,
@@ -58,6 +59,9 @@ pub struct SweepArgs {
     /// The guest's vCPUs
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=8))]
     pub vcpus: u16,
+    /// A setting of the VM's file to try, as replication.compression='"off"'; may be repeated
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub settings: Vec<Setting>,
 }
 
 /// Which epochs a sweep tries.
@@ -137,6 +141,7 @@ fn measure(arguments: &SweepArgs, early: bool, interval: u32) -> Result<Sample, 
             "epoch_ms = {interval}\nearly_epochs = {early}\nmtu_max = 65000\n\
              detection_ms = {silence}\ndrop_ms = {silence}"
         ),
+        settings: arguments.settings.clone(),
     })?;
     let rate = (1000 / (2 * interval + 20)).clamp(1, RATE_MAX);
     let ask = |rig: &Rig, rate: u32| -> Result<ProbeReport, BenchError> {

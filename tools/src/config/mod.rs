@@ -22,7 +22,7 @@ pub use self::vm_file::ZSTD_LEVEL;
 pub use self::{
     error::{ConfigError, Fault},
     types::{
-        ArbiterConfig, ArbiterPeer, BootProtocol, Capture, Console, DirtyTracking, Disk,
+        ArbiterConfig, ArbiterPeer, BootProtocol, Capture, Codec, Console, DirtyTracking, Disk,
         DiskDigest, DiskSerial, IdentityFiles, InterfaceName, InvalidDiskSerial,
         InvalidInterfaceName, InvalidMac, JailMode, Kernel, MacAddress, Network, Node, OnPanic,
         OnReboot, Peer, Replication, StoreConfig, Vm, VmConfig,

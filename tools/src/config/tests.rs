@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use tempfile::TempDir;
 
-use checkpoint::pacing::Goal;
+use checkpoint::{choice::Way, pacing::Goal};
 
 use super::*;
 
@@ -70,7 +70,21 @@ fn a_sound_file_and_its_defaults() {
     assert_eq!(config.peers.len(), 1);
     assert_eq!(config.arbiters.len(), 1);
     assert_eq!(config.replication.arbiter_timeout.as_millis(), 500);
+    assert_eq!(config.replication.compression, Codec::Auto);
     assert!(config.vm.rng && config.disks.is_empty());
+}
+
+#[test]
+fn compression_is_chosen_or_tried() {
+    for (line, codec, leader) in [
+        ("compression = \"auto\"", Codec::Auto, Way::Compressed),
+        ("compression = \"zstd\"", Codec::Zstd, Way::Compressed),
+        ("compression = \"off\"", Codec::Off, Way::Raw),
+    ] {
+        let (_folder, path) = written(&format!("{SOUND}{line}\n"));
+        let found = read_vm(&path).unwrap().replication.compression;
+        assert_eq!((found, found.choice().leader()), (codec, leader));
+    }
 }
 
 /// A sound file with two disks that are only read.

@@ -10,7 +10,10 @@ use std::{
 };
 
 use arbiter::{NodeId, VmId};
-use checkpoint::{chunk::Compression, pacing::Pace};
+use checkpoint::{
+    choice::{Choice, Way},
+    pacing::Pace,
+};
 use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 use vmm::host::{feature::Feature, model::CpuModel};
@@ -248,6 +251,29 @@ pub enum Capture {
     Protect,
 }
 
+/// How pages are sent that build on nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Codec {
+    /// Compressed or not, whatever costs less time.
+    Auto,
+    /// Compressed with zstd.
+    Zstd,
+    /// As they are.
+    Off,
+}
+
+impl Codec {
+    /// Who chooses for it.
+    pub(crate) fn choice(self) -> Choice {
+        match self {
+            Self::Auto => Choice::by_cost(),
+            Self::Zstd => Choice::always(Way::Compressed),
+            Self::Off => Choice::always(Way::Raw),
+        }
+    }
+}
+
 /// How the guest is replicated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Replication {
@@ -275,8 +301,7 @@ pub struct Replication {
     #[serde(rename = "copy_us_max", serialize_with = "as_micros")]
     pub copy_max: Duration,
     /// Whether pages are compressed.
-    #[serde(serialize_with = "as_word")]
-    pub compression: Compression,
+    pub compression: Codec,
     /// Most MiB of held output before the guest is paused.
     pub held_output_mib_max: NonZeroU32,
     /// Record the digest of all memory at every epoch: for tests, costs much.
@@ -323,13 +348,6 @@ pub enum StoreConfig {
     File(PathBuf),
     /// In an etcd cluster, which other arbiters may share.
     Etcd(etcd::Settings),
-}
-
-fn as_word<S: Serializer>(compression: &Compression, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match compression {
-        Compression::Off => "off",
-        Compression::Zstd { .. } => "zstd",
-    })
 }
 
 fn as_micros<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -7,8 +7,6 @@ use std::{
     time::Duration,
 };
 
-use checkpoint::chunk::Compression;
-
 use super::{
     disks,
     error::Fault,
@@ -16,8 +14,8 @@ use super::{
     pace,
     section::{Found, Section, Source},
     types::{
-        ArbiterPeer, BootProtocol, Capture, Console, DirtyTracking, Kernel, Network, Node, OnPanic,
-        OnReboot, Peer, Replication, Vm, VmConfig,
+        ArbiterPeer, BootProtocol, Capture, Codec, Console, DirtyTracking, Kernel, Network, Node,
+        OnPanic, OnReboot, Peer, Replication, Vm, VmConfig,
     },
 };
 
@@ -288,9 +286,8 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let captures = [("protect", Capture::Protect), ("copy", Capture::Copy)];
     let capture = section.choice("capture", &captures, Capture::Protect)?;
     let copy = section.number("copy_us_max", 500, 0..=1_000_000, " us")?;
-    let compressions =
-        [("zstd", Compression::Zstd { level: ZSTD_LEVEL }), ("off", Compression::Off)];
-    let compression = section.choice("compression", &compressions, compressions[0].1)?;
+    let codecs = [("auto", Codec::Auto), ("zstd", Codec::Zstd), ("off", Codec::Off)];
+    let compression = section.choice("compression", &codecs, Codec::Auto)?;
     let resend_outputs = section.flag("resend_outputs", true)?;
     let audit = section.flag("audit", false)?;
     section.finish()?;

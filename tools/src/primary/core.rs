@@ -20,7 +20,7 @@ use super::{
     copier::{self, Copier},
     cutter::{self, Cut, Cutter, Still},
     encoder::Encoders,
-    flights::{Complete, Flights},
+    flights::{Complete, Flights, Lesson},
     guest_events::RecentFaults,
     peers::{self, Peers, SharedTerm},
     seeder::{self, Seed},
@@ -127,6 +127,16 @@ enum End {
     HandedOver(Option<(Still, Register)>),
 }
 
+/// A cut that is not committed.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    pub(super) epoch: Epoch,
+    /// When the guest went on.
+    pub(super) since: Instant,
+    /// What its commit will teach; known when it is encoded.
+    lesson: Option<Lesson>,
+}
+
 /// The core. Fields are visible to the status that is made of them.
 pub(super) struct Core {
     pub(super) host: Host,
@@ -139,8 +149,8 @@ pub(super) struct Core {
     pub(super) seeds: BTreeMap<NodeId, Seed>,
     pub(super) arbiter_reachable: Option<bool>,
     pub(super) guest_held: bool,
-    /// Cuts that are not committed: epoch and when the guest went on.
-    pub(super) cut_at: VecDeque<(Epoch, Instant)>,
+    /// Cuts that are not committed.
+    pub(super) in_flight: VecDeque<InFlight>,
     pub(super) verification: Verification,
     /// Triple faults that were followed by a restart.
     pub(super) faults: RecentFaults,
@@ -234,7 +244,7 @@ impl Core {
             crash_point::begin();
         }
         let tracker = Arc::new(Tracker::new(guest.clone(), followed));
-        let flights = Arc::new(Flights::default());
+        let flights = Arc::new(Flights::new(replication.compression.choice()));
         let encoders = encoders(replication, &guest, &flights, &inputs)?;
         let copier = copier(&host, &guest, &pool, &encoders)?;
         let cutter = cutter(&host, &guest, &tracker, &pool, &encoders, copier.clone(), &inputs)?;
@@ -261,7 +271,7 @@ impl Core {
             seeds: BTreeMap::new(),
             arbiter_reachable: None,
             guest_held: false,
-            cut_at: VecDeque::new(),
+            in_flight: VecDeque::new(),
             verification: Verification::default(),
             faults: RecentFaults::default(),
             tracker,
@@ -348,11 +358,14 @@ impl Core {
         match input {
             Input::CutDone(cut) => self.on_cut_done(&cut),
             Input::CutFailed { epoch, why } => self.tell(Event::CutFailed { epoch, why }),
-            Input::Encoded(Complete { close, wire_bytes, encode }) => {
+            Input::Encoded(Complete { close, wire_bytes, encode, lesson }) => {
                 let metrics = &self.host.telemetry.metrics;
                 metrics.record_wire(wire_bytes);
                 self.host.telemetry.epochs.encoded(close.epoch.get(), wire_bytes);
                 metrics.encode.record(encode);
+                if let Some(cut) = self.in_flight.iter_mut().find(|cut| cut.epoch == close.epoch) {
+                    cut.lesson = Some(lesson);
+                }
                 crash_point::reached(Moment::Closing);
                 self.tell(Event::Encoded { close, wire_bytes });
                 if self.act_while_running() {
@@ -400,7 +413,7 @@ impl Core {
         metrics.epochs.inc();
         metrics.dirty_pages.inc_by(cut.pages);
         metrics.pages_ahead.inc_by(cut.pages_early + cut.pages_ahead);
-        self.cut_at.push_back((cut.epoch, cut.resumed));
+        self.in_flight.push_back(InFlight { epoch: cut.epoch, since: cut.resumed, lesson: None });
         if let Some(digest) = cut.digest {
             let report = self.verification.of_primary(cut.epoch, digest);
             self.record_verification(report);
@@ -532,7 +545,7 @@ impl Core {
             inputs: self.inputs.clone(),
             mib_per_s_max: self.host.config.replication.seed_mib_per_s_max,
             metrics: self.host.telemetry.metrics.clone(),
-            compression: self.host.config.replication.compression,
+            codec: self.host.config.replication.compression,
         };
         let begun = self.tracker.begin_seed(backup.clone()).map_err(|error| error.to_string());
         let seed = begun
@@ -551,17 +564,22 @@ impl Core {
         self.guest.outlet().release(through, self.received);
         crash_point::reached(Moment::Released);
         let metrics = &self.host.telemetry.metrics;
-        while self.cut_at.front().is_some_and(|(epoch, _)| *epoch <= through) {
-            let (epoch, cut_at) = self.cut_at.pop_front().expect("looked at above");
-            let took = cut_at.elapsed();
+        while let Some(cut) = self.in_flight.pop_front_if(|cut| cut.epoch <= through) {
+            let took = cut.since.elapsed();
             metrics.commit.record(took);
-            self.host.telemetry.epochs.committed(epoch.get(), took);
+            self.host.telemetry.epochs.committed(cut.epoch.get(), took);
+            if let Some(way) = cut.lesson.and_then(|lesson| self.flights.learn(lesson, took)) {
+                tracing::info!(
+                    ?way,
+                    "pages are sent otherwise from now on, because that is faster"
+                );
+            }
         }
     }
 
     fn pass(&mut self) {
         self.guest.outlet().pass();
-        self.cut_at.clear();
+        self.in_flight.clear();
         self.flights.forget_all();
         if let Err(error) = self.tracker.rest() {
             tracing::warn!(%error, "dirty tracking goes on");

@@ -17,6 +17,7 @@ use std::{
 
 use checkpoint::{
     Epoch, Sections,
+    choice::Way,
     chunk::{Chunk, Compression, Encoder, SectionEncoder},
     history::History,
     output::Output,
@@ -28,6 +29,7 @@ use super::{
     flights::{Complete, Flights, Place},
 };
 use crate::{
+    config::{Codec, ZSTD_LEVEL},
     jail::{self, ThreadKind},
     node::crash_point::{self, Moment},
 };
@@ -96,6 +98,30 @@ struct Shared {
     inputs: mpsc::Sender<Input>,
 }
 
+/// The encoders of one thread. What is not pages is little, and compressed in
+/// any case.
+pub(super) struct Codecs {
+    compressing: Encoder,
+    raw: Encoder,
+}
+
+impl Codecs {
+    pub(super) fn new(codec: Codec) -> Self {
+        let compression = match codec {
+            Codec::Auto | Codec::Zstd => Compression::Zstd { level: ZSTD_LEVEL },
+            Codec::Off => Compression::Off,
+        };
+        Self { compressing: Encoder::new(compression), raw: Encoder::new(Compression::Off) }
+    }
+
+    pub(super) fn of(&mut self, way: Way) -> &mut Encoder {
+        match way {
+            Way::Compressed => &mut self.compressing,
+            Way::Raw => &mut self.raw,
+        }
+    }
+}
+
 /// A pool of threads `encode-0`, …
 #[derive(Debug)]
 pub(super) struct Encoders {
@@ -106,7 +132,7 @@ pub(super) struct Encoders {
 impl Encoders {
     pub(super) fn start(
         threads: u16,
-        compression: Compression,
+        codec: Codec,
         history: History,
         flights: Arc<Flights>,
         inputs: mpsc::Sender<Input>,
@@ -117,7 +143,7 @@ impl Encoders {
         let mut encoders = Self { shared, threads: Vec::new() };
         for index in 0..threads {
             let shared = encoders.shared.clone();
-            let work = move || shared.work(&mut Encoder::new(compression));
+            let work = move || shared.work(&mut Codecs::new(codec));
             let thread = jail::spawn(ThreadKind::Pages, format!("encode-{index}"), work)?;
             encoders.threads.push(thread);
         }
@@ -170,10 +196,11 @@ impl Shared {
         self.past.lock().expect("no holder panics")
     }
 
-    fn work(&self, encoder: &mut Encoder) {
+    fn work(&self, codecs: &mut Codecs) {
         while let Some((place, job)) = self.next_job() {
             match job {
                 Job::Batch(mut batch) => {
+                    let encoder = codecs.of(place.way);
                     let mut past = self.lock_past();
                     let history = Some(&mut past.history);
                     let scan =
@@ -184,13 +211,14 @@ impl Shared {
                     self.publish(&place, encoder.finish(place.id, scan, batch.block), pages);
                 }
                 Job::Sections { sections, fresh } => {
+                    let encoder = &mut codecs.compressing;
                     let chunk =
                         self.lock_past().sections.chunk(place.id, &sections, fresh, encoder);
                     self.scanned();
                     self.publish(&place, chunk, 0);
                 }
                 Job::Outputs(outputs) => {
-                    self.encode_outputs(place, &outputs, encoder);
+                    self.encode_outputs(place, &outputs, &mut codecs.compressing);
                     self.scanned();
                 }
             }

@@ -17,7 +17,8 @@ use std::{
 use arbiter::NodeId;
 use checkpoint::{
     Epoch,
-    chunk::{Chunk, ChunkId, epoch_digest},
+    choice::{Choice, Way},
+    chunk::{Chunk, ChunkId, ChunkKind, epoch_digest},
     message::Close,
 };
 use tokio::sync::mpsc::UnboundedSender;
@@ -27,13 +28,15 @@ use tokio::sync::mpsc::UnboundedSender;
 pub(super) type ChunkQueue = UnboundedSender<Arc<Chunk>>;
 
 /// See the module's head.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Flights {
     inner: Mutex<Inner>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
+    /// How the pages of the next epoch are sent.
+    choice: Choice,
     epochs: BTreeMap<Epoch, Flight>,
     followers: BTreeMap<NodeId, Follower>,
     /// Tells flights of one epoch apart that was given up and opened again.
@@ -45,6 +48,7 @@ struct Flight {
     number: u64,
     /// It was begun anew: nothing in it builds on epochs before.
     fresh: bool,
+    way: Way,
     chunks: Vec<Option<Arc<Chunk>>>,
     missing: usize,
     pages: u64,
@@ -72,6 +76,8 @@ impl Follower {
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) id: ChunkId,
+    /// How pages are sent in its epoch.
+    pub(super) way: Way,
     flight: u64,
 }
 
@@ -83,9 +89,30 @@ pub(super) struct Complete {
     pub(super) wire_bytes: u64,
     /// How long encoding went on after the epoch was closed.
     pub(super) encode: Duration,
+    pub(super) lesson: Lesson,
+}
+
+/// What the choice between ways learns from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lesson {
+    way: Way,
+    /// Of their chunks, before compression.
+    bytes: u64,
 }
 
 impl Flights {
+    /// Nothing is in flight, and nobody follows.
+    pub(super) fn new(choice: Choice) -> Self {
+        let (epochs, followers) = (BTreeMap::new(), BTreeMap::new());
+        Self { inner: Mutex::new(Inner { choice, epochs, followers, flights: 0 }) }
+    }
+
+    /// An epoch's pages were committed so long after their guest went on. Returns
+    /// how pages are sent from now on, if that is new.
+    pub(super) fn learn(&self, lesson: Lesson, took: Duration) -> Option<Way> {
+        self.with(|inner| inner.choice.record(lesson.way, lesson.bytes, took))
+    }
+
     fn with<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
         change(&mut self.inner.lock().expect("no holder panics"))
     }
@@ -100,7 +127,7 @@ impl Flights {
             let index = flight.chunks.len() as u32;
             flight.chunks.push(None);
             flight.missing += 1;
-            Place { id: ChunkId { epoch, index }, flight: flight.number }
+            Place { id: ChunkId { epoch, index }, way: flight.way, flight: flight.number }
         })
     }
 
@@ -207,7 +234,8 @@ impl Inner {
         self.flights += 1;
         let number = self.flights;
         let chunks = Vec::new();
-        let flight = Flight { number, fresh, chunks, missing: 0, pages: 0, closed: None };
+        let way = self.choice.begin();
+        let flight = Flight { number, fresh, way, chunks, missing: 0, pages: 0, closed: None };
         self.epochs.insert(epoch, flight);
     }
 }
@@ -226,6 +254,13 @@ impl Flight {
             },
             wire_bytes: chunks().map(|chunk| chunk.body.len() as u64).sum(),
             encode: closed.elapsed(),
+            lesson: Lesson {
+                way: self.way,
+                bytes: chunks()
+                    .filter(|chunk| chunk.kind == ChunkKind::Pages)
+                    .map(|chunk| u64::from(chunk.decoded_bytes))
+                    .sum(),
+            },
         })
     }
 }
@@ -242,7 +277,7 @@ mod tests {
 
     #[test]
     fn followers_get_every_later_chunk_once() {
-        let flights = Flights::default();
+        let flights = Flights::new(Choice::by_cost());
         let (queue, mut sent) = tokio::sync::mpsc::unbounded_channel();
         let (first, second) = (Epoch::new(4), Epoch::new(5));
         let places = [flights.place(first), flights.place(second), flights.place(second)];
@@ -262,7 +297,7 @@ mod tests {
 
     #[test]
     fn what_was_begun_for_an_epoch_that_begins_anew_is_dropped() {
-        let flights = Flights::default();
+        let flights = Flights::new(Choice::by_cost());
         let epoch = Epoch::new(4);
         let stale = flights.place(epoch);
         flights.reopen(epoch);
@@ -276,7 +311,7 @@ mod tests {
 
     #[test]
     fn who_joins_gets_nothing_of_what_was_encoded_before() {
-        let flights = Flights::default();
+        let flights = Flights::new(Choice::by_cost());
         let (queue, mut sent) = tokio::sync::mpsc::unbounded_channel();
         let (joined, next) = (Epoch::new(4), Epoch::new(5));
         let ahead = [flights.place(joined), flights.place(joined)];

@@ -25,16 +25,19 @@ use std::{
 use arbiter::NodeId;
 use checkpoint::{
     Epoch, PageRun, PageSet,
-    chunk::{ChunkId, Compression, Encoder},
+    choice::{Choice, Way},
+    chunk::ChunkId,
 };
 
 use super::{
     capture::{Batch, BlockPool, batches, copy_runs},
     core::Input,
+    encoder::Codecs,
     peers::ChunkSink,
     tracker::Tracker,
 };
 use crate::{
+    config::Codec,
     jail::{self, ThreadKind},
     node::Guest,
     telemetry::Metrics,
@@ -42,6 +45,10 @@ use crate::{
 
 /// Memory for captures that is touched before the first checkpoint.
 const POOL_TOUCHED_BYTES: usize = 64 << 20;
+
+/// So much content is timed at once: as much as waits in buffers on its way, so
+/// that what goes before is through when the next stretch begins.
+const STRETCH_BYTES: u64 = 32 << 20;
 
 /// What a seed works with.
 pub(super) struct Tools {
@@ -51,7 +58,7 @@ pub(super) struct Tools {
     pub(super) sink: ChunkSink,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) compression: Compression,
+    pub(super) codec: Codec,
     /// Bound on the rate.
     pub(super) mib_per_s_max: Option<NonZeroU64>,
 }
@@ -88,11 +95,12 @@ impl Seed {
         let wanted = Arc::new(Mutex::new(BTreeSet::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let progress = Arc::new(Progress::default());
-        let encoder = Encoder::new(tools.compression);
+        let (codecs, stretch) = (Codecs::new(tools.codec), Stretch::new(tools.codec.choice()));
         let worker = Worker {
             backup,
             tools,
-            encoder,
+            codecs,
+            stretch,
             stop: stop.clone(),
             progress: progress.clone(),
             wanted: wanted.clone(),
@@ -135,10 +143,42 @@ impl Drop for Seed {
     }
 }
 
+/// Times a seed by stretches, and chooses how the next one is sent.
+struct Stretch {
+    choice: Choice,
+    way: Way,
+    /// The one before went the same way: what it left in buffers is alike.
+    counts: bool,
+    begun: Instant,
+    bytes: u64,
+}
+
+impl Stretch {
+    fn new(mut choice: Choice) -> Self {
+        let way = choice.begin();
+        Self { choice, way, counts: false, begun: Instant::now(), bytes: 0 }
+    }
+
+    /// So much more content was sent.
+    fn sent(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        if self.bytes < STRETCH_BYTES {
+            return;
+        }
+        if self.counts {
+            self.choice.record(self.way, self.bytes, self.begun.elapsed());
+        }
+        let way = self.choice.begin();
+        self.counts = way == self.way;
+        (self.way, self.begun, self.bytes) = (way, Instant::now(), 0);
+    }
+}
+
 struct Worker {
     backup: NodeId,
     tools: Tools,
-    encoder: Encoder,
+    codecs: Codecs,
+    stretch: Stretch,
     stop: Arc<AtomicBool>,
     progress: Arc<Progress>,
     wanted: Arc<Mutex<BTreeSet<u32>>>,
@@ -223,11 +263,14 @@ impl Worker {
     /// the seed is over.
     fn send_chunk(&mut self, index: u32, mut batch: Batch) -> Option<u64> {
         let id = ChunkId { epoch: Epoch::ZERO, index };
-        let scan = self.encoder.scan(&batch.runs, batch.block.as_mut(), &batch.stale, None);
-        let chunk = self.encoder.finish(id, scan, batch.block);
-        let wire_bytes = chunk.body.len() as u64;
+        let encoder = self.codecs.of(self.stretch.way);
+        let scan = encoder.scan(&batch.runs, batch.block.as_mut(), &batch.stale, None);
+        let chunk = encoder.finish(id, scan, batch.block);
+        let (wire_bytes, content_bytes) = (chunk.body.len() as u64, chunk.decoded_bytes);
         self.tools.metrics.seed_wire.inc_by(wire_bytes);
-        self.tools.sink.send(chunk).then_some(wire_bytes)
+        let sent = self.tools.sink.send(chunk);
+        self.stretch.sent(content_bytes.into());
+        sent.then_some(wire_bytes)
     }
 
     /// Waits until `sent_bytes` are not more than the rate allows.

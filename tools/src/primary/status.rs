@@ -363,7 +363,7 @@ impl Core {
     fn status(&self) -> Status {
         let register = self.machine.register();
         let metrics = &self.host.telemetry.metrics;
-        let oldest = self.cut_at.front().map(|(_, at)| at.elapsed()).unwrap_or_default();
+        let oldest = self.in_flight.front().map(|cut| cut.since.elapsed()).unwrap_or_default();
         let outlet = self.guest.outlet().stats();
         Status {
             protection: self.protection(),

@@ -51,6 +51,8 @@ pub struct Shape {
     pub cmdline: String,
     /// The Linux that the probe runs in; without, it is the bare-metal one.
     pub linux: Option<GuestImage>,
+    /// More lines of the section `[vm]`.
+    pub vm: String,
     /// Lines of the section `[replication]`.
     pub replication: String,
 }
@@ -58,7 +60,7 @@ pub struct Shape {
 impl Shape {
     /// The section `[vm]`. A Linux guest that restarts, or panics, has failed.
     fn guest(&self) -> String {
-        let Self { memory_mib, vcpus, cmdline, linux, .. } = self;
+        let Self { memory_mib, vcpus, cmdline, linux, vm, .. } = self;
         let told = format!("probe.vcpus={vcpus} probe.ip={GUEST_ADDRESS}/24 {cmdline}");
         let files = match linux {
             None => format!("kernel = \"probe\"\ncmdline = \"{told}\"\n"),
@@ -68,7 +70,7 @@ impl Shape {
                 GuestImage::cmdline(&told)
             ),
         };
-        format!("[vm]\nname = \"demo\"\nmemory_mib = {memory_mib}\nvcpus = {vcpus}\n{files}")
+        format!("[vm]\nname = \"demo\"\nmemory_mib = {memory_mib}\nvcpus = {vcpus}\n{files}{vm}\n")
     }
 }
 

@@ -243,6 +243,7 @@ impl<'a> Demo<'a> {
             vcpus: settings.vcpus,
             cmdline: dirty,
             linux: linux.clone(),
+            vm: String::new(),
             replication: replication(settings),
         };
         let cluster = Cluster::new("demo", folder, program, shape)?;

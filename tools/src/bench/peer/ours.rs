@@ -54,6 +54,7 @@ pub(super) fn run(
         vcpus: 1,
         cmdline: machine.cmdline.clone(),
         linux: None,
+        vm: String::new(),
         // Nobody is to be taken for dead because this machine is busy.
         replication: format!(
             "epoch_ms = {}\ndetection_ms = 10000\ndrop_ms = 8000",

@@ -106,6 +106,7 @@ impl SoakSettings {
             vcpus: self.vcpus,
             cmdline,
             linux: None,
+            vm: String::new(),
             replication: CALM.to_owned(),
         }
     }
