@@ -81,6 +81,8 @@ struct State {
     /// Those of them with a fault that came meanwhile.
     late: Vec<PageNumber>,
     capture: Option<Capture>,
+    /// Pages were released otherwise than one by one.
+    in_doubt: bool,
     ended: bool,
 }
 
@@ -124,7 +126,8 @@ impl Copier {
     pub(super) fn start(tools: Tools, threads: u16) -> std::io::Result<Self> {
         let none = PageSet::new(tools.guest.layout().frame_end());
         let (pending, taken, late) = (none.clone(), none, Vec::new());
-        let state = Mutex::new(State { pending, taken, late, capture: None, ended: false });
+        let state = State { pending, taken, late, capture: None, in_doubt: false, ended: false };
+        let state = Mutex::new(state);
         let shared = Arc::new(Shared { tools, state, changed: Condvar::new() });
         let mut copier = Self { shared, threads: Vec::new() };
         for index in 0..threads {
@@ -150,6 +153,7 @@ impl Copier {
         let guard = &self.shared.tools.guard;
         let protected = pages.runs(u64::MAX).try_for_each(|run| guard.protect(run));
         if protected.is_err() {
+            self.shared.lock().in_doubt = true;
             guard.release_all()?;
         }
         protected
@@ -191,6 +195,7 @@ impl Copier {
         let mut state = self.shared.lock();
         state.pending.clear();
         state.capture = None;
+        state.in_doubt = true;
         drop(state);
         self.shared.changed.notify_all();
         if let Err(error) = self.shared.tools.guard.release_all() {
@@ -206,6 +211,10 @@ impl Drop for Copier {
         self.shared.tools.guard.stop();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
+        }
+        let state = self.shared.lock();
+        if state.pending.is_empty() && state.taken.is_empty() && !state.in_doubt {
+            self.shared.tools.guard.rest();
         }
     }
 }
@@ -333,7 +342,8 @@ mod tests {
     fn who_comes_late_for_a_page_in_hand_is_woken_by_its_copier() {
         let none = PageSet::new(64);
         let (pending, taken, late) = (none.clone(), none, Vec::new());
-        let mut state = State { pending, taken, late, capture: None, ended: false };
+        let mut state =
+            State { pending, taken, late, capture: None, in_doubt: false, ended: false };
         let run = |first, count| PageRun { first: PageNumber::new(first), count };
         for run in [run(1, 2), run(8, 1), run(9, 4)] {
             state.taken.insert_run(run);
