@@ -18,7 +18,8 @@
 //!
 //! Invariants:
 //! - Nothing is written before [`HeldOutput`] says that it is ready.
-//! - Nothing is written once [`Outlet::fence`] has returned.
+//! - Nothing is written once [`Outlet::fence`] has returned, until a guest is set
+//!   in this VM again ([`Outlet::reopen`]).
 //! - **Freeze guard.** Nothing is written on the strength of a decision older
 //!   than `release_age_max`: a process that was frozen between deciding and
 //!   writing finds out, reports it and keeps the output until
@@ -303,8 +304,8 @@ impl Outlet {
         });
     }
 
-    /// Drops everything, for good. Nothing is written any more once this
-    /// returns (bytes that a stuck console sink had already been given are
+    /// Drops everything, until [`Outlet::reopen`]. Nothing is written any more once
+    /// this returns (bytes that a stuck console sink had already been given are
     /// the exception).
     pub fn fence(&self) {
         lock(&self.shared.queue).fence();
@@ -319,13 +320,20 @@ impl Outlet {
         self.change(|queue| outputs.into_iter().for_each(|output| queue.emit(output)));
     }
 
-    /// The VM is a shell again, of a node that stands by: what its guest had said
-    /// is dropped, and output passes, of a guest that is still to be set.
+    /// A guest is going to be set in the VM of one that was taken away: from now on
+    /// output passes. Not before that: whoever still speaks for the guest before, as
+    /// who announces its place, would speak beside the node that has it now.
     pub fn reopen(&self) {
-        self.change(|queue| {
-            queue.fence();
-            queue.held = HeldOutput::new(Mode::Passing);
+        let reopened = self.change(|queue| {
+            let fenced = queue.held.mode() == Mode::Fenced;
+            if fenced {
+                queue.held = HeldOutput::new(Mode::Passing);
+            }
+            fenced
         });
+        if reopened {
+            self.shared.console.reopen();
+        }
     }
 
     /// Sends `frame`: for announcements, which the guest did not say. While output

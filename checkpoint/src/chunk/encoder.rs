@@ -100,6 +100,12 @@ impl Scan {
     pub fn pages(&self) -> u64 {
         self.pages
     }
+
+    /// How long the chunk's body will be before compression, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.head.len() + self.content_bytes
+    }
 }
 
 impl Encoder {
@@ -181,7 +187,7 @@ impl Encoder {
     where
         B: AsRef<[u8]> + Send + 'static,
     {
-        let decoded = scan.head.len() + scan.content_bytes;
+        let decoded = scan.bytes();
         let content = &block.as_ref()[..scan.content_bytes];
         if let Some(body) = self.compressed(&scan.head, content) {
             return Chunk::new(id, ChunkKind::Pages, Encoding::Zstd, decoded, body.into());

@@ -35,6 +35,10 @@ const RATE_MAX: u32 = 40;
 /// Datagrams are not lost here; sending them again would only be work.
 const RETRANSMIT_MS: u32 = 5000;
 
+/// From protection to what is measured: workloads go through their pages once a
+/// second, and what is new to the delta cache goes whole.
+const WARM_UP: Duration = Duration::from_secs(2);
+
 /// Arguments of `bench sweep`.
 #[derive(Debug, Clone, Args)]
 pub struct SweepArgs {
@@ -152,6 +156,9 @@ fn measure(arguments: &SweepArgs, early: bool, interval: u32) -> Result<Sample, 
     let bare = ask(&rig, rate)?;
     let bare_throughput = per_s(&ask(&rig, 0)?);
     rig.protect()?;
+    if !arguments.options.quick {
+        std::thread::sleep(WARM_UP);
+    }
     let quiet = rig.window(length.max(Duration::from_millis(4 * u64::from(interval))))?;
     let protected = ask(&rig, rate)?;
     let throughput = per_s(&ask(&rig, 0)?);

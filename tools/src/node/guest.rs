@@ -25,7 +25,7 @@ use vmm::{
         GuestRam,
         guard::{GuardError, Userfault, WriteGuard},
     },
-    outlet::{Outlet, OutletConfig},
+    outlet::{Outlet, OutletConfig, SpeakError},
     vm::{Vm, VmConfig, VmError},
 };
 
@@ -223,6 +223,7 @@ impl Guest {
         followed: bool,
     ) -> Result<(), GuestError> {
         let mut vm = self.vm();
+        self.outlet.reopen();
         if followed {
             self.outlet.hold();
             vm.start_dirty_log()?;
@@ -248,7 +249,8 @@ impl Guest {
                 let Some(devices) = devices.upgrade() else { return };
                 match devices.announce() {
                     Ok(()) => {}
-                    // Fenced meanwhile: somebody else announces.
+                    // Somebody else has the guest, and announces.
+                    Err(DeviceError::Announce(SpeakError::Fenced)) => return,
                     Err(DeviceError::Announce(error)) => {
                         tracing::warn!(%error, "the guest's place was not announced");
                         return;
@@ -271,14 +273,13 @@ impl Guest {
         self.vm.lock().expect("no holder panics")
     }
 
-    /// The guest, which is paused for good, was handed over: what is here is an
-    /// image and a shell, as of any node that stands by.
+    /// The guest, which is paused for good and fenced, was handed over: what is here
+    /// is an image and a shell, as of any node that stands by.
     ///
     /// # Errors
     ///
     /// [`GuestError::Vm`]
     pub fn stand_by(&self) -> Result<(), GuestError> {
-        self.outlet.reopen();
         Ok(self.vm().stop_dirty_log()?)
     }
 

@@ -18,7 +18,7 @@ use std::{
 use checkpoint::{
     Epoch, Sections,
     choice::Way,
-    chunk::{Chunk, Compression, Encoder, SectionEncoder},
+    chunk::{Chunk, Compression, Encoder, Scan, SectionEncoder},
     history::History,
     output::Output,
 };
@@ -33,6 +33,10 @@ use crate::{
     jail::{self, ThreadKind},
     node::crash_point::{self, Moment},
 };
+
+/// So few bytes are compressed within the time of a few packets: deltas, mostly,
+/// of which little is left then.
+const LITTLE_BYTES: usize = 64 << 10;
 
 /// What was captured together.
 #[derive(Debug)]
@@ -98,8 +102,7 @@ struct Shared {
     inputs: mpsc::Sender<Input>,
 }
 
-/// The encoders of one thread. What is not pages is little, and compressed in
-/// any case.
+/// The encoders of one thread. What is little is compressed in any case.
 pub(super) struct Codecs {
     compressing: Encoder,
     raw: Encoder,
@@ -114,11 +117,17 @@ impl Codecs {
         Self { compressing: Encoder::new(compression), raw: Encoder::new(Compression::Off) }
     }
 
-    pub(super) fn of(&mut self, way: Way) -> &mut Encoder {
+    /// Who finishes `scan`, if what is more than a little goes this `way`.
+    pub(super) fn of(&mut self, way: Way, scan: &Scan) -> &mut Encoder {
         match way {
-            Way::Compressed => &mut self.compressing,
-            Way::Raw => &mut self.raw,
+            Way::Raw if scan.bytes() > LITTLE_BYTES => &mut self.raw,
+            Way::Raw | Way::Compressed => &mut self.compressing,
         }
+    }
+
+    /// Who scans: that is the same for all of them.
+    pub(super) fn scanner(&mut self) -> &mut Encoder {
+        &mut self.compressing
     }
 }
 
@@ -200,7 +209,7 @@ impl Shared {
         while let Some((place, job)) = self.next_job() {
             match job {
                 Job::Batch(mut batch) => {
-                    let encoder = codecs.of(place.way);
+                    let encoder = codecs.scanner();
                     let mut past = self.lock_past();
                     let history = Some(&mut past.history);
                     let scan =
@@ -208,6 +217,7 @@ impl Shared {
                     drop(past);
                     self.scanned();
                     let pages = scan.pages();
+                    let encoder = codecs.of(place.way, &scan);
                     self.publish(&place, encoder.finish(place.id, scan, batch.block), pages);
                 }
                 Job::Sections { sections, fresh } => {

@@ -263,9 +263,9 @@ impl Worker {
     /// the seed is over.
     fn send_chunk(&mut self, index: u32, mut batch: Batch) -> Option<u64> {
         let id = ChunkId { epoch: Epoch::ZERO, index };
-        let encoder = self.codecs.of(self.stretch.way);
-        let scan = encoder.scan(&batch.runs, batch.block.as_mut(), &batch.stale, None);
-        let chunk = encoder.finish(id, scan, batch.block);
+        let scanner = self.codecs.scanner();
+        let scan = scanner.scan(&batch.runs, batch.block.as_mut(), &batch.stale, None);
+        let chunk = self.codecs.of(self.stretch.way, &scan).finish(id, scan, batch.block);
         let (wire_bytes, content_bytes) = (chunk.body.len() as u64, chunk.decoded_bytes);
         self.tools.metrics.seed_wire.inc_by(wire_bytes);
         let sent = self.tools.sink.send(chunk);

@@ -235,8 +235,9 @@ impl WriteGuard {
     }
 
     /// Every page is released, as the caller knows, and none is protected any more:
-    /// dropping the guard need not walk all of memory. (It took 58 ms for 512 MiB,
-    /// between a handover and the former primary's first word as a backup.) The kernel goes on listening for the next guard.
+    /// dropping the guard need not walk all of memory. (That took 58 ms for 512 MiB,
+    /// between a handover and the former primary's first word as a backup.) The
+    /// kernel goes on listening, for the next guard.
     pub fn rest(&self) {
         self.at_rest.store(true, Ordering::Relaxed);
     }

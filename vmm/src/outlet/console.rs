@@ -97,6 +97,11 @@ impl Console {
         self.wait(bytes, |bytes| bytes.writing);
     }
 
+    /// Takes bytes again, of another guest.
+    pub(super) fn reopen(&self) {
+        lock(&self.shared.bytes).fenced = false;
+    }
+
     /// Waits while `busy`, for a sink that may be stuck.
     fn wait(&self, bytes: std::sync::MutexGuard<'_, Bytes>, busy: impl Fn(&Bytes) -> bool) {
         let waited = self.shared.changed.wait_timeout_while(bytes, SINK_WAIT_MAX, |b| busy(b));

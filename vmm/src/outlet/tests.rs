@@ -103,10 +103,15 @@ fn a_shell_says_nothing_of_the_guest_before() {
     let rig = rig(Mode::Holding);
     rig.outlet.emit(frame("a"));
     rig.outlet.fence();
+    // Who announces the guest may not have noticed yet that it has gone.
+    assert_eq!(rig.outlet.speak(0, b"x"), Err(SpeakError::Fenced));
+    rig.outlet.emit_console(b"gone\n");
     rig.outlet.reopen();
     assert_eq!(rig.heard(), [""; 0]);
     rig.outlet.emit(frame("b"));
+    rig.outlet.emit_console(b"here\n");
     assert_eq!(rig.heard(), ["b"]);
+    assert_eq!(rig.outlet.console_since(0), (b"here\n".to_vec(), 5));
     let stats = rig.outlet.stats();
     assert_eq!((stats.mode, stats.dropped_frames, stats.held_bytes), (Mode::Passing, 1, 0));
 }
