@@ -26,6 +26,8 @@ const A: Place = Place::Host(1);
 const B: Place = Place::Host(2);
 /// A bound on failure, not a measure.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than a promotion is announced.
+const ANNOUNCED: Duration = Duration::from_millis(1200);
 const LANES: u32 = 4;
 /// Patient enough for a machine that others use as well: a test waits for the
 /// failures that it makes, and for no others.
@@ -435,6 +437,11 @@ fn a_guest_is_handed_to_and_fro() {
         drill.verify(to);
         primary = to;
     }
+    // Who stands by was itself promoted a moment ago, and then announced that.
+    let silent = Drill::other(primary);
+    let spoken = drill.tap_frames(silent);
+    std::thread::sleep(ANNOUNCED);
+    assert_eq!(drill.tap_frames(silent), spoken, "frames from who stands by");
     let report = client.finish().unwrap();
     assert_sound(&report);
 }
