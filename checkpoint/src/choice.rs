@@ -4,7 +4,7 @@
 //! them, and on what the guest writes. A model of all that would be wrong
 //! somewhere, so both ways are timed on the work itself: mostly the one that
 //! costs less, and now and then the other, for a few pieces of work, more rarely
-//! the more often that was in vain.
+//! the more often that was in vain. Only time counts, not bytes.
 
 use std::{collections::VecDeque, time::Duration};
 

@@ -70,7 +70,7 @@ fn a_sound_file_and_its_defaults() {
     assert_eq!(config.peers.len(), 1);
     assert_eq!(config.arbiters.len(), 1);
     assert_eq!(config.replication.arbiter_timeout.as_millis(), 500);
-    assert_eq!(config.replication.compression, Codec::Auto);
+    assert_eq!(config.replication.compression, Codec::Zstd);
     assert!(config.vm.rng && config.disks.is_empty());
 }
 

@@ -287,7 +287,7 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let capture = section.choice("capture", &captures, Capture::Protect)?;
     let copy = section.number("copy_us_max", 500, 0..=1_000_000, " us")?;
     let codecs = [("auto", Codec::Auto), ("zstd", Codec::Zstd), ("off", Codec::Off)];
-    let compression = section.choice("compression", &codecs, Codec::Auto)?;
+    let compression = section.choice("compression", &codecs, Codec::Zstd)?;
     let resend_outputs = section.flag("resend_outputs", true)?;
     let audit = section.flag("audit", false)?;
     section.finish()?;
