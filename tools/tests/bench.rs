@@ -112,9 +112,10 @@ fn bench_failover_tells_every_part() {
     assert_eq!(victims.len(), 2, "hosts take turns");
     let total = numbers(&report, "runs", "total");
     let mut sum = vec![0.0; total.len()];
-    for part in ["detection", "arbiter", "apply", "state", "resume", "first answer"] {
-        for (sum, part) in sum.iter_mut().zip(numbers(&report, "runs", part)) {
-            assert!(part >= 0.0);
+    for name in ["detection", "arbiter", "apply", "state", "resume", "first answer"] {
+        for (sum, part) in sum.iter_mut().zip(numbers(&report, "runs", name)) {
+            // Held output goes out before the guest runs, and may bring an answer.
+            assert!(part >= 0.0 || name == "first answer", "{name}: {part} ms");
             *sum += part;
         }
     }
