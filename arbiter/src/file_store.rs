@@ -1,7 +1,7 @@
 //! Registers in one file on the arbiter's disk.
 //!
 //! ```text
-//!   romulus-register 1 <BLAKE3 of the rest, 64 hex digits>\n
+//!   romulus-register 2 <BLAKE3 of the rest, 64 hex digits>\n
 //!   { "web-1": { "register": {..}, "stamp": 7 }, .. }          JSON
 //! ```
 //!
@@ -37,7 +37,7 @@ pub use disk::{Disk, OsDisk};
 use crate::{Outcome, Record, Request, Store, StoreError, StoreId, VmId};
 
 const MAGIC: &str = "romulus-register";
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 /// Largest register file that is read, in bytes: some 100,000 VMs.
 const FILE_BYTES_MAX: u64 = 32 << 20;
@@ -292,7 +292,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::{NodeId, Operation, Register, Stamp, Term};
+    use crate::{ImageId, NodeId, Operation, Register, Stamp, Term};
 
     fn claim(path: &Path) -> (VmId, Register) {
         let vm: VmId = "web-1".parse().unwrap();
@@ -343,7 +343,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("register");
         let (vm, register) = claim(&path);
-        fs::write(beside(&path, "new"), b"romulus-register 1 torn").unwrap();
+        fs::write(beside(&path, "new"), b"romulus-register 2 torn").unwrap();
         let store = FileStore::open(&path).unwrap();
         assert_eq!(store.load(&vm).unwrap().unwrap().register, register);
     }
@@ -360,7 +360,10 @@ mod tests {
         Request {
             caller: register.primary.clone(),
             expected: Some(register),
-            operation: Operation::Admit { backup: "node-b".parse().unwrap() },
+            operation: Operation::Admit {
+                backup: "node-b".parse().unwrap(),
+                image: ImageId::new(5),
+            },
             stamp: Stamp::new(2),
         }
     }

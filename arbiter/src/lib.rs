@@ -26,6 +26,6 @@ mod store;
 
 pub use file_store::{Disk, FileError, FileStore, OsDisk};
 pub use id::{InvalidId, NodeId, VmId};
-pub use register::{Register, Stamp, Term};
+pub use register::{ImageId, Register, Stamp, Term};
 pub use request::{Illegal, Operation, Outcome, Record, Request};
 pub use store::{Store, StoreError, StoreId};

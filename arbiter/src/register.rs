@@ -1,6 +1,6 @@
 //! The register: who is primary, under which term, with which backups in sync.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -53,15 +53,23 @@ pub struct Register {
     pub term: Term,
     /// The only node that may run the guest.
     pub primary: NodeId,
-    /// The backups whose commit every output waits for: exactly those that
-    /// may be promoted.
-    pub in_sync: BTreeSet<NodeId>,
+    /// The backups whose commit every output waits for, each with the image
+    /// that it holds: exactly those that may be promoted, and with no other.
+    pub in_sync: BTreeMap<NodeId, ImageId>,
+}
+
+impl Register {
+    /// Whether this very image of a node may be promoted.
+    #[must_use]
+    pub fn counts_on(&self, node: &NodeId, image: ImageId) -> bool {
+        self.in_sync.get(node) == Some(&image)
+    }
 }
 
 impl fmt::Display for Register {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "term {}, primary {}, in sync {{", self.term, self.primary)?;
-        for (index, node) in self.in_sync.iter().enumerate() {
+        for (index, node) in self.in_sync.keys().enumerate() {
             let separator = if index == 0 { "" } else { ", " };
             write!(f, "{separator}{node}")?;
         }
@@ -89,5 +97,35 @@ impl Stamp {
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
+    }
+}
+
+/// A random number that a primary draws for every image of its guest: for one
+/// that it seeds, and for its own when it stands by after a handover.
+///
+/// A name is not enough: while one process of a node is frozen, another may
+/// have taken its name, be seeded and be in sync, and the first may wake with an
+/// image that the register does not mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ImageId(u64);
+
+impl ImageId {
+    /// An image from its number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for ImageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
     }
 }

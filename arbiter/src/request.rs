@@ -4,10 +4,10 @@
 //! |---|---|---|
 //! | create | absent | `{1, P, {}}` |
 //! | restart, by P | `{t, P, {}}` | `{t+1, P, {}}` |
-//! | admit B, by P | `{t, P, S}`, B not in S | `{t+1, P, S+B}` |
+//! | admit B's image i, by P | `{t, P, S}`, B not in S | `{t+1, P, S+B:i}` |
 //! | drop B, by P | `{t, P, S}`, B in S | `{t+1, P, S-B}` |
-//! | promote, by B in S | `{t, P, S}` | `{t+1, B, {}}` |
-//! | switchover to B in S, by P, which stands by | `{t, P, S}` | `{t+1, B, S-B+P}` |
+//! | promote image i, by B | `{t, P, S}`, B:i in S | `{t+1, B, {}}` |
+//! | switchover to B in S, by P, which stands by with image i | `{t, P, S}` | `{t+1, B, S-B+P:i}` |
 //! | switchover to B in S, by P, which leaves | `{t, P, S}` | `{t+1, B, S-B}` |
 //!
 //! The caller names the whole register that it believes in; one that has moved
@@ -20,7 +20,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{NodeId, Register, Stamp, Term};
+use crate::{ImageId, NodeId, Register, Stamp, Term};
 
 /// What a node asks of the register.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -34,8 +34,10 @@ pub enum Operation {
     /// Count a backup as in sync: its seed is committed, and the primary has
     /// been holding output since.
     Admit {
-        /// The backup that may be promoted from now on.
+        /// The backup that may be promoted from now on …
         backup: NodeId,
+        /// … and what it holds.
+        image: ImageId,
     },
     /// No longer wait for a backup. With the last one gone the primary is solo.
     Drop {
@@ -43,15 +45,18 @@ pub enum Operation {
         backup: NodeId,
     },
     /// Take over, as a backup that is in sync.
-    Promote,
+    Promote {
+        /// With this image, which the register must mean.
+        image: ImageId,
+    },
     /// Hand over: the guest is paused, and every backup in sync has committed
     /// all.
     Switchover {
         /// The backup that becomes primary.
         successor: NodeId,
-        /// The caller keeps the guest as it is and stands by with it: it is in
-        /// sync.
-        stands_by: bool,
+        /// The caller keeps the guest as it is and stands by with it, as this
+        /// image: it is in sync.
+        stands_by: Option<ImageId>,
     },
 }
 
@@ -165,7 +170,7 @@ impl Request {
                 Operation::Restart
                 | Operation::Admit { .. }
                 | Operation::Drop { .. }
-                | Operation::Promote
+                | Operation::Promote { .. }
                 | Operation::Switchover { .. } => Err(self.unexpected()),
             };
         };
@@ -178,26 +183,27 @@ impl Request {
                 self.require_primary(expected)?;
                 expected.in_sync.is_empty()
             }
-            Operation::Admit { backup } => {
+            Operation::Admit { backup, image } => {
                 self.require_primary(expected)?;
-                *backup != expected.primary && target.in_sync.insert(backup.clone())
+                *backup != expected.primary
+                    && target.in_sync.insert(backup.clone(), *image).is_none()
             }
             Operation::Drop { backup } => {
                 self.require_primary(expected)?;
-                target.in_sync.remove(backup)
+                target.in_sync.remove(backup).is_some()
             }
-            Operation::Promote => {
-                let member = target.in_sync.contains(&self.caller);
+            Operation::Promote { image } => {
+                let member = expected.counts_on(&self.caller, *image);
                 target.primary = self.caller.clone();
                 target.in_sync.clear();
                 member
             }
             Operation::Switchover { successor, stands_by } => {
                 self.require_primary(expected)?;
-                let member = target.in_sync.remove(successor);
+                let member = target.in_sync.remove(successor).is_some();
                 target.primary = successor.clone();
-                if *stands_by {
-                    target.in_sync.insert(self.caller.clone());
+                if let Some(image) = stands_by {
+                    target.in_sync.insert(self.caller.clone(), *image);
                 }
                 member
             }
@@ -241,8 +247,15 @@ mod tests {
         Register {
             term: Term::new(term),
             primary: node(primary),
-            in_sync: in_sync.iter().map(|name| node(name)).collect(),
+            in_sync: in_sync.iter().map(|name| (node(name), IMAGE)).collect(),
         }
+    }
+
+    const IMAGE: ImageId = ImageId::new(5);
+    const PROMOTE: Operation = Operation::Promote { image: IMAGE };
+
+    fn admit(backup: &str) -> Operation {
+        Operation::Admit { backup: node(backup), image: IMAGE }
     }
 
     fn request(caller: &str, expected: Option<Register>, operation: Operation) -> Request {
@@ -259,16 +272,16 @@ mod tests {
         let pair = register(3, "p", &["b"]);
         let three = register(3, "p", &["b", "c"]);
         let backup = node("b");
-        let switchover = |stands_by| Operation::Switchover { successor: node("b"), stands_by };
+        let switchover = |stands: bool| Operation::Switchover {
+            successor: node("b"),
+            stands_by: stands.then_some(IMAGE),
+        };
         let rows = [
             (request("p", None, Operation::Create), register(1, "p", &[])),
             (request("p", Some(solo.clone()), Operation::Restart), register(4, "p", &[])),
-            (
-                request("p", Some(solo), Operation::Admit { backup: backup.clone() }),
-                register(4, "p", &["b"]),
-            ),
+            (request("p", Some(solo), admit("b")), register(4, "p", &["b"])),
             (request("p", Some(pair.clone()), Operation::Drop { backup }), register(4, "p", &[])),
-            (request("b", Some(pair.clone()), Operation::Promote), register(4, "b", &[])),
+            (request("b", Some(pair.clone()), PROMOTE), register(4, "b", &[])),
             (request("p", Some(pair.clone()), switchover(true)), register(4, "b", &["p"])),
             (request("p", Some(pair), switchover(false)), register(4, "b", &[])),
             (request("p", Some(three.clone()), switchover(true)), register(4, "b", &["c", "p"])),
@@ -283,7 +296,7 @@ mod tests {
     #[test]
     fn one_of_two_rivals_wins() {
         let current = register(3, "p", &["b"]);
-        let promote = request("b", Some(current.clone()), Operation::Promote);
+        let promote = request("b", Some(current.clone()), PROMOTE);
         let solo = request("p", Some(current), Operation::Drop { backup: node("b") });
         let after = record(promote.target().unwrap(), promote.stamp.get());
         let lost = Outcome::Mismatch(Some(after.register.clone()));
@@ -304,7 +317,7 @@ mod tests {
     fn nobody_promotes_who_is_not_in_sync() {
         let current = register(3, "p", &["b"]);
         for caller in ["c", "p"] {
-            let asked = request(caller, Some(current.clone()), Operation::Promote);
+            let asked = request(caller, Some(current.clone()), PROMOTE);
             assert!(matches!(
                 asked.decide(Some(&record(current.clone(), 1))),
                 Err(Illegal::Membership { .. })
@@ -313,9 +326,18 @@ mod tests {
     }
 
     #[test]
+    fn a_name_with_another_image_is_not_promoted() {
+        let current = register(3, "p", &["b"]);
+        let other = Operation::Promote { image: ImageId::new(6) };
+        let asked = request("b", Some(current.clone()), other);
+        let told = asked.decide(Some(&record(current, 1)));
+        assert!(matches!(told, Err(Illegal::Membership { .. })), "{told:?}");
+    }
+
+    #[test]
     fn nothing_follows_the_last_term() {
         let current = register(u64::MAX, "p", &["b"]);
-        let asked = request("b", Some(current.clone()), Operation::Promote);
+        let asked = request("b", Some(current.clone()), PROMOTE);
         let told = Illegal::LastTerm { expected: current };
         assert_eq!(asked.decide(None), Err(told));
     }
@@ -325,9 +347,9 @@ mod tests {
         let current = register(3, "p", &["b"]);
         for operation in [
             Operation::Restart,
-            Operation::Admit { backup: node("c") },
+            admit("c"),
             Operation::Drop { backup: node("b") },
-            Operation::Switchover { successor: node("b"), stands_by: true },
+            Operation::Switchover { successor: node("b"), stands_by: Some(IMAGE) },
         ] {
             let asked = request("b", Some(current.clone()), operation);
             assert!(matches!(
@@ -349,20 +371,23 @@ mod tests {
             let expected = Register {
                 term: Term::new(term),
                 primary: node("d"),
-                in_sync: members.iter().map(|name| node(name)).collect(),
+                in_sync: members.iter().map(|name| (node(name), IMAGE)).collect(),
             };
             let about = node(&about);
             let operation = match which {
                 0 => Operation::Restart,
-                1 => Operation::Admit { backup: about },
+                1 => Operation::Admit { backup: about, image: IMAGE },
                 2 => Operation::Drop { backup: about },
-                3 => Operation::Promote,
-                _ => Operation::Switchover { successor: about, stands_by: which == 5 },
+                3 => PROMOTE,
+                _ => Operation::Switchover {
+                    successor: about,
+                    stands_by: (which == 5).then_some(IMAGE),
+                },
             };
             let asked = request(&caller, Some(expected.clone()), operation);
             if let Ok(target) = asked.target() {
                 proptest::prop_assert_eq!(Some(target.term), expected.term.next());
-                proptest::prop_assert!(!target.in_sync.contains(&target.primary));
+                proptest::prop_assert!(!target.in_sync.contains_key(&target.primary));
             }
         }
     }

@@ -21,7 +21,7 @@
 
 use std::fmt;
 
-use arbiter::{Register, Term, VmId};
+use arbiter::{ImageId, Register, Term, VmId};
 
 pub use crate::shape::{Machine, Trait, Traits, difference};
 use crate::{Epoch, chunk::Digest};
@@ -45,10 +45,20 @@ pub struct Hello {
 pub struct Welcome {
     /// The protocol version of this session: the newest that both speak.
     pub version: String,
-    /// The committed epoch that the backup's image is, if it is one.
-    pub committed: Option<Epoch>,
+    /// The image that the backup holds, if it is whole.
+    pub image: Option<HeldImage>,
     /// Largest epoch that the backup stages, in bytes of page content.
     pub staging_bytes_max: u64,
+}
+
+/// A whole image of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldImage {
+    /// As the primary named it that seeded it, or that handed its guest over
+    /// and stands by with it.
+    pub id: ImageId,
+    /// The committed epoch that it is.
+    pub committed: Epoch,
 }
 
 /// The backup does not take the session.
@@ -119,7 +129,10 @@ pub enum ToBackup {
         ping: u64,
     },
     /// A seed begins: forget the image.
-    BeginSeed,
+    BeginSeed {
+        /// What the register will call the one that begins.
+        image: ImageId,
+    },
     /// An epoch is whole.
     Close(Close),
     /// The register changed by the primary's hand.

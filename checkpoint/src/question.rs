@@ -1,6 +1,6 @@
 //! What a machine asks of the arbiter, and what may come back.
 
-use arbiter::{NodeId, Operation, Outcome, Register, Request, Stamp};
+use arbiter::{ImageId, NodeId, Operation, Outcome, Register, Request, Stamp};
 
 /// A question that the shell carries to the arbiter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +37,8 @@ pub enum Answer {
     Refused(String),
 }
 
-/// Draws a fresh stamp for every request of a process.
+/// Draws a fresh stamp for every request of a process, and a fresh number for
+/// every image.
 #[derive(Debug, Clone)]
 pub(crate) struct Stamps {
     next: u64,
@@ -55,8 +56,17 @@ impl Stamps {
         expected: &Register,
         operation: Operation,
     ) -> Request {
-        let stamp = Stamp::new(self.next);
-        self.next = self.next.wrapping_add(1);
+        let stamp = Stamp::new(self.draw());
         Request { caller: caller.clone(), expected: Some(expected.clone()), operation, stamp }
+    }
+
+    pub(crate) fn image(&mut self) -> ImageId {
+        ImageId::new(self.draw())
+    }
+
+    fn draw(&mut self) -> u64 {
+        let drawn = self.next;
+        self.next = self.next.wrapping_add(1);
+        drawn
     }
 }

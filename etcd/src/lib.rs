@@ -3,7 +3,7 @@
 //! ```text
 //!   key                    value
 //!   <prefix>id             a random number: which registers these are
-//!   <prefix>vm/<VM>        romulus-register 1 {"register":{..},"stamp":7}
+//!   <prefix>vm/<VM>        romulus-register 2 {"register":{..},"stamp":7}
 //! ```
 //!
 //! A change is a read and one transaction:

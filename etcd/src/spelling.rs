@@ -6,7 +6,7 @@
 use arbiter::{Record, VmId};
 
 const MAGIC: &str = "romulus-register";
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 /// Longest value that is read, in bytes; a record has some hundreds.
 const VALUE_BYTES_MAX: usize = 64 << 10;
 
@@ -79,7 +79,7 @@ pub fn read(value: &[u8]) -> Result<Record, String> {
 
 #[cfg(test)]
 mod tests {
-    use arbiter::{Register, Stamp, Term};
+    use arbiter::{ImageId, Register, Stamp, Term};
 
     use super::*;
 
@@ -88,14 +88,14 @@ mod tests {
         let register = Register {
             term: Term::new(3),
             primary: "p".parse().unwrap(),
-            in_sync: ["b".parse().unwrap()].into(),
+            in_sync: [("b".parse().unwrap(), ImageId::new(5))].into(),
         };
         let record = Record { register, stamp: Stamp::new(u64::MAX) };
-        let golden = "romulus-register 1 {\"register\":{\"term\":3,\"primary\":\"p\",\"in_sync\":[\"b\"]},\"stamp\":18446744073709551615}";
+        let golden = "romulus-register 2 {\"register\":{\"term\":3,\"primary\":\"p\",\"in_sync\":{\"b\":5}},\"stamp\":18446744073709551615}";
         assert_eq!(String::from_utf8(spell(&record)).unwrap(), golden);
         assert_eq!(read(golden.as_bytes()), Ok(record));
-        let newer = golden.replacen('1', "2", 1);
-        assert!(read(newer.as_bytes()).unwrap_err().contains("version \"2\""));
+        let newer = golden.replacen('2', "3", 1);
+        assert!(read(newer.as_bytes()).unwrap_err().contains("version \"3\""));
         for length in 0..golden.len() {
             assert!(read(&golden.as_bytes()[..length]).is_err(), "cut at {length} was taken");
         }

@@ -39,7 +39,7 @@ async fn main() -> Result<()> {
         let knock = b.accept().await.context("closed")??;
         let version = wire::VERSIONS[0].to_owned();
         let mut session =
-            knock.welcome(TERM, Welcome { version, committed: None, staging_bytes_max: 0 })?;
+            knock.welcome(TERM, Welcome { version, image: None, staging_bytes_max: 0 })?;
         let mut received = 0;
         while received < mib {
             if let Incoming::Chunk(..) = session.receiver.next().await? {

@@ -5,8 +5,8 @@ mod cluster;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use arbiter::{
-    FileError, FileStore, Operation, Outcome, Record, Register, Request, Stamp, Store, StoreError,
-    StoreId, Term, VmId,
+    FileError, FileStore, ImageId, Operation, Outcome, Record, Register, Request, Stamp, Store,
+    StoreError, StoreId, Term, VmId,
 };
 use cluster::{ANYWHERE, Cluster, node, path_of, within};
 use romulus_transport::{ArbiterClient, ArbiterServer, AskError, DialError, Options};
@@ -98,7 +98,8 @@ async fn nobody_asks_in_anothers_name_nor_for_the_impossible() {
     let denied = within(a.execute(&vm("web"), &create("b", 1))).await.unwrap_err();
     assert_eq!(denied.to_string(), "the arbiter denies the request: a asked in the name of b");
     assert!(!denied.may_have_happened());
-    let impossible = Request { operation: Operation::Promote, ..create("a", 1) };
+    let impossible =
+        Request { operation: Operation::Promote { image: ImageId::new(5) }, ..create("a", 1) };
     let denied = within(a.execute(&vm("web"), &impossible)).await.unwrap_err();
     assert!(matches!(denied, AskError::Denied { .. }), "{denied:?}");
     assert_eq!(within(a.load(&vm("web"))).await.unwrap(), None);

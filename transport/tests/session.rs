@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use arbiter::Term;
+use arbiter::{ImageId, Term};
 use checkpoint::{
     Epoch,
     chunk::ChunkId,
@@ -182,7 +182,7 @@ async fn stale_terms_are_refused_and_named() {
     let (primary, mut backup) = cluster.session(&a, &b, "b").await;
     let (old, new) = (TERM, Term::new(6));
     // The session began under TERM: what is below it is stale from the start.
-    primary.control.send(Term::new(4), ToBackup::BeginSeed).unwrap();
+    primary.control.send(Term::new(4), ToBackup::BeginSeed { image: ImageId::new(5) }).unwrap();
     let heard = within(backup.receiver.next()).await;
     assert_eq!(heard, Ok(Incoming::Stale { term: Term::new(4), chunk: None }));
     backup.floor.raise(new);
@@ -254,7 +254,7 @@ async fn finishing_delivers_everything() {
 
 /// Bytes that are no frame, and what the error says.
 fn garbage() -> Vec<(Vec<u8>, &'static str)> {
-    let sound = Header { kind: Kind::BeginSeed, body_bytes: 0, term: TERM, chunk: None };
+    let sound = Header { kind: Kind::BeginSeed, body_bytes: 8, term: TERM, chunk: None };
     let with = |at: usize, bytes: &[u8]| {
         let mut header = sound.encode().to_vec();
         header[at..at + bytes.len()].copy_from_slice(bytes);

@@ -1,11 +1,11 @@
 //! The wire format: golden bytes of every kind of frame, and what happens to
 //! bytes that are none.
 
-use arbiter::{Operation, Outcome, Record, Register, Request, Stamp, StoreId, Term, VmId};
+use arbiter::{ImageId, Operation, Outcome, Record, Register, Request, Stamp, StoreId, Term, VmId};
 use checkpoint::{
     Epoch, MemoryLayout, PageNumber, PageRun,
     chunk::{Chunk, ChunkId, ChunkKind, Encoding},
-    message::{Close, Hello, Machine, Refusal, ToBackup, ToPrimary, Trait, Welcome},
+    message::{Close, HeldImage, Hello, Machine, Refusal, ToBackup, ToPrimary, Trait, Welcome},
 };
 use proptest::prelude::{Strategy, any, prop, prop_oneof, proptest};
 use romulus_transport::wire::{
@@ -14,12 +14,13 @@ use romulus_transport::wire::{
 };
 
 const TERM: Term = Term::new(0x0102);
+const IMAGE: ImageId = ImageId::new(6);
 
 fn register(members: &[&str]) -> Register {
     Register {
         term: Term::new(7),
         primary: "a".parse().unwrap(),
-        in_sync: members.iter().map(|name| name.parse().unwrap()).collect(),
+        in_sync: members.iter().map(|name| (name.parse().unwrap(), IMAGE)).collect(),
     }
 }
 
@@ -72,16 +73,18 @@ fn number(value: u8) -> String {
 
 /// The register `{7, a, members}` for no or one member of one letter.
 fn register_hex(member: Option<char>) -> String {
-    let members = member.map_or("0000".to_owned(), |letter| format!("0100 01{:02x}", letter as u8));
+    let members = member
+        .map_or("0000".to_owned(), |letter| format!("0100 01{:02x} {}", letter as u8, number(6)));
     format!("{} 0161 {members}", number(7))
 }
 
 fn golden_greetings() -> Vec<(Frame, String)> {
     let hello = Hello { versions: vec!["r/1".into()], vm: vm(), machine: machine() };
-    let welcome = Welcome { version: "r/1".into(), committed: None, staging_bytes_max: 8 };
-    let imaged = Welcome { committed: Some(Epoch::new(2)), ..welcome.clone() };
+    let welcome = Welcome { version: "r/1".into(), image: None, staging_bytes_max: 8 };
+    let held = HeldImage { id: IMAGE, committed: Epoch::new(2) };
+    let imaged = Welcome { image: Some(held), ..welcome.clone() };
     let refusal = |refusal, hex: &str| (Frame::Refusal(refusal), hex.to_owned());
-    let (one, two, eight) = (number(1), number(2), number(8));
+    let (one, two, six, eight) = (number(1), number(2), number(6), number(8));
     vec![
         (
             Frame::Hello(hello),
@@ -93,7 +96,7 @@ fn golden_greetings() -> Vec<(Frame, String)> {
             ),
         ),
         (Frame::Welcome(welcome), format!("0300722f31 00 {eight}")),
-        (Frame::Welcome(imaged), format!("0300722f31 01 {two} {eight}")),
+        (Frame::Welcome(imaged), format!("0300722f31 01 {six} {two} {eight}")),
         refusal(Refusal::Version { spoken: vec!["r/2".into()] }, "01 0100 0300722f32"),
         refusal(Refusal::Machine { difference: "x".into() }, "02 010078"),
         refusal(Refusal::Stale { current: Term::new(8) }, &format!("03 {eight}")),
@@ -116,7 +119,7 @@ fn golden_session() -> Vec<(Frame, String)> {
     let nack = ToPrimary::Nack { epoch, chunks: vec![1, 9] };
     vec![
         to_backup(ToBackup::Heartbeat { ping: 2 }, &two),
-        to_backup(ToBackup::BeginSeed, ""),
+        to_backup(ToBackup::BeginSeed { image: IMAGE }, &number(6)),
         to_backup(ToBackup::Close(joining), &format!("{two} 01 03000000 04000000 {five} {cc}")),
         to_backup(ToBackup::Close(close), &format!("{two} 00 00000000 04000000 {five} {cc}")),
         to_backup(ToBackup::Membership(register(&["b"])), &pair),
@@ -141,6 +144,9 @@ fn golden_asks() -> Vec<(Frame, String)> {
     };
     let (alone, pair) = (register_hex(None), register_hex(Some('b')));
     let switchover = |stands_by| Operation::Switchover { successor: node("b"), stands_by };
+    let admit = Operation::Admit { backup: node("b"), image: IMAGE };
+    let promote = Operation::Promote { image: IMAGE };
+    let six = number(6);
     vec![
         ask(Ask::Load(vm()), "02766d"),
         ask(Ask::List(None), "00"),
@@ -148,11 +154,11 @@ fn golden_asks() -> Vec<(Frame, String)> {
         ask(Ask::Identify, ""),
         execute(Operation::Create, None, "01 00"),
         execute(Operation::Restart, Some(register(&[])), &format!("02 01 {alone}")),
-        execute(Operation::Admit { backup: node("b") }, None, "03 0162 00"),
+        execute(admit, None, &format!("03 0162 {six} 00")),
         execute(Operation::Drop { backup: node("b") }, None, "04 0162 00"),
-        execute(Operation::Promote, Some(register(&["b"])), &format!("05 01 {pair}")),
-        execute(switchover(false), None, "06 0162 00"),
-        execute(switchover(true), None, "07 0162 00"),
+        execute(promote, Some(register(&["b"])), &format!("05 {six} 01 {pair}")),
+        execute(switchover(None), None, "06 0162 00"),
+        execute(switchover(Some(IMAGE)), None, &format!("07 0162 {six} 00")),
     ]
 }
 
@@ -324,7 +330,7 @@ fn any_register() -> impl Strategy<Value = Register> {
         |(term, primary, in_sync)| Register {
             term: Term::new(term),
             primary: primary.parse().unwrap(),
-            in_sync: in_sync.iter().map(|name| name.parse().unwrap()).collect(),
+            in_sync: in_sync.iter().map(|name| (name.parse().unwrap(), IMAGE)).collect(),
         },
     )
 }
@@ -373,7 +379,10 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         ".{0,300}".prop_map(|reason| Frame::Refusal(Refusal::Unready { reason })),
         (name(), any_register()).prop_map(|(vm, register)| {
             let vm = vm.parse().unwrap();
-            Frame::Ask(Ask::Execute(vm, request(Operation::Promote, Some(register))))
+            Frame::Ask(Ask::Execute(
+                vm,
+                request(Operation::Promote { image: IMAGE }, Some(register)),
+            ))
         }),
         any::<u64>().prop_map(|pong| Frame::ToPrimary(ToPrimary::Heartbeat { pong })),
     ]

@@ -23,7 +23,8 @@ use std::{
 };
 
 use crate::{
-    NodeId, Operation, Outcome, Record, Register, Request, Stamp, Store, StoreError, Term, VmId,
+    ImageId, NodeId, Operation, Outcome, Record, Register, Request, Stamp, Store, StoreError, Term,
+    VmId,
 };
 
 /// Opens one more handle of the same registers.
@@ -51,15 +52,18 @@ pub fn each_operation_of_the_table(open: &Open<'_>) {
     let vm = vm("table");
     assert_eq!(load(other.as_ref(), &vm), None);
     let b = || node("b");
-    let switchover = |to, stands_by| Operation::Switchover { successor: node(to), stands_by };
+    let switchover = |to, stands: bool| Operation::Switchover {
+        successor: node(to),
+        stands_by: stands.then_some(IMAGE),
+    };
     let walk = [
         ("a", Operation::Create, register(1, "a", &[])),
         ("a", Operation::Restart, register(2, "a", &[])),
-        ("a", Operation::Admit { backup: b() }, register(3, "a", &["b"])),
-        ("a", Operation::Admit { backup: node("c") }, register(4, "a", &["b", "c"])),
+        ("a", admit("b"), register(3, "a", &["b"])),
+        ("a", admit("c"), register(4, "a", &["b", "c"])),
         ("a", Operation::Drop { backup: b() }, register(5, "a", &["c"])),
-        ("c", Operation::Promote, register(6, "c", &[])),
-        ("c", Operation::Admit { backup: b() }, register(7, "c", &["b"])),
+        ("c", PROMOTE, register(6, "c", &[])),
+        ("c", admit("b"), register(7, "c", &["b"])),
         ("c", switchover("b", true), register(8, "b", &["c"])),
         ("b", switchover("c", false), register(9, "c", &[])),
     ];
@@ -97,11 +101,11 @@ pub fn a_stale_expectation_changes_nothing(open: &Open<'_>) {
     let mut store = open();
     let vm = vm("stale");
     let pair = register(2, "a", &["b"]);
-    let promote = request("b", Some(pair.clone()), Operation::Promote, 1);
+    let promote = request("b", Some(pair.clone()), PROMOTE, 1);
     assert_eq!(asked(store.as_mut(), &vm, &promote).outcome, Outcome::Mismatch(None));
     assert_eq!(load(store.as_ref(), &vm), None);
 
-    let admit = Operation::Admit { backup: node("b") };
+    let admit = admit("b");
     asked(store.as_mut(), &vm, &request("a", None, Operation::Create, 2));
     asked(store.as_mut(), &vm, &request("a", Some(register(1, "a", &[])), admit, 3));
     let before = load(store.as_ref(), &vm);
@@ -110,9 +114,9 @@ pub fn a_stale_expectation_changes_nothing(open: &Open<'_>) {
         request("z", None, Operation::Create, 4),
         request("a", Some(register(1, "a", &[])), Operation::Restart, 5),
         // The right term with another set, and with another primary.
-        request("c", Some(register(2, "a", &["b", "c"])), Operation::Promote, 6),
-        request("b", Some(register(2, "d", &["b"])), Operation::Promote, 7),
-        request("b", Some(register(3, "a", &["b"])), Operation::Promote, 8),
+        request("c", Some(register(2, "a", &["b", "c"])), PROMOTE, 6),
+        request("b", Some(register(2, "d", &["b"])), PROMOTE, 7),
+        request("b", Some(register(3, "a", &["b"])), PROMOTE, 8),
     ];
     for request in stale {
         let told = asked(store.as_mut(), &vm, &request).outcome;
@@ -145,8 +149,8 @@ pub fn the_impossible_is_told_from_the_failed(open: &Open<'_>) {
     let before = load(store.as_ref(), &vm);
     let impossible = [
         request("a", Some(alone.clone()), Operation::Create, 2),
-        request("a", None, Operation::Promote, 3),
-        request("b", Some(alone.clone()), Operation::Promote, 4),
+        request("a", None, PROMOTE, 3),
+        request("b", Some(alone.clone()), PROMOTE, 4),
         request("b", Some(alone), Operation::Restart, 5),
     ];
     for request in impossible {
@@ -211,6 +215,13 @@ fn again<T>(mut ask: impl FnMut() -> Result<T, StoreError>) -> T {
     }
 }
 
+const IMAGE: ImageId = ImageId::new(5);
+const PROMOTE: Operation = Operation::Promote { image: IMAGE };
+
+fn admit(backup: &str) -> Operation {
+    Operation::Admit { backup: node(backup), image: IMAGE }
+}
+
 fn node(name: &str) -> NodeId {
     name.parse().expect("a name")
 }
@@ -223,7 +234,7 @@ fn register(term: u64, primary: &str, in_sync: &[&str]) -> Register {
     Register {
         term: Term::new(term),
         primary: node(primary),
-        in_sync: in_sync.iter().map(|name| node(name)).collect(),
+        in_sync: in_sync.iter().map(|name| (node(name), IMAGE)).collect(),
     }
 }
 

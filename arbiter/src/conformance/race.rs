@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{Asked, Open, asked, load, node};
-use crate::{NodeId, Operation, Outcome, Register, Request, Stamp, Store, Term, VmId};
+use crate::{ImageId, NodeId, Operation, Outcome, Register, Request, Stamp, Store, Term, VmId};
 
 const THREADS: u64 = 6;
 const NODES: [&str; 4] = ["a", "b", "c", "d"];
@@ -150,20 +150,20 @@ fn legal(expected: Option<&Register>) -> Vec<(NodeId, Operation)> {
     let Some(register) = expected else {
         return nodes.map(|caller| (caller, Operation::Create)).into();
     };
-    let primary = &register.primary;
+    let (primary, fresh) = (&register.primary, ImageId::new(register.term.get()));
     let mut legal = Vec::new();
     if register.in_sync.is_empty() {
         legal.push((primary.clone(), Operation::Restart));
     }
     for other in nodes.into_iter().filter(|other| other != primary) {
-        if register.in_sync.contains(&other) {
+        if let Some(&image) = register.in_sync.get(&other) {
             let successor = other.clone();
             legal.push((primary.clone(), Operation::Drop { backup: other.clone() }));
-            let stands_by = register.term.get().is_multiple_of(2);
+            let stands_by = register.term.get().is_multiple_of(2).then_some(fresh);
             legal.push((primary.clone(), Operation::Switchover { successor, stands_by }));
-            legal.push((other, Operation::Promote));
+            legal.push((other, Operation::Promote { image }));
         } else {
-            legal.push((primary.clone(), Operation::Admit { backup: other }));
+            legal.push((primary.clone(), Operation::Admit { backup: other, image: fresh }));
         }
     }
     legal

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use arbiter::{NodeId, Operation, Outcome, Register, Term};
+use arbiter::{ImageId, NodeId, Operation, Outcome, Register, Term};
 
 use super::{
     Action, Config, Event, Standing,
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     Answer, Epoch, Note, Question,
     chunk::{ChunkId, Digest},
-    message::{Hello, Refusal, ToBackup, ToPrimary, Welcome},
+    message::{HeldImage, Hello, Refusal, ToBackup, ToPrimary, Welcome},
     question::Stamps,
 };
 
@@ -55,11 +55,9 @@ pub struct Backup {
     link: Option<Link>,
     /// The register, as the primary last told it.
     register: Option<Register>,
-    /// Whose guest the image is: who seeded it, or whom it was handed over to.
-    image_of: Option<NodeId>,
-    /// It was handed over to that one, who has not called yet: a register other
-    /// than that of the handover may mean another process of this node.
-    uncalled: bool,
+    /// What the register calls this image, or will: as the primary named it that
+    /// seeded it. Only a register that says just this means this process.
+    image: Option<ImageId>,
     heard_at: Duration,
     committed: Epoch,
     applied: Epoch,
@@ -88,8 +86,7 @@ impl Backup {
             term,
             link: None,
             register: None,
-            image_of: None,
-            uncalled: false,
+            image: None,
             heard_at: now,
             committed: Epoch::ZERO,
             applied: Epoch::ZERO,
@@ -118,14 +115,13 @@ impl Backup {
         random: u64,
         now: Duration,
     ) -> Self {
-        assert!(register.in_sync.contains(&config.node), "an image that nobody counts on");
+        let image = register.in_sync.get(&config.node).copied();
+        assert!(image.is_some(), "an image that nobody counts on");
         // The successor has its own role to change before it calls.
         let ask_not_before = now + config.detection * FIRST_CONTACT;
         let mut backup = Self::new(config, register.term, random, now);
         backup.phase = Phase::Standing;
-        backup.image_of = Some(register.primary.clone());
-        backup.register = Some(register);
-        backup.uncalled = true;
+        (backup.image, backup.register) = (image, Some(register));
         (backup.committed, backup.applied) = (epoch, epoch);
         backup.ask_not_before = ask_not_before;
         backup
@@ -165,6 +161,19 @@ impl Backup {
     #[must_use]
     pub fn register(&self) -> Option<&Register> {
         self.register.as_ref()
+    }
+
+    /// What the register calls its image, or will, if it has one or is being
+    /// seeded.
+    #[must_use]
+    pub fn image(&self) -> Option<ImageId> {
+        self.image
+    }
+
+    /// Whether the primary has told it a register that counts on its image.
+    #[must_use]
+    pub fn in_sync(&self) -> bool {
+        self.register.as_ref().is_some_and(|register| self.is_counted_by(register))
     }
 
     /// The next thing to do.
@@ -330,12 +339,8 @@ impl Backup {
         }
         self.raise(term);
         self.heard_at = self.now;
-        // Only whose image it is can go on with it: another primary may count this
-        // node among its followers, from a process before this one.
-        let goes_on =
-            matches!(self.phase, Phase::Standing) && self.image_of.as_ref() == Some(&peer);
-        let committed = goes_on.then_some(self.committed);
-        self.uncalled &= !goes_on;
+        let whole = self.image.filter(|_| matches!(self.phase, Phase::Standing));
+        let image = whole.map(|id| HeldImage { id, committed: self.committed });
         // What was staged and not committed comes again in this session.
         for epoch in self.stages.remove_through(Epoch::new(u64::MAX - 1)) {
             self.act(Action::Unstage { epoch });
@@ -345,7 +350,7 @@ impl Backup {
         self.link = Some(Link { primary: peer });
         self.act(Action::Welcome(Welcome {
             version,
-            committed,
+            image,
             staging_bytes_max: self.config.staging_bytes_max,
         }));
     }
@@ -405,7 +410,7 @@ impl Backup {
             ToBackup::Heartbeat { ping } => {
                 self.act(Action::Send(ToPrimary::Heartbeat { pong: ping }))
             }
-            ToBackup::BeginSeed => self.on_begin_seed(),
+            ToBackup::BeginSeed { image } => self.on_begin_seed(image),
             ToBackup::Close(close) => {
                 let epoch = close.epoch;
                 if !self.in_window(epoch) {
@@ -429,9 +434,8 @@ impl Backup {
         if register.term != self.term {
             return;
         }
-        let member = register.in_sync.contains(&self.config.node);
-        let was = self.register.as_ref().is_some_and(|r| r.in_sync.contains(&self.config.node));
-        if member && !was {
+        let member = self.is_counted_by(&register);
+        if member && !self.in_sync() {
             self.note(Note::InSync { term: register.term });
         }
         self.register = Some(register);
@@ -452,9 +456,7 @@ impl Backup {
             self.promote(register);
         } else if whole && self.goes_on_under(&register) {
             let (primary, term) = (register.primary.clone(), register.term);
-            self.note(Note::GoesOnUnder { primary: primary.clone(), term });
-            self.image_of = Some(primary);
-            self.uncalled = true;
+            self.note(Note::GoesOnUnder { primary, term });
             self.register = Some(register);
         } else {
             self.violation("it hands over what is not committed here");
@@ -463,9 +465,9 @@ impl Backup {
 
     // --- Seeds and epochs -------------------------------------------------
 
-    fn on_begin_seed(&mut self) {
+    fn on_begin_seed(&mut self, image: ImageId) {
         let current = self.register.as_ref().filter(|register| register.term == self.term);
-        if current.is_some_and(|register| register.in_sync.contains(&self.config.node)) {
+        if current.is_some_and(|register| self.is_counted_by(register)) {
             // The register may count on this image: it is not given up.
             self.violation("it seeds a backup that is in sync");
             return;
@@ -473,7 +475,7 @@ impl Backup {
         let primary = self.link.as_ref().expect("heard from").primary.clone();
         self.discard();
         self.phase = Phase::Seeding(SeedStage::default());
-        self.image_of = Some(primary.clone());
+        self.image = Some(image);
         self.note(Note::SeedReceiving { primary });
         self.act(Action::Send(ToPrimary::SeedAck { chunks: 0 }));
     }
@@ -485,8 +487,7 @@ impl Backup {
         self.applied = Epoch::ZERO;
         self.stages = Stages::default();
         self.register = None;
-        self.image_of = None;
-        self.uncalled = false;
+        self.image = None;
         self.verifying = None;
         self.take_over = false;
         self.act(Action::Discard);
@@ -650,17 +651,18 @@ impl Backup {
         }
         self.note(Note::Asking { committed: self.committed });
         let question = match self.register.clone() {
-            Some(register) if register.in_sync.contains(&self.config.node) => {
-                self.promotion(&register)
-            }
-            // Admitted or not: only the arbiter knows.
-            Some(_) | None => Question::Read,
+            Some(register) => self.promotion(&register),
+            None => None,
         };
-        self.put(question);
+        // Admitted or not: only the arbiter knows.
+        self.put(question.unwrap_or(Question::Read));
     }
 
-    fn promotion(&mut self, expected: &Register) -> Question {
-        Question::Change(self.stamps.request(&self.config.node, expected, Operation::Promote))
+    /// The question for this image's promotion, if `expected` counts on it.
+    fn promotion(&mut self, expected: &Register) -> Option<Question> {
+        let image = self.image.filter(|_| self.is_counted_by(expected))?;
+        let promote = Operation::Promote { image };
+        Some(Question::Change(self.stamps.request(&self.config.node, expected, promote)))
     }
 
     fn put(&mut self, question: Question) {
@@ -723,55 +725,40 @@ impl Backup {
                 self.stand_again(Note::ArbiterForgot { known: self.term, found: Some(register) });
             }
             None => self.stand_again(Note::ArbiterForgot { known: self.term, found: None }),
-            Some(register)
-                if self.is_handed_to_us(&register) && Some(register.term) == self.term.next() =>
-            {
-                self.promote(register);
-            }
-            // The register may mean the process before this one, and this image
-            // be of a primary that has lost its right and does not know.
-            Some(register)
-                if register.in_sync.contains(&self.config.node)
-                    && self.image_of.as_ref() == Some(&register.primary)
-                    && !self.uncalled =>
-            {
-                self.raise(register.term);
-                let question = self.promotion(&register);
-                self.put(question);
-            }
+            Some(register) if self.is_handed_to_us(&register) => self.promote(register),
             Some(register) => {
                 self.raise(register.term);
-                self.discard();
-                self.note(Note::NotPromoted { register });
+                match self.promotion(&register) {
+                    Some(question) => self.put(question),
+                    // If it counts on this node, it means another process of it.
+                    None => {
+                        self.discard();
+                        self.note(Note::NotPromoted { register });
+                    }
+                }
             }
         }
     }
 
+    /// Whether `register` counts on this very image.
+    fn is_counted_by(&self, register: &Register) -> bool {
+        self.image.is_some_and(|image| register.counts_on(&self.config.node, image))
+    }
+
     /// Whether `register` makes this node primary by a handover of this image:
-    /// from the term that this node knows. From any other it was given to a
-    /// process before this one, which has told more.
+    /// the term before it counted on just this one, so nobody else of this name
+    /// can have been meant.
     fn is_handed_to_us(&self, register: &Register) -> bool {
-        register.primary == self.config.node
-            && !register.in_sync.contains(&self.config.node)
-            && (register.in_sync.is_empty() || self.follows_what_is_known(register))
+        let counted_before = |known: &Register| {
+            known.term.next() == Some(register.term) && self.is_counted_by(known)
+        };
+        register.primary == self.config.node && self.register.as_ref().is_some_and(counted_before)
     }
 
     /// Whether `register` hands this node's guest to another, and counts on this
     /// image.
     fn goes_on_under(&self, register: &Register) -> bool {
-        register.primary != self.config.node
-            && register.in_sync.contains(&self.config.node)
-            && self.follows_what_is_known(register)
-    }
-
-    /// Whether `register` is the next after one that this node was told of, in
-    /// which its image counted.
-    fn follows_what_is_known(&self, register: &Register) -> bool {
-        self.register.as_ref().is_some_and(|known| {
-            known.term.next() == Some(register.term)
-                && known.in_sync.contains(&self.config.node)
-                && self.image_of.as_ref() == Some(&known.primary)
-        })
+        register.primary != self.config.node && self.is_counted_by(register)
     }
 
     fn promote(&mut self, register: Register) {

@@ -3,13 +3,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use arbiter::{NodeId, Outcome, Register, Term};
+use arbiter::{ImageId, NodeId, Operation, Outcome, Register, Term};
 
 use super::{Action, Backup, Config, Event, Standing, stage::EPOCHS_AHEAD_MAX};
 use crate::{
     Answer, Epoch, MemoryLayout, PageNumber, PageRun, Question,
     chunk::{ChunkId, Digest, epoch_digest},
-    message::{Close, Hello, Machine, Refusal, ToBackup, ToPrimary},
+    message::{Close, HeldImage, Hello, Machine, Refusal, ToBackup, ToPrimary},
 };
 
 fn node(name: &str) -> NodeId {
@@ -17,8 +17,16 @@ fn node(name: &str) -> NodeId {
 }
 
 fn register(term: u64, primary: &str, members: &[&str]) -> Register {
-    let in_sync = members.iter().map(|name| node(name)).collect();
+    let in_sync = members.iter().map(|name| (node(name), IMAGE)).collect();
     Register { term: Term::new(term), primary: node(primary), in_sync }
+}
+
+/// The image that everybody has, unless a test says otherwise.
+const IMAGE: ImageId = ImageId::new(5);
+const BEGIN: ToBackup = ToBackup::BeginSeed { image: IMAGE };
+
+fn held(committed: u64) -> Option<HeldImage> {
+    Some(HeldImage { id: IMAGE, committed: Epoch::new(committed) })
 }
 
 fn machine(pages: u64) -> Machine {
@@ -73,12 +81,12 @@ impl Bench {
         self.take().into_iter().rev().find_map(expected)
     }
 
-    /// The committed epoch that it names when `peer` knocks.
-    fn welcomes(&mut self, peer: &str, term: u64) -> Option<Epoch> {
+    /// The image that it names when `peer` knocks.
+    fn welcomes(&mut self, peer: &str, term: u64) -> Option<HeldImage> {
         let term = Term::new(term);
         self.tell(Event::Knock { peer: node(peer), term, hello: hello() });
         let welcome = |action| match action {
-            Action::Welcome(welcome) => Some(welcome.committed),
+            Action::Welcome(welcome) => Some(welcome.image),
             _ => None,
         };
         self.take().into_iter().find_map(welcome).expect("a welcome")
@@ -130,7 +138,7 @@ impl Bench {
     fn standing() -> Self {
         let mut bench = Self::new();
         bench.knock(1, hello());
-        bench.hear(1, ToBackup::BeginSeed);
+        bench.hear(1, BEGIN);
         bench.stage(0, 0);
         bench.stage(5, 0);
         bench.close(5, 1, Some(1));
@@ -190,7 +198,7 @@ fn what_does_not_fit_is_refused_in_words() {
 fn a_seed_is_applied_and_acknowledged_without_gaps() {
     let mut bench = Bench::new();
     bench.knock(1, hello());
-    bench.hear(1, ToBackup::BeginSeed);
+    bench.hear(1, BEGIN);
     bench.take();
     bench.stage(0, 1);
     assert!(bench.take().is_empty());
@@ -203,7 +211,7 @@ fn a_seed_is_applied_and_acknowledged_without_gaps() {
 fn a_seed_is_acknowledged_again_under_a_new_term() {
     let mut bench = Bench::new();
     bench.knock(1, hello());
-    bench.hear(1, ToBackup::BeginSeed);
+    bench.hear(1, BEGIN);
     bench.stage(0, 0);
     bench.take();
     // Another backup was admitted: the primary takes no acknowledgement of the
@@ -217,7 +225,7 @@ fn a_seed_is_acknowledged_again_under_a_new_term() {
 fn the_joining_epoch_needs_the_whole_seed() {
     let mut bench = Bench::new();
     bench.knock(1, hello());
-    bench.hear(1, ToBackup::BeginSeed);
+    bench.hear(1, BEGIN);
     bench.stage(7, 0);
     bench.close(7, 1, Some(2));
     bench.stage(0, 0);
@@ -312,7 +320,7 @@ fn a_broken_image_is_given_up() {
 #[test]
 fn a_stale_frame_changes_nothing() {
     let mut bench = Bench::standing();
-    bench.hear(1, ToBackup::BeginSeed);
+    bench.hear(1, BEGIN);
     bench.hear(1, ToBackup::Heartbeat { ping: 3 });
     assert!(bench.take().is_empty());
     assert_eq!(bench.machine.standing(), Standing::Whole);
@@ -321,7 +329,7 @@ fn a_stale_frame_changes_nothing() {
 #[test]
 fn an_image_that_the_register_counts_on_is_not_given_up() {
     let mut bench = Bench::standing();
-    bench.hear(2, ToBackup::BeginSeed);
+    bench.hear(2, BEGIN);
     let actions = bench.take();
     assert!(matches!(actions[..], [Action::Disconnect { .. }]), "{actions:?}");
     assert_eq!(bench.machine.standing(), Standing::Whole);
@@ -367,7 +375,7 @@ fn one_question_at_a_time() {
     assert_eq!(bench.machine.standing(), Standing::Waiting);
     // The same primary lives, and seeds it again before the arbiter answers.
     bench.knock(2, hello());
-    bench.hear(2, ToBackup::BeginSeed);
+    bench.hear(2, BEGIN);
     bench.stage(0, 0);
     bench.stage(9, 0);
     bench.close(9, 1, Some(1));
@@ -382,11 +390,14 @@ fn one_question_at_a_time() {
 }
 
 #[test]
-fn an_image_of_another_than_the_registers_primary_is_not_promoted() {
-    // The register means the process before this one, which "c" had in sync;
-    // "a" stood still meanwhile, and seeded this one before it heard of that.
-    // Or that one was promoted, and has died.
-    for found in [register(5, "c", &["b"]), register(5, "b", &[])] {
+fn an_image_that_the_register_does_not_mean_is_not_promoted() {
+    // It means another process of this node, seeded while this one stood still:
+    // by the same primary or by another. Or that one was promoted, and has died.
+    let twin = |term, primary| {
+        let in_sync = [(node("b"), ImageId::new(6))].into();
+        Register { in_sync, ..register(term, primary, &[]) }
+    };
+    for found in [twin(4, "a"), twin(5, "c"), register(5, "b", &[]), register(4, "b", &["a"])] {
         let mut bench = Bench::asking();
         bench.take();
         bench.tell(Event::Answered(Answer::Outcome(Outcome::Mismatch(Some(found)))));
@@ -395,6 +406,32 @@ fn an_image_of_another_than_the_registers_primary_is_not_promoted() {
         let goes_on = |a: &Action| matches!(a, Action::Ask(_) | Action::Promote { .. });
         assert!(!actions.iter().any(goes_on), "{actions:?}");
     }
+    // It means this image, whatever else has changed.
+    let mut bench = Bench::asking();
+    bench.take();
+    let found = register(5, "a", &["b", "c"]);
+    bench.tell(Event::Answered(Answer::Outcome(Outcome::Mismatch(Some(found.clone())))));
+    let asks = bench.take().into_iter().find_map(|action| match action {
+        Action::Ask(Question::Change(request)) => Some((request.expected, request.operation)),
+        _ => None,
+    });
+    assert_eq!(asks, Some((Some(found), Operation::Promote { image: IMAGE })));
+}
+
+#[test]
+fn whom_a_register_counts_by_name_only_is_seeded_anew() {
+    let mut bench = Bench::standing();
+    let other =
+        Register { in_sync: [(node("b"), ImageId::new(6))].into(), ..register(3, "a", &[]) };
+    bench.hear(3, ToBackup::Membership(other));
+    bench.take();
+    bench.hear(3, ToBackup::BeginSeed { image: ImageId::new(7) });
+    assert_eq!(bench.machine.standing(), Standing::Seeding);
+    assert!(bench.take().contains(&Action::Discard));
+    // The register means this very image: it is not given up.
+    let mut bench = Bench::standing();
+    bench.hear(2, ToBackup::BeginSeed { image: ImageId::new(7) });
+    assert_eq!(bench.machine.standing(), Standing::Whole);
 }
 
 #[test]
@@ -452,9 +489,11 @@ fn a_handover_to_another_keeps_the_image_of_who_has_all_of_it() {
         bench.hear(3, ToBackup::HandOver { epoch: Epoch::new(epoch), register });
         bench
     };
-    assert_eq!(hand_over(5).welcomes("c", 3), Some(Epoch::new(5)));
-    assert_eq!(hand_over(6).welcomes("c", 3), None, "it lacks the last epoch");
-    assert_eq!(hand_over(5).welcomes("a", 3), None, "it is not the former primary's any more");
+    for (epoch, counts) in [(5, true), (6, false)] {
+        let mut bench = hand_over(epoch);
+        assert_eq!(bench.welcomes("c", 3), held(5), "the successor sees what it lacks");
+        assert_eq!(bench.machine.register().is_some_and(|known| known == &successor), counts);
+    }
     // The successor is lost before it called.
     let mut bench = hand_over(5);
     bench.pass(Duration::from_millis(200));
@@ -469,12 +508,10 @@ fn a_former_primary_has_the_image_that_its_successor_begins_with() {
         Bench::of(Backup::with_image(config, handed.clone(), epoch, 9, Duration::ZERO))
     };
     let mut bench = new();
-    assert_eq!(bench.welcomes("a", 4), Some(Epoch::new(7)));
+    assert_eq!(bench.welcomes("a", 4), held(7));
     bench.stage(8, 0);
     bench.close(8, 1, None);
     assert!(bench.take().contains(&Action::Apply { epoch: Epoch::new(8) }));
-    // Another primary has no part in it.
-    assert_eq!(new().welcomes("c", 5), None);
     // The successor never calls: the guest goes on from where it stood.
     let mut bench = new();
     bench.pass(Duration::from_millis(500));
@@ -522,22 +559,6 @@ fn the_digest_is_taken_between_two_epochs() {
 }
 
 #[test]
-fn an_image_goes_on_only_under_the_primary_that_it_is_of() {
-    let welcomed = |bench: &mut Bench, peer: &str| {
-        bench.tell(Event::Knock { peer: node(peer), term: Term::new(3), hello: hello() });
-        let committed = bench.take().into_iter().find_map(|action| match action {
-            Action::Welcome(welcome) => Some(welcome.committed),
-            _ => None,
-        });
-        committed.expect("it is welcome")
-    };
-    let mut bench = Bench::standing();
-    assert_eq!(welcomed(&mut bench, "c"), None, "it has to be seeded");
-    assert_eq!(bench.machine.standing(), Standing::Whole, "nothing is given up yet");
-    assert_eq!(welcomed(&mut bench, "a"), Some(Epoch::new(5)));
-}
-
-#[test]
 fn a_primary_that_completes_nothing_loses_its_session() {
     let ends = |bench: &mut Bench| {
         bench.tell(Event::Excess);
@@ -548,7 +569,7 @@ fn a_primary_that_completes_nothing_loses_its_session() {
     assert_eq!(bench.machine.standing(), Standing::Whole, "what is committed stays");
     let mut bench = Bench::new();
     bench.knock(1, hello());
-    bench.hear(1, ToBackup::BeginSeed);
+    bench.hear(1, BEGIN);
     assert!(ends(&mut bench));
     assert_eq!(bench.machine.standing(), Standing::Waiting);
 }
@@ -557,7 +578,7 @@ fn a_primary_that_completes_nothing_loses_its_session() {
 fn a_seed_does_not_close_all_epochs_that_there_are() {
     let mut bench = Bench::new();
     bench.knock(1, hello());
-    bench.hear(1, ToBackup::BeginSeed);
+    bench.hear(1, BEGIN);
     for epoch in 1..5000 {
         bench.close(epoch, 1, None);
     }

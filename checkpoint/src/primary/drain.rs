@@ -88,7 +88,7 @@ impl Primary {
         let drained = drain.last.is_some_and(|last| self.released >= last);
         match drain.purpose {
             DrainPurpose::HandOver { to, stand_by: _ } => {
-                let lost = !self.register.in_sync.contains(&to)
+                let lost = !self.register.in_sync.contains_key(&to)
                     || self.links.get(&to).is_none_or(|link| link.stage != Stage::InSync)
                     || (!self.links[&to].connected && !self.asks_about(&to));
                 if lost && !self.asks_handover() {
@@ -116,17 +116,23 @@ impl Primary {
         }
     }
 
-    /// A handover whose last epoch every follower has.
+    /// A handover whose last epoch every follower has, and whose successor knows
+    /// the register before it: that it counted on its image is how it will know
+    /// that the handover means it, should it only read of it.
     pub(super) fn drained_for(&self) -> Option<Purpose> {
         match &self.phase {
             Phase::Draining(Drain {
                 purpose: DrainPurpose::HandOver { to, stand_by },
                 last: Some(last),
-            }) if self.released >= *last => {
+            }) if self.released >= *last && self.knows_the_register(to) => {
                 Some(Purpose::HandOver { to: to.clone(), stand_by: *stand_by })
             }
             Phase::Draining(_) | Phase::Running | Phase::Ended => None,
         }
+    }
+
+    fn knows_the_register(&self, node: &NodeId) -> bool {
+        self.links.get(node).is_some_and(|link| link.heard_term == self.register.term)
     }
 
     pub(super) fn asks_about(&self, node: &NodeId) -> bool {

@@ -180,7 +180,7 @@ impl Primary {
     /// word would release what this one had long committed.
     fn a_member_is_silent(&self) -> bool {
         let silent = |link: &Link| self.now >= link.heard_at + self.config.drop_after;
-        self.register.in_sync.iter().any(|node| self.links.get(node).is_none_or(silent))
+        self.register.in_sync.keys().any(|node| self.links.get(node).is_none_or(silent))
     }
 
     pub(super) fn forget(&mut self) {

@@ -12,6 +12,8 @@
 
 use std::time::Duration;
 
+use arbiter::{ImageId, Term};
+
 use crate::Epoch;
 
 /// How far a backup is.
@@ -53,9 +55,13 @@ pub(super) struct Link {
     pub(super) wanted: bool,
     pub(super) connected: bool,
     pub(super) stage: Stage,
+    /// The image that it was given: what the register calls it, or will.
+    pub(super) image: Option<ImageId>,
     /// The last epoch that it has acknowledged.
     pub(super) committed: Epoch,
     pub(super) heard_at: Duration,
+    /// The term under which it last spoke: it knows the register of that one.
+    pub(super) heard_term: Term,
     /// The last pings sent and answered in this session.
     pub(super) ping: u64,
     pub(super) pong: u64,
@@ -81,8 +87,10 @@ impl Link {
             wanted: true,
             connected: false,
             stage: Stage::Away,
+            image: None,
             committed: Epoch::ZERO,
             heard_at: now,
+            heard_term: Term::ZERO,
             ping: 0,
             pong: 0,
             doubt_ping: 0,
@@ -92,10 +100,17 @@ impl Link {
         }
     }
 
-    /// A backup that has everything up to `committed` and is still to connect.
-    pub(super) fn of_member(committed: Epoch, now: Duration) -> Self {
-        // What it stages is told when it does.
-        Self { stage: Stage::InSync, committed, staging_bytes_max: u64::MAX, ..Self::new(now) }
+    /// A backup whose image has everything up to `committed`, and that is still
+    /// to connect.
+    pub(super) fn of_member(image: ImageId, committed: Epoch, now: Duration) -> Self {
+        Self {
+            stage: Stage::InSync,
+            image: Some(image),
+            committed,
+            // What it stages is told when it does.
+            staging_bytes_max: u64::MAX,
+            ..Self::new(now)
+        }
     }
 
     /// When its seed is begun again, if nothing of it goes on: a chunk, or word

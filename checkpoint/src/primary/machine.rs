@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use arbiter::{NodeId, Register, Term};
+use arbiter::{ImageId, NodeId, Register, Term};
 
 use super::{
     Action, Config, CutOrder, Ending, Event,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Epoch, Note,
-    message::{Close, Refusal, ToBackup, ToPrimary},
+    message::{Close, HeldImage, Refusal, ToBackup, ToPrimary},
     pacing::{Cost, Pacer},
     question::Stamps,
 };
@@ -121,7 +121,9 @@ impl Primary {
         now: Duration,
     ) -> Self {
         assert_eq!(register.primary, config.node, "only its primary may run a VM");
-        let member = |node: &NodeId| (node.clone(), Link::of_member(first.previous(), now));
+        let member = |(node, image): (&NodeId, &ImageId)| {
+            (node.clone(), Link::of_member(*image, first.previous(), now))
+        };
         Self {
             pacer: Pacer::new(config.pace),
             config,
@@ -250,8 +252,8 @@ impl Primary {
             }
             (
                 Phase::Running | Phase::Draining(_),
-                Event::LinkUp { backup, committed, staging_bytes_max },
-            ) => self.on_link_up(&backup, committed, staging_bytes_max),
+                Event::LinkUp { backup, image, staging_bytes_max },
+            ) => self.on_link_up(&backup, image, staging_bytes_max),
             (Phase::Running | Phase::Draining(_), Event::LinkRefused { backup, refusal }) => {
                 self.on_link_refused(backup, &refusal);
             }
@@ -329,7 +331,7 @@ impl Primary {
     }
 
     fn counts(&self, node: &NodeId, link: &Link) -> bool {
-        link.follows() || self.register.in_sync.contains(node) || self.asks_about(node)
+        link.follows() || self.register.in_sync.contains_key(node) || self.asks_about(node)
     }
 
     /// The last epoch that every follower has committed; `None` without one.
@@ -405,7 +407,7 @@ impl Primary {
 
     /// When a link that says nothing is given up.
     fn silent_at(&self, node: &NodeId, link: &Link) -> Option<Duration> {
-        if self.register.in_sync.contains(node) {
+        if self.register.in_sync.contains_key(node) {
             // A lost member is timed, too: its drop will be due.
             let at = link.heard_at + self.config.drop_after;
             return (link.connected || at > self.now).then_some(at);
@@ -447,7 +449,7 @@ impl Primary {
 
     // --- Links ------------------------------------------------------------
 
-    fn on_link_up(&mut self, backup: &NodeId, committed: Option<Epoch>, staging_bytes_max: u64) {
+    fn on_link_up(&mut self, backup: &NodeId, held: Option<HeldImage>, staging_bytes_max: u64) {
         let now = self.now;
         let Some(link) = self.links.get_mut(backup).filter(|link| link.wanted) else {
             self.act(Action::Disconnect { backup: backup.clone(), redial: false });
@@ -464,18 +466,22 @@ impl Primary {
         self.note(Note::BackupConnected { backup: backup.clone() });
         self.heartbeat_at = now;
         if follows {
-            self.resume(backup, committed);
+            self.resume(backup, held);
         } else {
-            self.links.get_mut(backup).expect("found above").stage = Stage::Preparing;
-            self.send(backup, ToBackup::BeginSeed);
+            let image = self.stamps.image();
+            let link = self.links.get_mut(backup).expect("found above");
+            (link.stage, link.image) = (Stage::Preparing, Some(image));
+            self.send(backup, ToBackup::BeginSeed { image });
         }
     }
 
-    /// A follower is back: what it lacks is sent again, if it is still here.
-    fn resume(&mut self, backup: &NodeId, committed: Option<Epoch>) {
+    /// A follower is back: what it lacks is sent again, if it is still here. It
+    /// may be another process of that name, with an image of its own.
+    fn resume(&mut self, backup: &NodeId, held: Option<HeldImage>) {
         let link = &self.links[backup];
         let oldest = self.flights.first().unwrap_or_else(|| self.first_not_cut());
-        let resumable = committed.filter(|committed| {
+        let same = held.filter(|held| link.image == Some(held.id));
+        let resumable = same.map(|held| held.committed).filter(|committed| {
             let sound = *committed >= link.committed && link.stage != Stage::Outdated;
             sound && *committed < self.first_not_cut() && committed.next() >= oldest
         });
@@ -552,7 +558,7 @@ impl Primary {
             .iter()
             .filter(|(node, link)| {
                 let joining = matches!(link.stage, Stage::Joining { .. } | Stage::Outdated);
-                let member = self.register.in_sync.contains(*node) || self.asks_about(node);
+                let member = self.register.in_sync.contains_key(*node) || self.asks_about(node);
                 let lost = !link.connected || link.stage == Stage::Outdated || !link.wanted;
                 joining && !member && lost
             })
@@ -582,6 +588,7 @@ impl Primary {
             }
             return;
         }
+        link.heard_term = term;
         match message {
             ToPrimary::Heartbeat { pong } => link.pong = link.pong.max(pong.min(link.ping)),
             ToPrimary::SeedAck { chunks } => self.on_seed_ack(backup, chunks),

@@ -55,7 +55,7 @@ pub use machine::Primary;
 
 use crate::{
     Answer, Epoch, Note, Question,
-    message::{Close, Refusal, ToBackup, ToPrimary},
+    message::{Close, HeldImage, Refusal, ToBackup, ToPrimary},
     pacing::Pace,
 };
 
@@ -121,8 +121,8 @@ pub enum Event {
     LinkUp {
         /// Which backup.
         backup: NodeId,
-        /// The committed epoch that its image is, if it is one.
-        committed: Option<Epoch>,
+        /// The image that it holds, if it is whole.
+        image: Option<HeldImage>,
         /// Largest epoch that it stages, in bytes of page content.
         staging_bytes_max: u64,
     },

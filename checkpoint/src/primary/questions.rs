@@ -63,10 +63,14 @@ impl Primary {
         }
         let Some(purpose) = self.due() else { return };
         let operation = match &purpose {
-            Purpose::Admit(backup) => Some(Operation::Admit { backup: backup.clone() }),
+            Purpose::Admit(backup) => {
+                let image = self.links[backup].image.expect("a backup that has joined");
+                Some(Operation::Admit { backup: backup.clone(), image })
+            }
             Purpose::Drop(backup) => Some(Operation::Drop { backup: backup.clone() }),
             Purpose::HandOver { to, stand_by } => {
-                Some(Operation::Switchover { successor: to.clone(), stands_by: *stand_by })
+                let stands_by = stand_by.then(|| self.stamps.image());
+                Some(Operation::Switchover { successor: to.clone(), stands_by })
             }
             Purpose::Confirm => None,
         };
@@ -123,7 +127,7 @@ impl Primary {
         if self.doubt.is_some() {
             return Some(Purpose::Confirm);
         }
-        let members = self.register.in_sync.iter();
+        let members = self.register.in_sync.keys();
         let mut lost = members.filter(|node| {
             self.links.get(*node).is_none_or(|link| {
                 let silent = self.now >= link.heard_at + self.config.drop_after;
@@ -141,7 +145,7 @@ impl Primary {
             matches!(link.stage, Stage::Joining { epoch, .. } if link.committed >= epoch)
                 && link.connected
                 && link.wanted
-                && !self.register.in_sync.contains(*node)
+                && !self.register.in_sync.contains_key(*node)
         });
         admissible.map(|(node, _)| Purpose::Admit(node.clone()))
     }
@@ -258,7 +262,7 @@ impl Primary {
         self.register = register.clone();
         let (to, term) = (register.primary.clone(), register.term);
         let told = self.links.iter().filter(|(node, link)| {
-            link.connected && (**node == to || register.in_sync.contains(*node))
+            link.connected && (**node == to || register.in_sync.contains_key(*node))
         });
         for node in told.map(|(node, _)| node.clone()).collect::<Vec<_>>() {
             self.send(&node, ToBackup::HandOver { epoch, register: register.clone() });

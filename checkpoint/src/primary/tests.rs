@@ -1,192 +1,18 @@
 //! The primary's machine in virtual time: each test is a sentence of the
 //! protocol.
 
-use std::{
-    collections::{BTreeSet, VecDeque},
-    time::Duration,
-};
+mod bench;
 
-use arbiter::{NodeId, Operation, Outcome, Register, Term};
+use std::{collections::VecDeque, time::Duration};
 
-use super::{Action, Command, Config, CutOrder, Ending, Event, Primary};
+use arbiter::{ImageId, Operation, Outcome, Register, Term};
+
+use super::{Action, Command, Ending, Event};
 use crate::{
     Answer, Epoch, Question,
-    message::{Close, ToBackup, ToPrimary},
-    pacing::{Goal, Pace},
+    message::{Close, HeldImage, ToBackup, ToPrimary},
 };
-
-const STEP: Duration = Duration::from_millis(1);
-
-fn node(name: &str) -> NodeId {
-    name.parse().unwrap()
-}
-
-fn register(term: u64, members: &[&str]) -> Register {
-    let in_sync: BTreeSet<NodeId> = members.iter().map(|name| node(name)).collect();
-    Register { term: Term::new(term), primary: node("a"), in_sync }
-}
-
-/// A machine and what it has asked for since it was last looked at.
-struct Bench {
-    machine: Primary,
-    now: Duration,
-    actions: Vec<Action>,
-}
-
-impl Bench {
-    fn new() -> Self {
-        Self::with_in_flight(3)
-    }
-
-    /// With at most so many epochs in flight.
-    fn with_in_flight(epochs_in_flight_max: usize) -> Self {
-        Self::begun(epochs_in_flight_max, register(1, &[]), Epoch::FIRST)
-    }
-
-    /// With what a register and the epoch that the guest is in make of it.
-    fn begun(epochs_in_flight_max: usize, register: Register, first: Epoch) -> Self {
-        let config = Config {
-            node: node("a"),
-            pace: Pace {
-                goal: Goal::Interval(Duration::from_millis(10)),
-                interval_min: Duration::from_millis(1),
-                interval_max: Duration::from_millis(100),
-                early: true,
-                gap_min: Duration::from_millis(2),
-                early_bytes_max: 1 << 20,
-                stretch_max: 4,
-            },
-            heartbeat: Duration::from_millis(20),
-            drop_after: Duration::from_millis(120),
-            freeze_gap: Duration::from_millis(60),
-            ask_retry: Duration::from_millis(30),
-            epochs_in_flight_max,
-            bytes_in_flight_max: 1 << 20,
-            held_output_bytes_max: 1000,
-            seed_pages_left_max: 4,
-            seed_rounds_max: 5,
-        };
-        let machine = Primary::new(config, register, first, 7, Duration::ZERO);
-        let mut bench = Self { machine, now: Duration::ZERO, actions: Vec::new() };
-        bench.tell(Event::Commanded(Command::Protect { backup: node("b") }));
-        bench
-    }
-
-    fn tell(&mut self, event: Event) {
-        self.now += STEP;
-        self.machine.handle(self.now, event);
-        while let Some(action) = self.machine.poll_action() {
-            if !matches!(action, Action::Note(_)) {
-                self.actions.push(action);
-            }
-        }
-    }
-
-    /// Lets time pass, timeout by timeout, for `length`.
-    fn pass(&mut self, length: Duration) {
-        let end = self.now + length;
-        while let Some(due) = self.machine.poll_timeout().filter(|due| *due <= end) {
-            self.now = self.now.max(due);
-            self.tell(Event::Timeout);
-        }
-        self.now = self.now.max(end);
-    }
-
-    fn take(&mut self) -> Vec<Action> {
-        std::mem::take(&mut self.actions)
-    }
-
-    /// The cut that was ordered since the last look.
-    fn order(&mut self) -> Option<CutOrder> {
-        self.take().into_iter().find_map(|action| match action {
-            Action::Cut(order) => Some(order),
-            _ => None,
-        })
-    }
-
-    fn hear(&mut self, term: u64, message: ToPrimary) {
-        self.hear_from("b", term, message);
-    }
-
-    fn hear_from(&mut self, backup: &str, term: u64, message: ToPrimary) {
-        self.tell(Event::Heard { backup: node(backup), term: Term::new(term), message });
-    }
-
-    fn ack(&mut self, term: u64, committed: u64) {
-        self.ack_from("b", term, committed);
-    }
-
-    fn ack_from(&mut self, backup: &str, term: u64, committed: u64) {
-        let committed = Epoch::new(committed);
-        self.hear_from(backup, term, ToPrimary::Ack { committed, applied: Epoch::ZERO });
-    }
-
-    fn link_up(&mut self, committed: Option<u64>) {
-        self.tell(Event::LinkUp {
-            backup: node("b"),
-            committed: committed.map(Epoch::new),
-            staging_bytes_max: 1 << 20,
-        });
-    }
-
-    fn finish_cut(&mut self, epoch: u64) {
-        let epoch = Epoch::new(epoch);
-        self.tell(Event::CutDone { epoch, bytes: 4096, pause: Duration::from_micros(100) });
-        let close = Close { epoch, seed_chunks: None, chunks: 1, pages: 1, digest: [0; 32] };
-        self.tell(Event::Encoded { close, wire_bytes: 4096 });
-    }
-
-    fn answer(&mut self, answer: Answer) {
-        self.tell(Event::Answered(answer));
-    }
-
-    /// Through a seed, to the cut that ends it.
-    fn seed(&mut self) {
-        self.link_up(None);
-        self.hear(1, ToPrimary::SeedAck { chunks: 0 });
-        self.tell(Event::SeedRoundSent { backup: node("b"), chunks: 2, pages_left: 0 });
-        self.hear(1, ToPrimary::SeedAck { chunks: 2 });
-        assert_eq!(self.order().expect("the join").joins, [node("b")]);
-    }
-
-    /// Through a seed, the joining epoch 1 and the admission, to term 2.
-    fn in_sync() -> Self {
-        Self::new().brought_in_sync()
-    }
-
-    /// With `c` beside `b`, which joins with epoch 3, in term 3.
-    fn two_in_sync() -> Self {
-        let mut bench = Self::in_sync();
-        bench.tell(Event::Commanded(Command::Protect { backup: node("c") }));
-        bench.tell(Event::LinkUp {
-            backup: node("c"),
-            committed: None,
-            staging_bytes_max: 1 << 20,
-        });
-        bench.hear_from("c", 2, ToPrimary::SeedAck { chunks: 0 });
-        bench.tell(Event::SeedRoundSent { backup: node("c"), chunks: 1, pages_left: 0 });
-        bench.hear_from("c", 2, ToPrimary::SeedAck { chunks: 1 });
-        for epoch in [2, 3] {
-            bench.pass(Duration::from_millis(10));
-            bench.finish_cut(epoch);
-            bench.ack(2, epoch);
-        }
-        bench.ack_from("c", 2, 3);
-        bench.answer(Answer::Outcome(Outcome::Set(register(3, &["b", "c"]))));
-        assert_eq!(releases(&bench.take()), [2, 3]);
-        bench
-    }
-
-    fn brought_in_sync(self) -> Self {
-        let mut bench = self;
-        bench.seed();
-        bench.finish_cut(1);
-        bench.ack(1, 1);
-        bench.answer(Answer::Outcome(Outcome::Set(register(2, &["b"]))));
-        bench.take();
-        bench
-    }
-}
+use bench::{Bench, node, register};
 
 fn releases(actions: &[Action]) -> Vec<u64> {
     let through = actions.iter().filter_map(|action| match action {
@@ -207,7 +33,7 @@ fn asked(actions: &[Action]) -> Option<&Question> {
 fn a_seed_goes_round_until_little_is_left_and_all_of_it_is_verified() {
     let mut bench = Bench::new();
     bench.link_up(None);
-    let begin = Action::Send { backup: node("b"), message: ToBackup::BeginSeed };
+    let begin = bench.begin();
     assert!(bench.take().contains(&begin));
     bench.hear(1, ToPrimary::SeedAck { chunks: 0 });
     assert!(bench.take().contains(&Action::StartSeed { backup: node("b") }));
@@ -269,9 +95,8 @@ fn a_seed_that_does_not_go_on_is_begun_again_and_waited_for_longer() {
     assert!(first > Duration::from_secs(2), "a slow line is given time: {first:?}");
     assert!(stuck_after(&mut bench) > first * 3 / 2);
     bench.link_up(None);
-    assert!(
-        bench.take().contains(&Action::Send { backup: node("b"), message: ToBackup::BeginSeed })
-    );
+    let begin = bench.begin();
+    assert!(bench.take().contains(&begin));
 }
 
 #[test]
@@ -492,7 +317,7 @@ fn who_is_lost_while_its_admission_is_asked_for_may_have_been_admitted() {
         bench.tell(Event::OutputHeld { bytes: 10 });
         let actions = bench.take();
         assert!(!actions.contains(&Action::PassOutput), "it may be a member");
-        let begin = Action::Send { backup: node("b"), message: ToBackup::BeginSeed };
+        let begin = bench.begin();
         assert!(!actions.contains(&begin), "it is not seeded while it may be one");
     }
     bench.answer(Answer::Outcome(Outcome::Set(register(2, &["b"]))));
@@ -509,7 +334,7 @@ fn nobody_joins_with_an_epoch_that_had_begun_before_its_seed() {
     let mut bench = Bench::in_sync();
     let c = || node("c");
     bench.tell(Event::Commanded(Command::Protect { backup: c() }));
-    bench.tell(Event::LinkUp { backup: c(), committed: None, staging_bytes_max: 1 << 20 });
+    bench.tell(Event::LinkUp { backup: c(), image: None, staging_bytes_max: 1 << 20 });
     let hear = |bench: &mut Bench, chunks| {
         let message = ToPrimary::SeedAck { chunks };
         bench.tell(Event::Heard { backup: c(), term: Term::new(2), message });
@@ -672,7 +497,7 @@ fn a_handover_ends_when_everything_is_committed_and_the_arbiter_agrees() {
     assert!(matches!(asked(&bench.take()), Some(Question::Change(_))));
     let successor = Register { primary: node("b"), ..register(3, &["a"]) };
     bench.answer(Answer::Outcome(Outcome::Set(successor.clone())));
-    let epoch = Epoch::new(2);
+    let (successor, epoch) = (bench.meant(successor), Epoch::new(2));
     let message = ToBackup::HandOver { epoch, register: successor.clone() };
     let told = Action::Send { backup: node("b"), message };
     let ending = Ending::HandedOver { register: successor, epoch };
@@ -701,7 +526,7 @@ fn a_handover_that_had_happened_is_not_taken_back() {
     assert!(!actions.contains(&Action::FreeGuest), "the guest may be another's");
     let register = Register { primary: node("b"), ..register(3, &["a"]) };
     bench.answer(Answer::Outcome(Outcome::Mismatch(Some(register.clone()))));
-    let ending = Ending::HandedOver { register, epoch: Epoch::new(2) };
+    let ending = Ending::HandedOver { register: bench.meant(register), epoch: Epoch::new(2) };
     assert_eq!(bench.take(), [Action::End(ending)]);
 }
 
@@ -723,6 +548,41 @@ fn a_successor_waits_for_who_was_in_sync_before_it() {
     let actions = bench.take();
     assert!(!actions.contains(&Action::PassOutput));
     let Some(Question::Change(request)) = asked(&actions) else { panic!("{actions:?}") };
+    assert_eq!(request.operation, Operation::Drop { backup: node("b") });
+}
+
+#[test]
+fn a_successor_knows_the_register_before_it_is_asked_for() {
+    let mut bench = Bench::with_c_joining();
+    bench.tell(Event::Commanded(Command::HandOver { to: node("b"), stand_by: true }));
+    for epoch in [4, 5] {
+        bench.finish_cut(epoch);
+        bench.ack(2, epoch);
+        bench.ack_from("c", 2, epoch);
+    }
+    assert_eq!(releases(&bench.take()), [2, 3, 4, 5]);
+    // All is committed and released when the register changes once more.
+    bench.answer(Answer::Outcome(Outcome::Set(register(3, &["b", "c"]))));
+    assert!(asked(&bench.take()).is_none(), "it may not have heard of that yet");
+    bench.ack(3, 5);
+    assert!(matches!(asked(&bench.take()), Some(Question::Change(_))));
+}
+
+#[test]
+fn another_process_of_a_members_name_is_no_follower() {
+    let back_with = |held: fn(&Bench) -> HeldImage| {
+        let mut bench = Bench::in_sync();
+        bench.tell(Event::LinkDown { backup: node("b") });
+        let image = Some(held(&bench));
+        bench.take();
+        bench.tell(Event::LinkUp { backup: node("b"), image, staging_bytes_max: 1 << 20 });
+        bench.take()
+    };
+    let goes_on = back_with(|bench| bench.held("b", 1));
+    assert!(goes_on.iter().any(|action| matches!(action, Action::Follow { .. })));
+    let twins = back_with(|_| HeldImage { id: ImageId::new(99), committed: Epoch::new(1) });
+    assert!(!twins.iter().any(|action| matches!(action, Action::Follow { .. })), "{twins:?}");
+    let Some(Question::Change(request)) = asked(&twins) else { panic!("{twins:?}") };
     assert_eq!(request.operation, Operation::Drop { backup: node("b") });
 }
 

@@ -124,9 +124,9 @@ fn a_value_that_no_arbiter_wrote_is_never_replaced() {
     let mut admin = cluster.admin(0);
     let key = "/romulus/vm/web";
     for (value, expected) in [
-        ("", "does not begin with `romulus-register 1`"),
-        ("romulus-register 2 {}", "version \"2\", this arbiter reads 1"),
-        ("romulus-register 1 {\"register\":7}", "expected struct Register"),
+        ("", "does not begin with `romulus-register 2`"),
+        ("romulus-register 3 {}", "version \"3\", this arbiter reads 2"),
+        ("romulus-register 2 {\"register\":7}", "expected struct Register"),
     ] {
         cluster.runtime.block_on(admin.put(key, value, None)).unwrap();
         let told = store.execute(&vm(), &claim(1)).unwrap_err();

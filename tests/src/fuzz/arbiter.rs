@@ -62,9 +62,9 @@ fn check(current: Option<&Register>, next: &Register) {
     if next != current {
         assert_eq!(Some(next.term), current.term.next(), "a term that does not rise by one");
         let kept = next.primary == current.primary;
-        assert!(kept || current.in_sync.contains(&next.primary), "{current} then {next}");
+        assert!(kept || current.in_sync.contains_key(&next.primary), "{current} then {next}");
     }
-    assert!(!next.in_sync.contains(&next.primary), "{next}");
+    assert!(!next.in_sync.contains_key(&next.primary), "{next}");
 }
 
 /// A register file: as it is, or, after a byte of 1, as the body of one whose
@@ -74,7 +74,7 @@ pub(super) fn run_file(bytes: &[u8]) -> Verdict {
     let path = folder.path().join("register");
     let content = match bytes.split_first() {
         Some((1, body)) => {
-            let head = format!("romulus-register 1 {}\n", blake3::hash(body).to_hex());
+            let head = format!("romulus-register 2 {}\n", blake3::hash(body).to_hex());
             [head.as_bytes(), body].concat()
         }
         _ => bytes.to_vec(),

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use arbiter::{Operation, Record, Register, Request, Stamp, Term};
+use arbiter::{ImageId, Operation, Record, Register, Request, Stamp, Term};
 use checkpoint::{
     Epoch, MemoryLayout, PageNumber, PageRun, Question,
     backup::{Action, Backup, Config, Event},
@@ -98,7 +98,7 @@ impl Shell {
             nack_after: Duration::from_millis(20),
             staging_bytes_max: 1 << 20,
         };
-        let in_sync = [words::name(NODES[0])].into();
+        let in_sync = [(words::name(NODES[0]), ImageId::new(0))].into();
         let register = Register { term: Term::new(7), primary: words::name(NODES[1]), in_sync };
         Self {
             machine: Backup::new(config, Term::new(7), 1 << 32, Duration::ZERO),
@@ -175,7 +175,7 @@ impl Shell {
         let epoch = words::epoch(script, committed.next());
         let message = match script.u8() % 7 {
             0 => ToBackup::Heartbeat { ping: script.u64() },
-            1 => ToBackup::BeginSeed,
+            1 => ToBackup::BeginSeed { image: words::image(script) },
             2 => {
                 let seed_chunks = script.flag().then(|| script.number_near(0x40) as u32);
                 let chunks = script.number_near(0x40) as u32;
@@ -234,7 +234,7 @@ impl Shell {
         let register = words::register(script, term);
         vec![
             Event::Knock { peer: words::node(script), term, hello },
-            Event::Heard { term, message: ToBackup::BeginSeed },
+            Event::Heard { term, message: ToBackup::BeginSeed { image: words::image(script) } },
             Event::Heard { term, message: ToBackup::Membership(register) },
         ]
     }
@@ -243,13 +243,19 @@ impl Shell {
     fn meddle(&mut self, script: &mut Script<'_>) {
         self.meddled += 1;
         let (caller, about) = (words::node(script), words::node(script));
-        let operation = match script.u8() % 4 {
-            0 => Operation::Admit { backup: about },
-            1 => Operation::Drop { backup: about },
-            2 => Operation::Promote,
-            _ => Operation::Switchover { successor: about, stands_by: script.flag() },
-        };
         let expected = self.oracle.register().cloned();
+        let operation = match script.u8() % 4 {
+            0 => Operation::Admit { backup: about, image: words::image(script) },
+            1 => Operation::Drop { backup: about },
+            2 => {
+                let image = words::image_of(script, expected.as_ref(), &caller);
+                Operation::Promote { image }
+            }
+            _ => {
+                let stands_by = script.flag().then(|| words::image(script));
+                Operation::Switchover { successor: about, stands_by }
+            }
+        };
         let stamp = Stamp::new(self.meddled);
         self.oracle.meddle(&Request { caller, expected, operation, stamp });
     }

@@ -6,13 +6,16 @@
 //! Checked beside panics: what is released only rises and was cut, nothing
 //! follows the end, and no event has endless consequences.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
-use arbiter::{NodeId, Operation, Record, Register, Request, Stamp, Term};
+use arbiter::{ImageId, NodeId, Operation, Record, Register, Request, Stamp, Term};
 use checkpoint::{
     Epoch, Question,
     chunk::epoch_digest,
-    message::{Close, Refusal},
+    message::{Close, HeldImage, Refusal, ToBackup},
     pacing::{Goal, Pace},
     primary::{Action, Command, Config, CutOrder, Event, Primary},
 };
@@ -95,6 +98,8 @@ struct Shell {
     last_cut: Epoch,
     encoding: Vec<Epoch>,
     seeding: VecDeque<NodeId>,
+    /// The images that were last begun.
+    given: BTreeMap<NodeId, ImageId>,
     asked: Option<Question>,
     released: Epoch,
     ended: bool,
@@ -115,6 +120,7 @@ impl Shell {
             last_cut: FIRST.previous(),
             encoding: Vec::new(),
             seeding: VecDeque::new(),
+            given: BTreeMap::new(),
             asked: None,
             released: Epoch::ZERO,
             ended: false,
@@ -141,7 +147,12 @@ impl Shell {
             LINK_UP => {
                 let committed = script.flag().then(|| words::epoch(script, self.last_cut));
                 let staging_bytes_max = script.number_near(1 << 20);
-                Some(Event::LinkUp { backup: words::node(script), committed, staging_bytes_max })
+                let backup = words::node(script);
+                // Mostly the image that it was given.
+                let given = self.given.get(&backup).copied().filter(|_| script.u8() < 0xe0);
+                let id = given.unwrap_or_else(|| words::image(script));
+                let image = committed.map(|committed| HeldImage { id, committed });
+                Some(Event::LinkUp { backup, image, staging_bytes_max })
             }
             LINK_DOWN => Some(Event::LinkDown { backup: words::node(script) }),
             LINK_REFUSED => {
@@ -213,8 +224,9 @@ impl Shell {
         self.meddled += 1;
         let expected = self.oracle.register().cloned();
         let stamp = Stamp::new(self.meddled);
-        let operation = Operation::Promote;
         let caller = words::node(script);
+        let image = words::image_of(script, expected.as_ref(), &caller);
+        let operation = Operation::Promote { image };
         self.oracle.meddle(&Request { caller, expected, operation, stamp });
     }
 
@@ -247,6 +259,9 @@ impl Shell {
             Action::Release { through } => {
                 assert!(through > self.released && through <= self.last_cut, "{through} released");
                 self.released = through;
+            }
+            Action::Send { backup, message: ToBackup::BeginSeed { image } } => {
+                self.given.insert(backup, image);
             }
             Action::End(_) => self.ended = true,
             Action::Note(note) => drop(note.to_string()),

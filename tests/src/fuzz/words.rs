@@ -1,9 +1,9 @@
 //! What both machines are told, drawn from a script: nodes, registers,
 //! messages and answers. Well-typed, and otherwise whatever a peer may send.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use arbiter::{Illegal, NodeId, Outcome, Record, Register, Term};
+use arbiter::{Illegal, ImageId, NodeId, Outcome, Record, Register, Term};
 use checkpoint::{Answer, Epoch, Question, chunk::Digest, message::ToPrimary};
 
 use super::script::Script;
@@ -38,13 +38,28 @@ pub(super) fn term(script: &mut Script<'_>, near: Term) -> Term {
 pub(super) fn register(script: &mut Script<'_>, near: Term) -> Register {
     let primary = node(script);
     let members = script.u8();
-    let in_sync: BTreeSet<NodeId> = NODES
+    let in_sync: BTreeMap<NodeId, ImageId> = NODES
         .iter()
         .enumerate()
         .filter(|(index, _)| members >> index & 1 == 1)
-        .map(|(_, member)| name(member))
+        .map(|(_, member)| (name(member), image(script)))
         .collect();
     Register { term: term(script, near), primary, in_sync }
+}
+
+/// One of a few: machines are to meet the same again.
+pub(super) fn image(script: &mut Script<'_>) -> ImageId {
+    ImageId::new(u64::from(script.u8() % 4))
+}
+
+/// The image of `node` that a register counts on, or any.
+pub(super) fn image_of(
+    script: &mut Script<'_>,
+    register: Option<&Register>,
+    node: &NodeId,
+) -> ImageId {
+    let counted = register.and_then(|register| register.in_sync.get(node)).copied();
+    counted.unwrap_or_else(|| image(script))
 }
 
 pub(super) fn digest(script: &mut Script<'_>) -> Digest {

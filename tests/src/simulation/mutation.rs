@@ -44,6 +44,8 @@ mutations! {
     CopyAfterResume,
     /// a backup takes over without asking the arbiter
     PromoteWithoutRegister,
+    /// a backup whose name the register counts takes over, whichever image is meant
+    PromoteByName,
     /// a backup takes over before everything that it committed is applied
     PromoteHalfApplied,
     /// pages of a checkpoint that failed are not dirty any more
@@ -62,7 +64,7 @@ mutations! {
     AheadAppliedLast,
     /// deltas build on what was sent before, also for a backup that joins
     StaleHistory,
-    /// a backup believes frames of a stale term, and goes on under their sender
+    /// a backup believes frames of a stale term, and their sender takes its image for the one that it seeded
     AcceptStaleTerm,
     /// a backup applies a committed epoch before the one that it follows
     ApplyOutOfOrder,

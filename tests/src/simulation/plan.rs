@@ -39,11 +39,14 @@ pub enum Fault {
     FullTap,
     /// An operator does something, most of the time at a bad moment.
     Operator,
+    /// A backup's name moves to another machine, and a process there takes it,
+    /// while the one that had it stands still and does not know.
+    Namesake,
 }
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Crash,
         Self::Freeze,
         Self::Stall,
@@ -56,6 +59,7 @@ impl Fault {
         Self::SlowBackup,
         Self::FullTap,
         Self::Operator,
+        Self::Namesake,
     ];
 
     /// How often it comes where it comes at all: between two of them, in
@@ -71,6 +75,7 @@ impl Fault {
             Self::Break | Self::FullTap => 60_000..500_000,
             Self::ArbiterDies => 60_000..600_000,
             Self::ArbiterDisk => 100_000..1_000_000,
+            Self::Namesake => 100_000..600_000,
             Self::SlowBackup => 100_000..600_000,
         }
     }
@@ -194,7 +199,7 @@ impl Plan {
     pub fn draw(seed: u64) -> Self {
         let chance = &mut Chance::new(seed ^ 0x706c_616e);
         let backups = [1, 1, 2, 2, 2, 3][chance.index(6)];
-        Self {
+        let mut plan = Self {
             backups,
             timing: timing(chance),
             shape: shape(chance),
@@ -203,7 +208,18 @@ impl Plan {
             latency: [50..300, 50..2_000, 1_000..3_000][chance.index(3)].clone(),
             clocks: if chance.hits(300) { 900..1_100 } else { 1_000..1_001 },
             faulty: chance.micros(150_000..600_000),
+        };
+        // Last, so that the seeds from before it draw what they drew.
+        if chance.hits(300) {
+            let interval = chance.within(&Fault::Namesake.interval());
+            plan.faults.push((Fault::Namesake, interval));
         }
+        plan
+    }
+
+    /// Whether a backup's name may move to another machine.
+    pub(super) fn moves_a_name(&self) -> bool {
+        self.faults.iter().any(|(fault, _)| *fault == Fault::Namesake)
     }
 
     /// The same, with only these faults.
@@ -307,7 +323,7 @@ fn rates(chance: &mut Chance) -> Rates {
 
 fn faults(chance: &mut Chance) -> Vec<(Fault, u64)> {
     let mut faults = Vec::new();
-    for kind in Fault::ALL {
+    for kind in Fault::ALL.into_iter().filter(|kind| *kind != Fault::Namesake) {
         if chance.hits(500) {
             faults.push((kind, chance.within(&kind.interval())));
         }

@@ -203,6 +203,6 @@ fn register((vm, Record { register, .. }): (VmId, Record)) -> RegisterStatus {
         vm,
         term: register.term.get(),
         primary: register.primary,
-        in_sync: register.in_sync.into_iter().collect(),
+        in_sync: register.in_sync.into_keys().collect(),
     }
 }

@@ -146,7 +146,7 @@ impl Store for Counted {
 
 #[cfg(test)]
 mod tests {
-    use arbiter::{FileStore, Operation, Stamp};
+    use arbiter::{FileStore, ImageId, Operation, Stamp};
 
     use super::*;
 
@@ -166,7 +166,8 @@ mod tests {
         assert_eq!(counted.load(&vm).unwrap(), None);
         assert!(matches!(counted.execute(&vm, &create(1)).unwrap(), Outcome::Set(_)));
         assert!(matches!(counted.execute(&vm, &create(2)).unwrap(), Outcome::Mismatch(_)));
-        let promote = Request { operation: Operation::Promote, ..create(3) };
+        let promote =
+            Request { operation: Operation::Promote { image: ImageId::new(5) }, ..create(3) };
         assert!(counted.execute(&vm, &promote).is_err());
         figures.registers.set(1);
         let text = figures.render();

@@ -56,10 +56,7 @@ impl Core {
 
     fn protection(&self) -> Protection {
         let unprotected = |reason: &str| Protection::Unprotected { reason: reason.to_owned() };
-        let member = self
-            .machine
-            .register()
-            .is_some_and(|register| register.in_sync.contains(&self.host.config.node.name));
+        let member = self.machine.in_sync();
         match self.machine.standing() {
             Standing::Waiting => unprotected("this backup waits for a primary"),
             Standing::Seeding => unprotected("this backup is being seeded"),
@@ -97,7 +94,7 @@ impl Core {
             in_sync: self
                 .machine
                 .register()
-                .map(|register| register.in_sync.iter().cloned().collect())
+                .map(|register| register.in_sync.keys().cloned().collect())
                 .unwrap_or_default(),
             peers: self.peer_statuses(),
             held_bytes: 0,

@@ -52,7 +52,7 @@ async fn session(primary: &Endpoint, backup: &Endpoint) -> (PrimarySession, Back
     let accepted = async {
         let knock = backup.accept().await.unwrap().unwrap();
         let staging_bytes_max = STAGING_BYTES_MAX as u64;
-        knock.welcome(TERM, Welcome { version, committed: None, staging_bytes_max }).unwrap()
+        knock.welcome(TERM, Welcome { version, image: None, staging_bytes_max }).unwrap()
     };
     let (dialled, accepted) = tokio::join!(dialled, accepted);
     (dialled.unwrap().1, accepted)

@@ -66,7 +66,7 @@ fn restartable(register: &Register, caller: &NodeId) -> Result<(), String> {
     if register.in_sync.is_empty() {
         return Ok(());
     }
-    let backups: Vec<_> = register.in_sync.iter().map(NodeId::as_str).collect();
+    let backups: Vec<_> = register.in_sync.keys().map(NodeId::as_str).collect();
     Err(format!(
         "the guest of this node's last life is in the hands of {} (term {}): let it take over, and start this node with `romulus backup`",
         backups.join(", "),

@@ -10,7 +10,7 @@ use arbiter::{NodeId, Register, Term};
 use checkpoint::{
     Answer, Epoch, Note,
     history::History,
-    message::{Hello, Refusal, ToPrimary},
+    message::{HeldImage, Hello, Refusal, ToPrimary},
     primary::{Action, Command, Config, Ending, Event, Primary},
 };
 use rand::Rng;
@@ -58,7 +58,7 @@ pub(crate) enum Input {
     Encoded(Complete),
     LinkUp {
         backup: NodeId,
-        committed: Option<Epoch>,
+        image: Option<HeldImage>,
         staging_bytes_max: u64,
     },
     LinkRefused {
@@ -372,8 +372,8 @@ impl Core {
                     crash_point::reached(Moment::Closed);
                 }
             }
-            Input::LinkUp { backup, committed, staging_bytes_max } => {
-                self.tell(Event::LinkUp { backup, committed, staging_bytes_max });
+            Input::LinkUp { backup, image, staging_bytes_max } => {
+                self.tell(Event::LinkUp { backup, image, staging_bytes_max });
             }
             Input::LinkRefused { backup, refusal } => {
                 self.tell(Event::LinkRefused { backup, refusal });
@@ -602,14 +602,14 @@ impl Core {
                 self.guest.outlet().fence();
                 let still = self.cutter.stop().filter(|still| still.epoch == epoch);
                 self.peers.flush(&register.primary, Duration::from_secs(1));
-                for other in &register.in_sync {
+                for other in register.in_sync.keys() {
                     self.peers.flush(other, Duration::from_millis(100));
                 }
                 self.answer_handover(Ok(&register));
                 if self.stopping {
                     return End::Finished { failed: false };
                 }
-                let counted = register.in_sync.contains(&self.host.config.node.name);
+                let counted = register.in_sync.contains_key(&self.host.config.node.name);
                 End::HandedOver(still.filter(|_| counted).map(|still| (still, register)))
             }
             Ending::Finished { reason } => {

@@ -193,7 +193,7 @@ async fn keep(
                 back_off = BACK_OFF_MIN;
                 let up = Input::LinkUp {
                     backup: name.clone(),
-                    committed: welcome.committed,
+                    image: welcome.image,
                     staging_bytes_max: welcome.staging_bytes_max,
                 };
                 serve(&tools, &name, session, &slot, up).await;

@@ -379,7 +379,7 @@ impl Core {
                 epochs: self.machine.in_flight() as u64,
                 ms: oldest.as_millis() as u64,
             },
-            in_sync: register.in_sync.iter().cloned().collect(),
+            in_sync: register.in_sync.keys().cloned().collect(),
             peers: self.peer_statuses(),
             held_bytes: outlet.held_bytes as u64,
             arbiter: match self.arbiter_reachable {

@@ -1,5 +1,6 @@
 //! What goes over the control stream once a session stands.
 
+use arbiter::ImageId;
 use checkpoint::{
     Epoch,
     message::{Close, NACK_CHUNKS_MAX, ToBackup, ToPrimary},
@@ -14,7 +15,7 @@ use super::{
 pub(super) fn to_backup_kind(message: &ToBackup) -> Kind {
     match message {
         ToBackup::Heartbeat { .. } => Kind::PrimaryHeartbeat,
-        ToBackup::BeginSeed => Kind::BeginSeed,
+        ToBackup::BeginSeed { .. } => Kind::BeginSeed,
         ToBackup::Close(_) => Kind::Close,
         ToBackup::Membership(_) => Kind::Membership,
         ToBackup::HandOver { .. } => Kind::HandOver,
@@ -25,7 +26,10 @@ pub(super) fn to_backup_kind(message: &ToBackup) -> Kind {
 
 pub(super) fn write_to_backup(writer: &mut Writer, message: &ToBackup) -> Result<(), WireError> {
     match message {
-        ToBackup::BeginSeed => Ok(()),
+        ToBackup::BeginSeed { image } => {
+            writer.u64(image.get());
+            Ok(())
+        }
         ToBackup::Heartbeat { ping: number } => {
             writer.u64(*number);
             Ok(())
@@ -53,7 +57,7 @@ pub(super) fn write_to_backup(writer: &mut Writer, message: &ToBackup) -> Result
 pub(super) fn read_to_backup(kind: Kind, reader: &mut Reader<'_>) -> Result<ToBackup, WireError> {
     match kind {
         Kind::PrimaryHeartbeat => Ok(ToBackup::Heartbeat { ping: reader.u64()? }),
-        Kind::BeginSeed => Ok(ToBackup::BeginSeed),
+        Kind::BeginSeed => Ok(ToBackup::BeginSeed { image: ImageId::new(reader.u64()?) }),
         Kind::Close => read_close(reader).map(ToBackup::Close),
         Kind::Membership => read_register(reader).map(ToBackup::Membership),
         Kind::HandOver => {

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use arbiter::Term;
+use arbiter::{ImageId, Term};
 use checkpoint::{
     Epoch, MemoryLayout, PageNumber, PageRun, REGIONS_MAX,
-    message::{Hello, Machine, Refusal, Trait, Traits, Welcome},
+    message::{HeldImage, Hello, Machine, Refusal, Trait, Traits, Welcome},
 };
 
 use super::{
@@ -14,7 +14,7 @@ use super::{
 };
 
 /// The protocol versions that this build speaks, newest first.
-pub const VERSIONS: &[&str] = &["romulus/1"];
+pub const VERSIONS: &[&str] = &["romulus/2"];
 
 /// Most versions in one offer.
 pub const VERSIONS_MAX: usize = 16;
@@ -47,9 +47,10 @@ pub(super) fn read_hello(reader: &mut Reader<'_>) -> Result<Hello, WireError> {
 
 pub(super) fn write_welcome(writer: &mut Writer, welcome: &Welcome) -> Result<(), WireError> {
     writer.text("bytes of a version's name", &welcome.version, VERSION_BYTES_MAX)?;
-    writer.flag(welcome.committed.is_some());
-    if let Some(epoch) = welcome.committed {
-        writer.u64(epoch.get());
+    writer.flag(welcome.image.is_some());
+    if let Some(held) = welcome.image {
+        writer.u64(held.id.get());
+        writer.u64(held.committed.get());
     }
     writer.u64(welcome.staging_bytes_max);
     Ok(())
@@ -57,8 +58,13 @@ pub(super) fn write_welcome(writer: &mut Writer, welcome: &Welcome) -> Result<()
 
 pub(super) fn read_welcome(reader: &mut Reader<'_>) -> Result<Welcome, WireError> {
     let version = reader.text(VERSION_BYTES_MAX)?;
-    let committed = if reader.flag()? { Some(Epoch::new(reader.u64()?)) } else { None };
-    Ok(Welcome { version, committed, staging_bytes_max: reader.u64()? })
+    let image = if reader.flag()? { Some(read_held_image(reader)?) } else { None };
+    Ok(Welcome { version, image, staging_bytes_max: reader.u64()? })
+}
+
+fn read_held_image(reader: &mut Reader<'_>) -> Result<HeldImage, WireError> {
+    let id = ImageId::new(reader.u64()?);
+    Ok(HeldImage { id, committed: Epoch::new(reader.u64()?) })
 }
 
 pub(super) fn write_refusal(writer: &mut Writer, refusal: &Refusal) -> Result<(), WireError> {

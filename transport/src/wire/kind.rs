@@ -68,7 +68,7 @@ kinds! {
     /// The primary lives.
     PrimaryHeartbeat = 0x10, "primary's heartbeat", 8;
     /// A seed begins.
-    BeginSeed = 0x11, "begin-seed", 0;
+    BeginSeed = 0x11, "begin-seed", 8;
     /// An epoch is whole.
     Close = 0x12, "close", 57;
     /// The register changed.

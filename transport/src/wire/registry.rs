@@ -1,8 +1,10 @@
 //! What nodes ask of the arbiter and what it answers.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use arbiter::{NodeId, Operation, Outcome, Record, Register, Request, Stamp, StoreId, Term, VmId};
+use arbiter::{
+    ImageId, NodeId, Operation, Outcome, Record, Register, Request, Stamp, StoreId, Term, VmId,
+};
 
 use super::{
     Kind, WireError,
@@ -177,8 +179,9 @@ pub(super) fn write_register(writer: &mut Writer, register: &Register) -> Result
     writer.u64(register.term.get());
     writer.id(register.primary.as_str());
     writer.count("backups in sync", register.in_sync.len(), MEMBERS_MAX)?;
-    for node in &register.in_sync {
+    for (node, image) in &register.in_sync {
         writer.id(node.as_str());
+        writer.u64(image.get());
     }
     Ok(())
 }
@@ -186,13 +189,13 @@ pub(super) fn write_register(writer: &mut Writer, register: &Register) -> Result
 pub(super) fn read_register(reader: &mut Reader<'_>) -> Result<Register, WireError> {
     let term = Term::new(reader.u64()?);
     let primary = reader.id()?;
-    let mut in_sync = BTreeSet::new();
+    let mut in_sync = BTreeMap::new();
     for _ in 0..reader.count(MEMBERS_MAX)? {
         let node: NodeId = reader.id()?;
-        if in_sync.last().is_some_and(|last| *last >= node) {
+        if in_sync.last_key_value().is_some_and(|(last, _)| *last >= node) {
             return Err(WireError::Value("backups that do not rise by name"));
         }
-        in_sync.insert(node);
+        in_sync.insert(node, ImageId::new(reader.u64()?));
     }
     Ok(Register { term, primary, in_sync })
 }
@@ -222,18 +225,23 @@ fn read_record(reader: &mut Reader<'_>) -> Result<Record, WireError> {
 fn write_request(writer: &mut Writer, request: &Request) -> Result<(), WireError> {
     writer.u64(request.stamp.get());
     writer.id(request.caller.as_str());
-    let (code, node) = match &request.operation {
-        Operation::Create => (1, None),
-        Operation::Restart => (2, None),
-        Operation::Admit { backup } => (3, Some(backup)),
-        Operation::Drop { backup } => (4, Some(backup)),
-        Operation::Promote => (5, None),
-        Operation::Switchover { successor, stands_by: false } => (6, Some(successor)),
-        Operation::Switchover { successor, stands_by: true } => (7, Some(successor)),
+    let (code, node, image) = match &request.operation {
+        Operation::Create => (1, None, None),
+        Operation::Restart => (2, None, None),
+        Operation::Admit { backup, image } => (3, Some(backup), Some(image)),
+        Operation::Drop { backup } => (4, Some(backup), None),
+        Operation::Promote { image } => (5, None, Some(image)),
+        Operation::Switchover { successor, stands_by: None } => (6, Some(successor), None),
+        Operation::Switchover { successor, stands_by: Some(image) } => {
+            (7, Some(successor), Some(image))
+        }
     };
     writer.u8(code);
     if let Some(node) = node {
         writer.id(node.as_str());
+    }
+    if let Some(image) = image {
+        writer.u64(image.get());
     }
     write_optional_register(writer, request.expected.as_ref())
 }
@@ -244,11 +252,14 @@ fn read_request(reader: &mut Reader<'_>) -> Result<Request, WireError> {
     let operation = match reader.u8()? {
         1 => Operation::Create,
         2 => Operation::Restart,
-        3 => Operation::Admit { backup: reader.id()? },
+        3 => Operation::Admit { backup: reader.id()?, image: ImageId::new(reader.u64()?) },
         4 => Operation::Drop { backup: reader.id()? },
-        5 => Operation::Promote,
-        6 => Operation::Switchover { successor: reader.id()?, stands_by: false },
-        7 => Operation::Switchover { successor: reader.id()?, stands_by: true },
+        5 => Operation::Promote { image: ImageId::new(reader.u64()?) },
+        6 => Operation::Switchover { successor: reader.id()?, stands_by: None },
+        7 => Operation::Switchover {
+            successor: reader.id()?,
+            stands_by: Some(ImageId::new(reader.u64()?)),
+        },
         _ => return Err(WireError::Value("an unknown operation")),
     };
     Ok(Request { caller, expected: read_optional_register(reader)?, operation, stamp })

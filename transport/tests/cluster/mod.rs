@@ -3,11 +3,11 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use arbiter::{NodeId, Term};
+use arbiter::{ImageId, NodeId, Term};
 use checkpoint::{
     Epoch, MemoryLayout, PAGE_BYTES, PageNumber, PageRun,
     chunk::{Chunk, ChunkId, Compression, Encoder},
-    message::{Hello, Machine, Welcome},
+    message::{HeldImage, Hello, Machine, Welcome},
 };
 use romulus_transport::{
     BackupSession, Endpoint, Identity, Options, PrimarySession,
@@ -136,7 +136,7 @@ pub(crate) fn hello() -> Hello {
 pub(crate) fn welcome() -> Welcome {
     Welcome {
         version: wire::VERSIONS[0].to_owned(),
-        committed: Some(Epoch::new(9)),
+        image: Some(HeldImage { id: ImageId::new(5), committed: Epoch::new(9) }),
         staging_bytes_max: 1 << 30,
     }
 }

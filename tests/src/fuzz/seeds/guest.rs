@@ -176,10 +176,10 @@ pub(super) fn state(add: &mut Add<'_>) {
 }
 
 pub(super) fn files(add: &mut Add<'_>) {
-    let record = r#"{"register":{"term":7,"primary":"a","in_sync":["b"]},"stamp":9}"#;
+    let record = r#"{"register":{"term":7,"primary":"a","in_sync":{"b":5}},"stamp":9}"#;
     let body = format!("{{\"web-1\":{record}}}");
     let digest = blake3::hash(body.as_bytes()).to_hex();
-    add("register_file", "whole", format!("romulus-register 1 {digest}\n{body}").into_bytes());
+    add("register_file", "whole", format!("romulus-register 2 {digest}\n{body}").into_bytes());
     add("register_file", "body", [&[1][..], body.as_bytes()].concat());
     add("config", "vm", VM_FILE.as_bytes().to_vec());
     add("config", "vm-with-a-goal", VM_FILE.replace("epoch_ms = 10", GOAL).into_bytes());

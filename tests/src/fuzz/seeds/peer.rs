@@ -1,6 +1,8 @@
 //! What peers send: frames, requests to the arbiter, chunks, sections.
 
-use arbiter::{NodeId, Operation, Outcome, Record, Register, Request, Stamp, StoreId, Term, VmId};
+use arbiter::{
+    ImageId, NodeId, Operation, Outcome, Record, Register, Request, Stamp, StoreId, Term, VmId,
+};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use checkpoint::{
     Epoch, MemoryLayout, PAGE_BYTES, PageNumber, PageRun, Section, Sections,
@@ -10,7 +12,7 @@ use checkpoint::{
     },
     delta,
     history::History,
-    message::{Close, Hello, Machine, Refusal, ToBackup, ToPrimary, Trait, Welcome},
+    message::{Close, HeldImage, Hello, Machine, Refusal, ToBackup, ToPrimary, Trait, Welcome},
     output::{Channel, Output},
 };
 use transport::{
@@ -22,6 +24,7 @@ use super::{Add, counted};
 
 const TERM: Term = Term::new(7);
 const EPOCH: Epoch = Epoch::new(4);
+const IMAGE: ImageId = ImageId::new(5);
 const ID: ChunkId = ChunkId { epoch: EPOCH, index: 5 };
 
 fn node(name: &str) -> NodeId {
@@ -33,7 +36,7 @@ fn vm() -> VmId {
 }
 
 fn register(members: &[&str]) -> Register {
-    let in_sync = members.iter().map(|name| node(name)).collect();
+    let in_sync = members.iter().map(|name| (node(name), IMAGE)).collect();
     Register { term: TERM, primary: node("a"), in_sync }
 }
 
@@ -52,9 +55,12 @@ fn machine() -> Machine {
 }
 
 pub(super) fn frames(add: &mut Add<'_>) {
-    let hello = Hello { versions: vec!["romulus/1".into()], vm: vm(), machine: machine() };
-    let welcome =
-        Welcome { version: "romulus/1".into(), committed: Some(EPOCH), staging_bytes_max: 1 << 28 };
+    let hello = Hello { versions: vec!["romulus/2".into()], vm: vm(), machine: machine() };
+    let welcome = Welcome {
+        version: "romulus/2".into(),
+        image: Some(HeldImage { id: IMAGE, committed: EPOCH }),
+        staging_bytes_max: 1 << 28,
+    };
     let close =
         Close { epoch: EPOCH, seed_chunks: Some(3), chunks: 4, pages: 5, digest: [0xcc; 32] };
     let chunk = Encoder::new(Compression::Off).pages(ID, &[], Vec::new());
@@ -62,10 +68,10 @@ pub(super) fn frames(add: &mut Add<'_>) {
     let frames = [
         ("hello", Frame::Hello(hello)),
         ("welcome", Frame::Welcome(welcome)),
-        ("refusal", Frame::Refusal(Refusal::Version { spoken: vec!["romulus/2".into()] })),
+        ("refusal", Frame::Refusal(Refusal::Version { spoken: vec!["romulus/3".into()] })),
         ("stale", Frame::Refusal(Refusal::Stale { current: TERM })),
         ("heartbeat", Frame::ToBackup(ToBackup::Heartbeat { ping: 2 })),
-        ("begin-seed", Frame::ToBackup(ToBackup::BeginSeed)),
+        ("begin-seed", Frame::ToBackup(ToBackup::BeginSeed { image: IMAGE })),
         ("close", Frame::ToBackup(ToBackup::Close(close))),
         ("membership", Frame::ToBackup(ToBackup::Membership(register(&["b", "c"])))),
         (
@@ -109,9 +115,13 @@ pub(super) fn requests(add: &mut Add<'_>) {
         stamp: Stamp::new(1),
     };
     let mut life = vec![create.clone()];
-    let admit = Operation::Admit { backup: node("b") };
-    let operations =
-        [("a", admit.clone()), ("b", Operation::Promote), ("b", Operation::Restart), ("b", admit)];
+    let admit = Operation::Admit { backup: node("b"), image: IMAGE };
+    let operations = [
+        ("a", admit.clone()),
+        ("b", Operation::Promote { image: IMAGE }),
+        ("b", Operation::Restart),
+        ("b", admit),
+    ];
     for (stamp, (caller, operation)) in (2..).zip(operations) {
         let expected = life.last().and_then(|last| last.target().ok());
         let caller = node(caller);

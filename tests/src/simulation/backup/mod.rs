@@ -7,7 +7,7 @@ mod orders;
 
 use std::{collections::VecDeque, time::Duration};
 
-use arbiter::{NodeId, Register, Term};
+use arbiter::{ImageId, NodeId, Register, Term};
 use checkpoint::{
     Answer, Epoch,
     backup::{Backup, Config, Event, Standing},
@@ -68,6 +68,8 @@ pub(super) struct BackupShell {
     inbox: Inbox<Input>,
     wake_at: Option<Duration>,
     promotion: Option<(Register, Epoch)>,
+    /// For a mutation: the image that the register meant, of another process.
+    meant: Option<ImageId>,
 }
 
 /// A guest that this node takes over.
@@ -117,6 +119,7 @@ impl BackupShell {
             inbox: Inbox::new(),
             wake_at: None,
             promotion: None,
+            meant: None,
         }
     }
 
@@ -126,6 +129,11 @@ impl BackupShell {
 
     pub(super) fn standing(&self) -> Standing {
         self.machine.standing()
+    }
+
+    /// What the register calls its image, or will.
+    pub(super) fn image(&self) -> Option<ImageId> {
+        self.machine.image()
     }
 
     // --- What happens -----------------------------------------------------
@@ -393,7 +401,12 @@ impl BackupShell {
             Input::ImageDigest(epoch, digest) => {
                 self.tell(world, Event::ImageDigest { epoch, digest });
             }
-            Input::Answered(answer) => self.tell(world, Event::Answered(answer)),
+            Input::Answered(mut answer) => {
+                if world.mutated(Mutation::PromoteByName) {
+                    self.take_for_own(&mut answer);
+                }
+                self.tell(world, Event::Answered(answer));
+            }
             Input::TakeOver => self.tell(world, Event::TakeOver),
         }
         self.act(world);

@@ -1,8 +1,8 @@
 //! The machine's actions, carried out; and what mutations make of them.
 
-use arbiter::{Operation, Term};
+use arbiter::{Operation, Outcome, Term};
 use checkpoint::{
-    Question,
+    Answer, Question,
     backup::{Action, Event, Standing},
     message::{ToBackup, ToPrimary},
 };
@@ -19,11 +19,7 @@ use crate::simulation::{
 impl BackupShell {
     pub(super) fn carry_out(&mut self, world: &mut World, action: Action) {
         match action {
-            Action::Welcome(mut welcome) => {
-                let whole = self.machine.standing() == Standing::Whole;
-                if whole && world.mutated(Mutation::AcceptStaleTerm) {
-                    welcome.committed = Some(self.machine.epochs().0);
-                }
+            Action::Welcome(welcome) => {
                 let (session, term) = self.knock.take().expect("somebody knocked");
                 self.sessions += 1;
                 let _ = self.staging.begin(self.sessions);
@@ -57,8 +53,11 @@ impl BackupShell {
             Action::Apply { epoch } => {
                 let content = self.staging.take(epoch);
                 let (_, session) = self.session.expect("epochs come by a session");
-                let primary = world.network.session(session).primary();
-                let number = world.witness.keeps(self.me, &self.id, primary, epoch.get());
+                let (primary, image) = {
+                    let session = world.network.session(session);
+                    (session.primary(), session.seeds)
+                };
+                let number = world.witness.keeps(self.me, &self.id, primary, epoch.get(), image);
                 self.applier.epoch(world, epoch, content, number);
                 world.report.commits += 1;
             }
@@ -97,12 +96,39 @@ impl BackupShell {
     fn ask(&mut self, world: &mut World, question: Question) {
         if world.mutated(Mutation::PromoteWithoutRegister)
             && let Question::Change(request) = &question
-            && request.operation == Operation::Promote
+            && matches!(request.operation, Operation::Promote { .. })
             && let Some(answer) = granted(request)
         {
             return self.tell(world, Event::Answered(answer));
         }
-        self.asker.ask(world, self.me, question);
+        self.asker.ask(world, self.me, self.as_meant(question));
+    }
+
+    /// What a mutated backup reads in an answer: that its image is meant.
+    pub(super) fn take_for_own(&mut self, answer: &mut Answer) {
+        let (Answer::Outcome(Outcome::Mismatch(Some(found))) | Answer::Register(Some(found))) =
+            answer
+        else {
+            return;
+        };
+        if let (Some(image), Some(meant)) = (self.image(), found.in_sync.get_mut(&self.id)) {
+            self.meant = Some(std::mem::replace(meant, image));
+        }
+    }
+
+    /// What it asks for then.
+    fn as_meant(&self, question: Question) -> Question {
+        match (question, self.meant) {
+            (Question::Change(mut request), Some(image)) => {
+                let expected = request.expected.as_mut();
+                if let Some(of) = expected.and_then(|register| register.in_sync.get_mut(&self.id)) {
+                    *of = image;
+                    request.operation = Operation::Promote { image };
+                }
+                Question::Change(request)
+            }
+            (question, _) => question,
+        }
     }
 
     pub(super) fn believed(&self, world: &World, term: Term) -> Term {

@@ -53,6 +53,7 @@ impl Cluster {
                 self.world.machines[host].tap_full_until = self.world.now + length;
             }
             Fault::Operator => self.operator_acts(host),
+            Fault::Namesake => self.move_name(),
         }
     }
 
@@ -99,6 +100,20 @@ impl Cluster {
         for other in (0..=self.world.arbiter()).filter(|other| *other != host) {
             self.world.cut(host, other, length);
             self.world.cut(other, host, length);
+        }
+    }
+
+    /// Another machine takes the name of a backup, which stands still. The next
+    /// time it goes back.
+    fn move_name(&mut self) {
+        let Some(places) = self.world.namesakes else { return };
+        let [to, from] = if self.world.moved { places } else { [places[1], places[0]] };
+        self.world.moved = !self.world.moved;
+        self.world.journal.line(format_args!("host {to}"), "has the name now");
+        let length = self.world.chance.micros_of_any_size(20_000..900_000);
+        self.freeze(self.process(from), length);
+        if !self.world.machines[usize::from(to)].alive {
+            self.begin(to, false);
         }
     }
 
@@ -153,5 +168,6 @@ fn name(fault: Fault) -> &'static str {
         Fault::SlowBackup => "slow phases",
         Fault::FullTap => "full taps",
         Fault::Operator => "commands",
+        Fault::Namesake => "moves of a name",
     }
 }

@@ -91,6 +91,10 @@ impl Cluster {
         if !std::mem::replace(&mut self.world.machines[place].alive, false) {
             return;
         }
+        if self.world.namesakes.is_some_and(|[_, second]| second == host) {
+            // Nobody starts it again there.
+            self.world.moved = false;
+        }
         self.world.machines[place].frozen_since = None;
         self.processes[place].role = Role::Down;
         self.processes[place].held.clear();
@@ -203,9 +207,7 @@ impl Cluster {
 
     /// An operator starts the same thing elsewhere, at the same moment.
     fn start_twin(&mut self, process: ProcessId) {
-        let Some(host) = self.world.machines.iter().position(|machine| machine.twin) else {
-            return;
-        };
+        let Some(host) = self.world.twin_of(process.host) else { return };
         if process.host != 0 || self.world.machines[host].alive {
             return;
         }
@@ -297,7 +299,16 @@ impl Cluster {
         }
         let named = |host: usize| {
             let id = &self.world.machines[host].id;
-            *id == register.primary || register.in_sync.contains(id)
+            let counted = match &self.processes[host].role {
+                // Two processes may have that name.
+                Role::Backup(shell) => {
+                    shell.image().is_some_and(|image| register.counts_on(id, image))
+                }
+                Role::Primary(_) | Role::Claiming(_) | Role::Down => {
+                    register.in_sync.contains_key(id)
+                }
+            };
+            *id == register.primary || counted
         };
         if !(0..self.processes.len()).any(|host| named(host) && self.could_run(host)) {
             self.world.journal.line("cluster", format_args!("the guest is lost: {register}"));

@@ -8,7 +8,7 @@
 
 use std::{collections::VecDeque, rc::Rc, time::Duration};
 
-use arbiter::Term;
+use arbiter::{ImageId, Term};
 use checkpoint::chunk::Chunk;
 
 use crate::simulation::happening::ProcessId;
@@ -104,6 +104,8 @@ pub(in crate::simulation) struct Session {
     streams: Vec<Stream>,
     /// Frames of a lower term are not read by the backup.
     pub(in crate::simulation) floor: Term,
+    /// The image whose seed was last begun in it.
+    pub(in crate::simulation) seeds: Option<ImageId>,
     /// Data frames on their way, or waiting for a decoder.
     pub(in crate::simulation) in_window: usize,
     /// Chunks that wait for the window.
@@ -123,6 +125,7 @@ impl Session {
             broken: false,
             streams,
             floor: Term::ZERO,
+            seeds: None,
             in_window: 0,
             queue: VecDeque::new(),
             next_stream: 0,

@@ -19,7 +19,7 @@ use std::time::Duration;
 use arbiter::{NodeId, Register, Term};
 use checkpoint::{
     Answer, Epoch, Sections,
-    message::{Hello, Refusal, ToPrimary},
+    message::{HeldImage, Hello, Refusal, ToPrimary},
     output::Output,
     primary::{Action, Command, Config, Ending, Event, Primary},
 };
@@ -60,7 +60,7 @@ enum Input {
     CutDone(cutter::Cut),
     CutFailed(Epoch),
     Encoded(Complete),
-    LinkUp { backup: NodeId, committed: Option<Epoch>, staging_bytes_max: u64 },
+    LinkUp { backup: NodeId, image: Option<HeldImage>, staging_bytes_max: u64 },
     LinkRefused { backup: NodeId, refusal: Refusal },
     LinkDown { backup: NodeId },
     Heard { backup: NodeId, term: Term, message: ToPrimary },
@@ -191,7 +191,7 @@ impl PrimaryShell {
     pub(super) fn keeps_guest(&self) -> bool {
         match &self.ending {
             Some(Ending::HandedOver { register, .. }) => {
-                register.in_sync.contains(&self.id) && !self.stopping
+                register.in_sync.contains_key(&self.id) && !self.stopping
             }
             Some(Ending::Fenced { .. } | Ending::Finished { .. }) | None => false,
         }
@@ -399,9 +399,8 @@ impl PrimaryShell {
         match frame {
             Frame::Welcome(welcome) => {
                 if let Some(backup) = self.peers.welcomed(session) {
-                    let (committed, staging_bytes_max) =
-                        (welcome.committed, welcome.staging_bytes_max);
-                    self.take(world, Input::LinkUp { backup, committed, staging_bytes_max });
+                    let (image, staging_bytes_max) = (welcome.image, welcome.staging_bytes_max);
+                    self.take(world, Input::LinkUp { backup, image, staging_bytes_max });
                 }
             }
             Frame::Refusal(refusal) => {
@@ -506,8 +505,12 @@ impl PrimaryShell {
                 self.tell(world, Event::CutFailed { epoch, why });
             }
             Input::Encoded(complete) => self.on_encoded(world, complete),
-            Input::LinkUp { backup, committed, staging_bytes_max } => {
-                self.tell(world, Event::LinkUp { backup, committed, staging_bytes_max });
+            Input::LinkUp { backup, mut image, staging_bytes_max } => {
+                if let (Some(held), true) = (&mut image, world.mutated(Mutation::AcceptStaleTerm)) {
+                    let counted = self.machine.register().in_sync.get(&backup);
+                    held.id = counted.copied().unwrap_or(held.id);
+                }
+                self.tell(world, Event::LinkUp { backup, image, staging_bytes_max });
             }
             Input::LinkRefused { backup, refusal } => {
                 self.tell(world, Event::LinkRefused { backup, refusal });

@@ -105,11 +105,11 @@ impl PrimaryShell {
 
     fn ask(&mut self, world: &mut World, question: Question) {
         if let Question::Change(request) = &question
-            && matches!(request.operation, Operation::Switchover { stands_by: true, .. })
+            && let Operation::Switchover { stands_by: Some(image), .. } = request.operation
             && !std::mem::replace(&mut self.stays, true)
         {
             let epoch = self.machine.released().get();
-            world.witness.stays(self.me, &self.id, epoch);
+            world.witness.stays(self.me, &self.id, epoch, image);
         }
         if world.mutated(Mutation::PassBeforeDropped)
             && let Question::Change(request) = &question

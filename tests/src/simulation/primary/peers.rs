@@ -26,7 +26,6 @@ enum State {
 
 #[derive(Debug)]
 struct Peer {
-    host: u8,
     state: State,
     back_off: Duration,
     /// The dial that is planned.
@@ -49,10 +48,10 @@ impl Peers {
 
     /// Keeps dialing `name` from now on.
     pub(super) fn connect(&mut self, world: &mut World, name: &NodeId) {
-        let Some(host) = world.host_of(name).filter(|_| !self.peers.contains_key(name)) else {
+        if world.host_of(name).is_none() || self.peers.contains_key(name) {
             return;
-        };
-        let peer = Peer { host, state: State::Waiting, back_off: BACK_OFF_MIN, dial: 0 };
+        }
+        let peer = Peer { state: State::Waiting, back_off: BACK_OFF_MIN, dial: 0 };
         self.peers.insert(name.clone(), peer);
         self.plan(world, name, Duration::ZERO);
     }
@@ -103,9 +102,12 @@ impl Peers {
 
     /// A planned dial.
     pub(super) fn dial(&mut self, world: &mut World, number: u32, term: Term) {
-        let planned = |peer: &&mut Peer| peer.dial == number && peer.state == State::Waiting;
-        let Some(peer) = self.peers.values_mut().find(planned) else { return };
-        let session = world.network.open(self.me, peer.host, world.plan.shape.data_streams);
+        let planned = |peer: &Peer| peer.dial == number && peer.state == State::Waiting;
+        let named = |(_, peer): &(&NodeId, &mut Peer)| planned(peer);
+        let Some((name, peer)) = self.peers.iter_mut().find(named) else { return };
+        // A name may have moved to another host since.
+        let host = world.host_of(name).expect("somebody has that name");
+        let session = world.network.open(self.me, host, world.plan.shape.data_streams);
         peer.state = State::Dialing(session);
         world.send(session, Pipe::Down, term, Frame::Hello(self.hello.clone()));
         let patience = world.plan.timing.connect_timeout;
@@ -169,6 +171,9 @@ impl Peers {
     /// Sends a control message, if there is a session.
     pub(super) fn send(&self, world: &mut World, name: &NodeId, term: Term, message: ToBackup) {
         if let Some(session) = self.session(name) {
+            if let ToBackup::BeginSeed { image } = message {
+                world.network.session_mut(session).seeds = Some(image);
+            }
             world.send(session, Pipe::Down, term, Frame::ToBackup(message));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use arbiter::NodeId;
+use arbiter::{ImageId, NodeId};
 use checkpoint::{Sections, image::BrokenImage};
 
 use super::{Rule, Witness};
@@ -31,6 +31,8 @@ pub(super) struct Replica {
     number: u64,
     process: ProcessId,
     pub(super) node: NodeId,
+    /// What the primary called it that seeded it, or handed over.
+    pub(super) image: ImageId,
     /// Of which incarnation.
     pub(super) source: usize,
     /// The guest's steps at the last epoch that it was given to keep.
@@ -56,9 +58,8 @@ pub(super) struct Images {
     replicas: Vec<Replica>,
     /// How many replicas there have been.
     count: u64,
-    /// Nodes that have kept an epoch of the incarnation: those that may be
-    /// admitted.
-    kept: Vec<(NodeId, usize)>,
+    /// Images of which an epoch was kept: those that may be admitted.
+    kept: Vec<(NodeId, ImageId)>,
 }
 
 impl Images {
@@ -107,6 +108,7 @@ impl Witness {
         node: &NodeId,
         primary: ProcessId,
         epoch: u64,
+        image: Option<ImageId>,
     ) -> u64 {
         let source = self.voices.of(primary);
         let Some((source, capture)) = source.and_then(|source| {
@@ -134,12 +136,17 @@ impl Witness {
                 number
             }
             None => {
+                let Some(image) = image else {
+                    self.object(Rule::Order, || format!("{node} keeps {epoch} of no seed"));
+                    return 0;
+                };
                 let node = node.clone();
-                self.images.kept.push((node.clone(), source));
+                self.images.kept.push((node.clone(), image));
                 self.images.count += 1;
                 let number = self.images.count;
                 let (steps, ahead) = (capture.steps, [capture].into());
-                let replica = Replica { number, process, node, source, steps, ahead, found: None };
+                let found = None;
+                let replica = Replica { number, process, node, image, source, steps, ahead, found };
                 self.images.replicas.push(replica);
                 number
             }
@@ -150,9 +157,15 @@ impl Witness {
 
     /// A primary that hands over keeps the guest as it stands, from before the
     /// arbiter is asked.
-    pub(in crate::simulation) fn stays(&mut self, process: ProcessId, node: &NodeId, epoch: u64) {
+    pub(in crate::simulation) fn stays(
+        &mut self,
+        process: ProcessId,
+        node: &NodeId,
+        epoch: u64,
+        image: ImageId,
+    ) {
         self.gives_up(process);
-        self.keeps(process, node, process, epoch);
+        self.keeps(process, node, process, epoch, Some(image));
     }
 
     /// A process goes on as another, with what it kept; returns its number.
@@ -174,11 +187,10 @@ impl Witness {
         self.images.replicas.retain(|replica| replica.process != process);
     }
 
-    /// A backup is admitted: it must have kept something of this guest, though
-    /// it may have died since.
-    pub(super) fn admitted(&mut self, node: &NodeId) {
-        let current = self.voices.last();
-        let kept = self.images.kept.iter().any(|(n, source)| n == node && Some(*source) == current);
+    /// An image is admitted: something of this guest must have been kept in it,
+    /// though its process may have died since.
+    pub(super) fn admitted(&mut self, node: &NodeId, image: ImageId) {
+        let kept = self.images.kept.iter().any(|(n, i)| (n, *i) == (node, image));
         self.require(kept, Rule::OutputRule, || {
             format!("{node} may take over and has never committed an epoch of this guest")
         });

@@ -109,24 +109,13 @@ impl Witness {
         }
     }
 
-    /// Whoever the register would let take over must know all that was said. An
-    /// image by another than the register's primary does not count, but for one
-    /// that was handed over to it, until the register changes: whether its node
-    /// takes over all the same is seen when it does.
+    /// Every image that the register would let take over must know all that was
+    /// said.
     fn check_members(&mut self) {
         let Some(register) = self.register.in_file() else { return };
         let told = self.voices.told();
         let ignorant = self.images.replicas().find(|replica| {
-            let last = self.voices.last().expect("a replica is of an incarnation");
-            let handed = self.register.grant().is_some_and(|grant| {
-                // Before it is used, the successor's own incarnation is yet to begin.
-                let from = if grant.used { replica.source } else { last };
-                grant.term == register.term
-                    && replica.source == from
-                    && self.voices.begins_with(last, replica.source, replica.steps)
-            });
-            let by_primary = *self.voices.node_of(replica.source) == register.primary || handed;
-            let member = register.in_sync.contains(&replica.node) && by_primary;
+            let member = register.counts_on(&replica.node, replica.image);
             member && !self.voices.knows(replica.source, replica.steps, told)
         });
         if let Some((node, steps)) = ignorant.map(|replica| (replica.node.clone(), replica.steps)) {

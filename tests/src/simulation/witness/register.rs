@@ -18,8 +18,6 @@ pub(in crate::simulation) struct Durable<'a> {
 pub(super) struct Grant {
     to: NodeId,
     pub(super) at: Duration,
-    /// The register's term then.
-    pub(super) term: Term,
     /// A guest was started by it.
     pub(super) used: bool,
 }
@@ -65,10 +63,10 @@ impl RegisterWatch {
             }
         };
         if granted {
-            let (to, term) = (register.primary.clone(), register.term);
+            let to = register.primary.clone();
             let unused = self.grant.take().filter(|grant| !grant.used);
             self.late.extend(unused.map(|grant| grant.to));
-            self.grant = Some(Grant { to, at: now, term, used: false });
+            self.grant = Some(Grant { to, at: now, used: false });
         }
         self.told = Some(register);
         Ok(true)
@@ -107,8 +105,11 @@ impl Witness {
         let before = self.register.told.as_ref().map(|before| before.in_sync.clone());
         match self.register.take(now, register.clone()) {
             Ok(new) => {
-                for node in register.in_sync.difference(&before.unwrap_or_default()) {
-                    self.admitted(node);
+                let before = before.unwrap_or_default();
+                for (node, image) in &register.in_sync {
+                    if before.get(node) != Some(image) {
+                        self.admitted(node, *image);
+                    }
                 }
                 new
             }

@@ -41,16 +41,6 @@ impl Voices {
         self.told
     }
 
-    /// The node that an incarnation runs on.
-    pub(super) fn node_of(&self, index: usize) -> &NodeId {
-        &self.incarnations[index].node
-    }
-
-    /// The incarnation that goes on.
-    pub(super) fn last(&self) -> Option<usize> {
-        self.last
-    }
-
     /// The incarnation that a process runs, or ran last.
     pub(super) fn of(&self, process: ProcessId) -> Option<usize> {
         self.incarnations.iter().rposition(|incarnation| incarnation.process == process)

@@ -27,7 +27,8 @@ use super::{
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) id: NodeId,
-    /// Another host has the same name, and its peers know that one.
+    /// Another host has the same name, and its peers know that one, unless the
+    /// name has moved.
     pub(super) twin: bool,
     /// Which process runs, if one does; otherwise the last.
     pub(super) life: u32,
@@ -55,6 +56,10 @@ pub(super) struct World {
     pub(super) witness: Witness,
     pub(super) journal: Journal,
     pub(super) report: Report,
+    /// Two machines with one backup's name, the first of which has it at first.
+    pub(super) namesakes: Option<[u8; 2]>,
+    /// The other one has it now.
+    pub(super) moved: bool,
     /// Things go wrong.
     pub(super) faulty: bool,
     pub(super) arbiter_up: bool,
@@ -77,6 +82,8 @@ impl World {
             journal: Journal::new(tells),
             report: Report::default(),
             faulty: true,
+            namesakes: plan.moves_a_name().then(|| [NAMESAKE as u8, machines.len() as u8 - 1]),
+            moved: false,
             arbiter_up: false,
             asks: 0,
             freezing: Vec::new(),
@@ -110,8 +117,17 @@ impl World {
 
     /// Where a node is, as everybody's configuration says.
     pub(super) fn host_of(&self, id: &NodeId) -> Option<u8> {
-        let place = self.machines.iter().position(|machine| machine.id == *id);
-        place.map(|place| place as u8)
+        let place = self.machines.iter().position(|machine| machine.id == *id)? as u8;
+        match self.namesakes {
+            Some([first, second]) if self.moved && first == place => Some(second),
+            Some(_) | None => Some(place),
+        }
+    }
+
+    /// The other machine with the name of a host.
+    pub(super) fn twin_of(&self, host: u8) -> Option<usize> {
+        let id = &self.machines[usize::from(host)].id;
+        self.machines.iter().position(|machine| machine.twin && machine.id == *id)
     }
 
     /// The names of the nodes but for this one.
@@ -169,10 +185,16 @@ impl World {
     }
 }
 
+/// The host whose name moves.
+const NAMESAKE: usize = 1;
+
 fn machines(plan: &Plan, chance: &mut Chance) -> Vec<Machine> {
     let mut names = ["a", "b", "c", "d"][..=plan.backups].to_vec();
     if plan.rates.twin > 0 {
         names.push("a");
+    }
+    if plan.moves_a_name() {
+        names.push(names[NAMESAKE]);
     }
     let named = names.iter().enumerate().map(|(place, name)| Machine {
         id: name.parse().expect("a name"),

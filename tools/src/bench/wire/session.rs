@@ -68,7 +68,7 @@ impl Ends {
             async move {
                 let knock = to.accept().await.ok_or(WireError::Unanswered)??;
                 let version = wire::VERSIONS[0].to_owned();
-                let welcome = Welcome { version, committed: None, staging_bytes_max: 0 };
+                let welcome = Welcome { version, image: None, staging_bytes_max: 0 };
                 Ok::<_, WireError>(knock.welcome(TERM, welcome)?)
             }
         });
