@@ -263,7 +263,7 @@ fn garbage() -> Vec<(Vec<u8>, &'static str)> {
     vec![
         (b"GET / HTTP/1.1\r\nHost: romulus\r\n\r\n".to_vec(), "does not speak"),
         (with(2, &[0x7f]), "unknown kind 0x7f"),
-        (with(4, &[1, 0, 0, 0]), "beyond its limit of 0"),
+        (with(4, &[9, 0, 0, 0]), "beyond its limit of 8"),
         (with(4, &[0xff; 4]), "beyond its limit"),
         (with(16, &[1]), "reserved"),
         (

@@ -109,8 +109,11 @@ impl Primary {
             .map(|(node, _)| node.clone())
             .collect();
         for backup in overfull {
+            let (now, drop_after) = (self.now, self.config.drop_after);
+            let link = self.links.get_mut(&backup).expect("listed above");
+            let seconds = link.overfill(now, drop_after).as_secs_f64();
             let why = format!(
-                "it stages less than the {bytes} bytes of epoch {epoch}: raise its staging_mib_max"
+                "it stages less than the {bytes} bytes of epoch {epoch}: raise its staging_mib_max; it is seeded again after {seconds:.1} s"
             );
             self.note(Note::BackupRefused { backup: backup.clone(), why });
             self.outdate(&backup);

@@ -73,10 +73,16 @@ pub(super) struct Link {
     /// Seeds in a row that did not go on: each is waited for twice as long as
     /// the one before, because the line may be that slow.
     pub(super) seeds_stuck: u32,
+    /// Its next seed does not begin before: the last ended with an epoch that it
+    /// could not stage, and the next such one may not be far.
+    pub(super) seed_not_before: Duration,
+    /// Such epochs in a row: each is followed by twice the pause.
+    overfills: u32,
 }
 
 /// A seed that does not go on for so many times the time after which a silent
-/// backup is given up is begun again.
+/// backup is given up is begun again. So long is waited, too, before a backup is
+/// seeded that could not stage an epoch.
 const SEED_PATIENCE: u32 = 20;
 /// Most doublings of that.
 pub(super) const SEED_DOUBLINGS_MAX: u32 = 5;
@@ -97,6 +103,8 @@ impl Link {
             staging_bytes_max: 0,
             seed_progress_at: now,
             seeds_stuck: 0,
+            seed_not_before: Duration::ZERO,
+            overfills: 0,
         }
     }
 
@@ -130,6 +138,19 @@ impl Link {
             | Stage::InSync
             | Stage::Outdated => None,
         }
+    }
+
+    /// An epoch was larger than it stages: how long it is left alone. One that
+    /// has gone well for longer than it was left alone begins anew.
+    pub(super) fn overfill(&mut self, now: Duration, drop_after: Duration) -> Duration {
+        let pause = |overfills: u32| drop_after * (SEED_PATIENCE << overfills);
+        if now > self.seed_not_before + pause(self.overfills) {
+            self.overfills = 0;
+        }
+        let left_alone = pause(self.overfills);
+        self.overfills = (self.overfills + 1).min(SEED_DOUBLINGS_MAX);
+        self.seed_not_before = now + left_alone;
+        left_alone
     }
 
     /// Whether epochs go to it.

@@ -226,8 +226,9 @@ impl Primary {
         let drop_after = self.config.drop_after;
         let stuck = self.links.values().filter_map(|link| link.seed_stuck_at(drop_after));
         let retry = self.retry_at();
+        let seed = self.links.iter().filter_map(|(node, link)| self.seed_due(node, link));
         let due = [Some(self.heartbeat_at), cut, hold, retry];
-        due.into_iter().flatten().chain(silent).chain(stuck).min()
+        due.into_iter().flatten().chain(silent).chain(stuck).chain(seed).min()
     }
 
     /// Takes what happened at `now`; actions follow from
@@ -310,6 +311,7 @@ impl Primary {
         self.give_up_lost_joins();
         self.notice_silence();
         self.notice_stuck_seeds();
+        self.begin_seeds();
         self.resolve_doubt_by_pongs();
         self.release();
         self.forget();
@@ -330,7 +332,7 @@ impl Primary {
         self.links.iter().filter(|(node, link)| self.counts(node, link))
     }
 
-    fn counts(&self, node: &NodeId, link: &Link) -> bool {
+    pub(super) fn counts(&self, node: &NodeId, link: &Link) -> bool {
         link.follows() || self.register.in_sync.contains_key(node) || self.asks_about(node)
     }
 
@@ -468,10 +470,8 @@ impl Primary {
         if follows {
             self.resume(backup, held);
         } else {
-            let image = self.stamps.image();
-            let link = self.links.get_mut(backup).expect("found above");
-            (link.stage, link.image) = (Stage::Preparing, Some(image));
-            self.send(backup, ToBackup::BeginSeed { image });
+            self.reset_unless_follower(backup);
+            self.links.get_mut(backup).expect("found above").stage = Stage::Away;
         }
     }
 

@@ -1,15 +1,41 @@
 //! How a seed goes on: rounds while the guest runs, until little is left, and
 //! then the checkpoint that it ends with.
 
+use std::time::Duration;
+
 use arbiter::NodeId;
 
 use super::{
     Action, Primary,
     link::{Link, SEED_DOUBLINGS_MAX, Stage},
 };
-use crate::{Epoch, Note};
+use crate::{Epoch, Note, message::ToBackup};
 
 impl Primary {
+    /// Begins the seeds of backups that have connected and have nothing.
+    pub(super) fn begin_seeds(&mut self) {
+        let now = self.now;
+        let begun: Vec<NodeId> = self
+            .links
+            .iter()
+            .filter(|(node, link)| self.seed_due(node, link).is_some_and(|at| at <= now))
+            .map(|(node, _)| node.clone())
+            .collect();
+        for backup in begun {
+            let image = self.stamps.image();
+            let link = self.links.get_mut(&backup).expect("listed above");
+            (link.stage, link.image) = (Stage::Preparing, Some(image));
+            link.seed_progress_at = now;
+            self.send(&backup, ToBackup::BeginSeed { image });
+        }
+    }
+
+    /// When the seed of a backup begins that has connected and has nothing.
+    pub(super) fn seed_due(&self, node: &NodeId, link: &Link) -> Option<Duration> {
+        let waits = link.connected && link.wanted && link.stage == Stage::Away;
+        (waits && !self.counts(node, link)).then_some(link.seed_not_before)
+    }
+
     pub(super) fn on_seed_ack(&mut self, backup: &NodeId, chunks: u32) {
         let now = self.now;
         let link = self.links.get_mut(backup).expect("heard from");

@@ -587,6 +587,40 @@ fn another_process_of_a_members_name_is_no_follower() {
 }
 
 #[test]
+fn a_backup_that_cannot_stage_an_epoch_is_left_alone_for_longer_and_longer() {
+    let mut bench = Bench::in_sync();
+    // How long after its drop the next seed begins, in term `term` + 1.
+    let mut left_alone = |term: u64| {
+        bench.pass(Duration::from_millis(12));
+        let epoch = bench.order().expect("due").epoch;
+        let (bytes, pause) = (2 << 20, Duration::from_micros(100));
+        bench.tell(Event::CutDone { epoch, bytes, pause });
+        bench.answer(Answer::Outcome(Outcome::Set(register(term + 1, &[]))));
+        bench.take();
+        let begun = bench.now;
+        bench.link_up(None);
+        while !bench.take().contains(&bench.begin()) {
+            bench.hear(term + 1, ToPrimary::Heartbeat { pong: 0 });
+            bench.pass(Duration::from_millis(9));
+        }
+        let after = bench.now - begun;
+        bench.hear(term + 1, ToPrimary::SeedAck { chunks: 0 });
+        bench.tell(Event::SeedRoundSent { backup: node("b"), chunks: 2, pages_left: 0 });
+        bench.hear(term + 1, ToPrimary::SeedAck { chunks: 2 });
+        let epoch = bench.order().expect("the join").epoch.get();
+        bench.finish_cut(epoch);
+        bench.ack(term + 1, epoch);
+        bench.answer(Answer::Outcome(Outcome::Set(register(term + 2, &["b"]))));
+        bench.take();
+        after
+    };
+    let first = left_alone(2);
+    assert!(first > Duration::from_secs(2), "{first:?}");
+    let second = left_alone(4);
+    assert!(second > first * 3 / 2, "{second:?} after {first:?}");
+}
+
+#[test]
 fn a_backup_that_begins_its_seed_anew_is_seeded_anew() {
     let ends = Action::Disconnect { backup: node("b"), redial: true };
     let mut bench = Bench::new();

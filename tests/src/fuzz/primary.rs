@@ -128,6 +128,13 @@ impl Shell {
         }
     }
 
+    /// What a backup says that its image is: mostly what it was given.
+    fn image_of(&self, backup: &NodeId, script: &mut Script<'_>) -> ImageId {
+        let honest = script.u8() < 0xe0;
+        let given = self.given.get(backup).copied().filter(|_| honest);
+        given.unwrap_or_else(|| words::image(script))
+    }
+
     /// The event of a step; `None` if it would be none of the shell's.
     fn event(&mut self, step: u8, script: &mut Script<'_>) -> Option<Event> {
         match step {
@@ -148,10 +155,8 @@ impl Shell {
                 let committed = script.flag().then(|| words::epoch(script, self.last_cut));
                 let staging_bytes_max = script.number_near(1 << 20);
                 let backup = words::node(script);
-                // Mostly the image that it was given.
-                let given = self.given.get(&backup).copied().filter(|_| script.u8() < 0xe0);
-                let id = given.unwrap_or_else(|| words::image(script));
-                let image = committed.map(|committed| HeldImage { id, committed });
+                let image = committed
+                    .map(|committed| HeldImage { id: self.image_of(&backup, script), committed });
                 Some(Event::LinkUp { backup, image, staging_bytes_max })
             }
             LINK_DOWN => Some(Event::LinkDown { backup: words::node(script) }),

@@ -35,11 +35,11 @@ fn of_primary(add: &mut Add<'_>) {
     use primary::{ANSWERED, LINK_DOWN, LINK_UP, MEDDLE, TIMEOUT};
     let served = machines::protected();
     let down = step(LINK_DOWN, 4, &[1]);
-    let imaged = step(LINK_UP, 4, &[1, LAST, 0x40, 1]);
+    let imaged = step(LINK_UP, 4, &[1, LAST, 0x40, 1, 0]);
     add("primary", "a-backup-has-the-last-epoch", [served.clone(), down.clone(), imaged].concat());
     let silent = [down, step(TIMEOUT, 0xe0, &200_u16.to_le_bytes())].concat();
     // Nobody has asked for a register with all nodes in sync.
-    let lie = step(ANSWERED, 4, &[0xfc, 0, 0x0e, 0xc0, 0x41]);
+    let lie = step(ANSWERED, 4, &[0xfc, 0, 0x0e, 0, 0, 0, 0xc0, 0x41]);
     add(
         "primary",
         "the-arbiter-sets-another-register",
@@ -53,13 +53,13 @@ fn of_primary(add: &mut Add<'_>) {
 /// Ended the backup, or the primary that it became.
 fn of_backup(add: &mut Add<'_>) {
     use backup::{EPOCH, HEARD, SEED};
-    let seed = step(SEED, 4, &[1, 1, 0, 1]);
+    let seed = step(SEED, 4, &[1, 1, 0, 0, 1, 0]);
     for (name, number) in [("last", LAST), ("last-but-one", LAST_BUT_ONE)] {
         let epoch = step(EPOCH, 4, &[number, 1, 0]);
         add("backup", &format!("the-{name}-epoch-is-closed"), [seed.clone(), epoch].concat());
     }
     let whole = [seed, step(EPOCH, 4, &[0x40, 1, 0])].concat();
     // The register that is handed over: this node, and two more in sync.
-    let handed = step(HEARD, 4, &[0, 0x3f, 4, 0, 0x06, 0]);
+    let handed = step(HEARD, 4, &[0, 0x3f, 4, 0, 0x06, 0, 0, 0xc0, 0x41]);
     add("backup", "it-hands-over-with-backups", [whole, handed].concat());
 }

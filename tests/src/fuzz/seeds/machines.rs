@@ -63,7 +63,7 @@ pub(super) fn primary(add: &mut Add<'_>) {
     let resumed = [
         served.clone(),
         step(LINK_DOWN, 4, &[B]),
-        step(LINK_UP, 4, &[1, NEAR, NEAR, B]),
+        step(LINK_UP, 4, &[1, NEAR, NEAR, B, 0]),
         epoch(),
         ack(),
     ];
@@ -85,9 +85,9 @@ pub(super) fn backup(add: &mut Add<'_>) {
         ANSWERED, APPLIED, DIGEST, EPOCH, HEARD, KNOCK, LINK_DOWN, MEDDLE, SEED, STAGED, TAKE_OVER,
         TIMEOUT,
     };
-    // Own membership is bit 0 of a register's members.
-    let member = [0, B, 1];
-    let seed = step(SEED, 4, &[B, 1, 0, B]);
+    // Own membership is bit 0 of a register's members, and each has an image.
+    let (own, image) = (1, 0);
+    let seed = step(SEED, 4, &[B, own, image, 0, B, image]);
     let epoch = step(EPOCH, 4, &[NEAR, 3, 1]);
     let heard = |message: &[u8]| step(HEARD, 4, &[&[0, NEAR][..], message].concat());
     let whole = [
@@ -113,14 +113,16 @@ pub(super) fn backup(add: &mut Add<'_>) {
         step(ANSWERED, 4, &[0]),
     ];
     add("backup", "dropped", dropped.concat());
-    let handed = [whole.clone(), heard(&[4, NEAR, 0, 0, 0])];
+    // To this node, of the last committed epoch, by the next term.
+    let hand_over = step(HEARD, 4, &[0, NEAR - 1, 4, 0, 0, 0xc0, NEAR + 1]);
+    let handed = [whole.clone(), hand_over];
     add("backup", "handed-over", handed.concat());
     let again = [
         whole.clone(),
         step(LINK_DOWN, 4, &[]),
         step(KNOCK, 4, &[1, 1, 1, 0, B]),
         step(STAGED, 4, &[0, NEAR + 1, NEAR, 0, 1, 0]),
-        heard(&[3, member[0], member[1], member[2], 0]),
+        heard(&[3, B, own, image, 0]),
         epoch,
     ];
     add("backup", "again", again.concat());
