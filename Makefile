@@ -38,7 +38,8 @@ test: lab-packages ## Install what is missing from Debian, then run all tests
 lab: lab-packages ## Cut the power of emulated hosts, and show what happens
 	@scripts/preflight cargo
 	ROMULUS_REQUIRE=lab $(CARGO) test --locked --workspace --test lab -- --nocapture --test-threads=1
-	ROMULUS_REQUIRE=lab $(CARGO) test --locked --workspace --test lab -- --nocapture --ignored a_stock_guest
+	ROMULUS_REQUIRE=lab $(CARGO) test --locked --workspace --test lab -- --nocapture --ignored \
+		a_stock_guest a_server_on_the_stock_kernel
 
 demo: packages ## Fail over a live guest on this machine, in a minute; ARGS="--keep" and the like
 	@scripts/preflight cargo kvm root

@@ -285,6 +285,7 @@ fn a_server_on_the_newer_kernel_outlives_its_hosts() {
 }
 
 #[test]
+#[ignore = "takes minutes, and `make lab` runs it: the newer kernel has more to go wrong"]
 fn a_server_on_the_stock_kernel_outlives_its_hosts() {
     let test = "a_server_on_the_stock_kernel_outlives_its_hosts";
     let Some(_machine) = machine_for(test) else { return };
