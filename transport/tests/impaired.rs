@@ -1,9 +1,13 @@
 //! Sessions over lines that are worse than loopback: a relay between the two ends
-//! delays, loses and swallows what is too large.
+//! delays, loses, swallows what is too large and carries only so much in a second.
 
 mod cluster;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arbiter::NodeId;
 use checkpoint::{
@@ -24,6 +28,28 @@ struct Impairment {
     loses_one_of: u64,
     /// Larger UDP payloads are swallowed, and nobody is told.
     payload_bytes_max: usize,
+    /// The line carries so much, and lets packets fall for which its buffer has no
+    /// room.
+    narrow: Option<Narrow>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Narrow {
+    bytes_per_second: u64,
+    buffer_bytes: u64,
+}
+
+const ETHERNET: Impairment =
+    Impairment { delay: Duration::ZERO, loses_one_of: 0, payload_bytes_max: 1472, narrow: None };
+
+impl Narrow {
+    /// How long a packet waits that comes when the line is free in `busy`; `None`
+    /// if there is no room for it.
+    fn wait(self, busy: Duration, length: usize) -> Option<Duration> {
+        let takes =
+            |bytes: u64| Duration::from_secs(1) * bytes as u32 / self.bytes_per_second as u32;
+        (busy <= takes(self.buffer_bytes)).then(|| busy + takes(length as u64))
+    }
 }
 
 /// A line from one caller to `to`. Ends when it is dropped.
@@ -63,7 +89,8 @@ async fn carry(
     impairment: Impairment,
     mut whither: impl FnMut(SocketAddr) -> Option<SocketAddr>,
 ) {
-    let Impairment { delay, loses_one_of, payload_bytes_max } = impairment;
+    let Impairment { delay, loses_one_of, payload_bytes_max, narrow } = impairment;
+    let mut free_at = Instant::now();
     let mut buffer = vec![0; 65_536];
     let mut chance = 0x2545_f491_4f6c_dd1d_u64;
     // Packets on their way; they go with the line.
@@ -78,9 +105,16 @@ async fn carry(
         if length > payload_bytes_max || (loses_one_of > 0 && chance.is_multiple_of(loses_one_of)) {
             continue;
         }
+        let now = Instant::now();
+        let wait = match narrow {
+            Some(narrow) => narrow.wait(free_at.saturating_duration_since(now), length),
+            None => Some(Duration::ZERO),
+        };
+        let Some(wait) = wait else { continue };
+        free_at = now + wait;
         let (packet, into) = (buffer[..length].to_vec(), into.clone());
         under_way.spawn(async move {
-            tokio::time::sleep(delay).await;
+            tokio::time::sleep(wait + delay).await;
             let _ = into.send_to(&packet, to).await;
         });
     }
@@ -173,8 +207,7 @@ async fn commit(mut backup: BackupSession, epochs: u64) -> BackupSession {
 /// carries Ethernet's packets, and tells nobody.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_path_that_carries_less_than_its_first_line_is_found_out() {
-    let ethernet = Impairment { delay: Duration::ZERO, loses_one_of: 0, payload_bytes_max: 1472 };
-    let (mut primary, backup, _relay) = session_over(ethernet).await;
+    let (mut primary, backup, _relay) = session_over(ETHERNET).await;
     within(replicate(&mut primary, backup, 200, 4)).await;
     let stats = primary.link.stats();
     assert!((1200..=1472).contains(&stats.mtu_bytes), "{stats:?}");
@@ -184,11 +217,22 @@ async fn a_path_that_carries_less_than_its_first_line_is_found_out() {
 /// comes, whole and in order, with as many epochs on their way as the round trip takes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_and_lossy_line_loses_no_epoch() {
-    let wide_area =
-        Impairment { delay: Duration::from_millis(50), loses_one_of: 200, payload_bytes_max: 1472 };
+    let wide_area = Impairment { delay: Duration::from_millis(50), loses_one_of: 200, ..ETHERNET };
     let (mut primary, backup, _relay) = session_over(wide_area).await;
     within(replicate(&mut primary, backup, 60, 11)).await;
     let stats = primary.link.stats();
     assert!(stats.rtt >= Duration::from_millis(100), "{stats:?}");
     assert!(stats.lost_packets > 0, "{stats:?}");
+}
+
+/// 16 Mbit/s behind a buffer of 64 KiB: what is sent in bursts falls at its door,
+/// and comes all the same, with no more on the way than the line takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_narrow_line_with_a_small_buffer_loses_no_epoch() {
+    let narrow = Narrow { bytes_per_second: 2 << 20, buffer_bytes: 64 << 10 };
+    let line = Impairment { delay: Duration::from_millis(10), narrow: Some(narrow), ..ETHERNET };
+    let (mut primary, backup, _relay) = session_over(line).await;
+    within(replicate(&mut primary, backup, 60, 8)).await;
+    let stats = primary.link.stats();
+    assert!(stats.lost_packets > 0, "the buffer was full: {stats:?}");
 }
