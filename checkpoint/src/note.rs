@@ -48,7 +48,7 @@ pub enum Note {
     EpochRefused { epoch: Epoch },
     ImageBroken { why: String },
     Asking { committed: Epoch },
-    NotPromoted { register: Register },
+    NotPromoted { register: Register, namesake: bool },
     Promoting { register: Register, epoch: Epoch },
     StoodDown { why: String },
 }
@@ -174,8 +174,14 @@ impl fmt::Display for Note {
                     "asking the arbiter for a promotion at epoch {committed}; nothing is acknowledged any more"
                 )
             }
-            Self::NotPromoted { register } => {
+            Self::NotPromoted { register, namesake: false } => {
                 write!(f, "not promoted, the register holds: {register}; the image is given up")
+            }
+            Self::NotPromoted { register, namesake: true } => {
+                write!(
+                    f,
+                    "not promoted, the register counts on another process of this node's name: {register}; the image is given up"
+                )
             }
             Self::Promoting { register, epoch } => {
                 write!(f, "promoted at epoch {epoch}: {register}")

@@ -732,8 +732,9 @@ impl Backup {
                     Some(question) => self.put(question),
                     // If it counts on this node, it means another process of it.
                     None => {
+                        let namesake = register.in_sync.contains_key(&self.config.node);
                         self.discard();
-                        self.note(Note::NotPromoted { register });
+                        self.note(Note::NotPromoted { register, namesake });
                     }
                 }
             }

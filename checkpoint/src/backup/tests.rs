@@ -39,7 +39,7 @@ fn machine(pages: u64) -> Machine {
 }
 
 fn hello() -> Hello {
-    let versions = vec!["romulus/1".to_owned()];
+    let versions = vec!["romulus/2".to_owned()];
     Hello { versions, vm: "web".parse().unwrap(), machine: machine(16) }
 }
 
@@ -55,7 +55,7 @@ impl Bench {
             node: node("b"),
             vm: "web".parse().unwrap(),
             machine: machine(16),
-            versions: vec!["romulus/1".to_owned()],
+            versions: vec!["romulus/2".to_owned()],
             detection: Duration::from_millis(150),
             freeze_gap: Duration::from_millis(60),
             ask_retry: Duration::from_millis(30),
@@ -180,7 +180,7 @@ fn acks(actions: &[Action]) -> Vec<u64> {
 #[test]
 fn what_does_not_fit_is_refused_in_words() {
     let cases: [(u64, Hello, &str); 4] = [
-        (1, Hello { versions: vec!["romulus/9".into()], ..hello() }, "romulus/1"),
+        (1, Hello { versions: vec!["romulus/9".into()], ..hello() }, "romulus/2"),
         (1, Hello { vm: "db".parse().unwrap(), ..hello() }, "`web`, not `db`"),
         (1, Hello { machine: machine(32), ..hello() }, "memory differs"),
         (0, hello(), "term 2"),

@@ -97,6 +97,7 @@ impl Primary {
             } else {
                 link.stage = Stage::Joining { epoch, seed_chunks: verified };
                 link.seeds_stuck = 0;
+                link.joined_at = cut_at;
                 let after = epoch.previous();
                 self.act(Action::Follow { backup: backup.clone(), after, joins: true });
                 self.note(Note::Joining { backup: backup.clone(), epoch });
@@ -180,10 +181,14 @@ impl Primary {
 
     /// A member that is silent may have been promoted, whatever it acknowledged
     /// before: nothing is said until it is heard or dropped. Another member's late
-    /// word would release what this one had long committed.
+    /// word would release what this one had long committed. So may one whose name
+    /// somebody without its image answers to, and one that is perhaps admitted.
     fn a_member_is_silent(&self) -> bool {
-        let silent = |link: &Link| self.now >= link.heard_at + self.config.drop_after;
-        self.register.in_sync.keys().any(|node| self.links.get(node).is_none_or(silent))
+        let silent =
+            |link: &Link| !link.follows() || self.now >= link.heard_at + self.config.drop_after;
+        let in_sync = &self.register.in_sync;
+        in_sync.keys().any(|node| !self.links.contains_key(node))
+            || self.followers().any(|(_, link)| silent(link))
     }
 
     pub(super) fn forget(&mut self) {

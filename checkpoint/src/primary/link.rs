@@ -3,7 +3,7 @@
 //! ```text
 //!            LinkUp, not a member            SeedAck 0          few pages left
 //!   Away ───────────────────────▶ Preparing ──────────▶ Seeding ──────────────▶ Joining
-//!    ▲                                                                            │ admitted
+//!    ▲   (after an epoch that it could not stage: not before some time)           │ admitted
 //!    └─ link lost (unless the admission has been asked) ◀──────────────────────── InSync
 //! ```
 //!
@@ -73,18 +73,22 @@ pub(super) struct Link {
     /// Seeds in a row that did not go on: each is waited for twice as long as
     /// the one before, because the line may be that slow.
     pub(super) seeds_stuck: u32,
-    /// Its next seed does not begin before: the last ended with an epoch that it
-    /// could not stage, and the next such one may not be far.
+    /// Its next seed does not begin before: there was an epoch that it could not
+    /// stage, and the next such one may not be far.
     pub(super) seed_not_before: Duration,
-    /// Such epochs in a row: each is followed by twice the pause.
-    overfills: u32,
+    /// When its last seed ended.
+    pub(super) joined_at: Duration,
+    /// How long it was left alone after the last such epoch.
+    left_alone: Duration,
 }
 
 /// A seed that does not go on for so many times the time after which a silent
 /// backup is given up is begun again. So long is waited, too, before a backup is
 /// seeded that could not stage an epoch.
 const SEED_PATIENCE: u32 = 20;
-/// Most doublings of that.
+/// It is left alone no longer than that, or than once so long if that is longer.
+const LEFT_ALONE_MAX: Duration = Duration::from_secs(120);
+/// Most doublings of the patience with a seed.
 pub(super) const SEED_DOUBLINGS_MAX: u32 = 5;
 
 impl Link {
@@ -104,7 +108,8 @@ impl Link {
             seed_progress_at: now,
             seeds_stuck: 0,
             seed_not_before: Duration::ZERO,
-            overfills: 0,
+            joined_at: now,
+            left_alone: Duration::ZERO,
         }
     }
 
@@ -140,17 +145,17 @@ impl Link {
         }
     }
 
-    /// An epoch was larger than it stages: how long it is left alone. One that
-    /// has gone well for longer than it was left alone begins anew.
+    /// An epoch was larger than it stages: how long it is left alone. That is
+    /// twice as long as the last time, unless all has gone well since for longer
+    /// than it was left alone then.
     pub(super) fn overfill(&mut self, now: Duration, drop_after: Duration) -> Duration {
-        let pause = |overfills: u32| drop_after * (SEED_PATIENCE << overfills);
-        if now > self.seed_not_before + pause(self.overfills) {
-            self.overfills = 0;
-        }
-        let left_alone = pause(self.overfills);
-        self.overfills = (self.overfills + 1).min(SEED_DOUBLINGS_MAX);
-        self.seed_not_before = now + left_alone;
-        left_alone
+        let shortest = drop_after * SEED_PATIENCE;
+        let again = now <= self.joined_at + self.left_alone;
+        let longest = LEFT_ALONE_MAX.max(shortest);
+        self.left_alone =
+            if again { (self.left_alone * 2).clamp(shortest, longest) } else { shortest };
+        self.seed_not_before = now + self.left_alone;
+        self.left_alone
     }
 
     /// Whether epochs go to it.

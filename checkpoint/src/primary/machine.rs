@@ -462,6 +462,9 @@ impl Primary {
         link.ping = 0;
         link.pong = 0;
         link.doubt_ping = 1;
+        if staging_bytes_max > link.staging_bytes_max {
+            link.seed_not_before = now;
+        }
         link.staging_bytes_max = staging_bytes_max;
         link.seed_progress_at = now;
         let follows = self.counts(backup, &self.links[backup]);
@@ -472,6 +475,8 @@ impl Primary {
         } else {
             self.reset_unless_follower(backup);
             self.links.get_mut(backup).expect("found above").stage = Stage::Away;
+            // Its seed may wait, and it is to know that it does not count.
+            self.send(backup, ToBackup::Membership(self.register.clone()));
         }
     }
 
@@ -588,7 +593,11 @@ impl Primary {
             }
             return;
         }
-        link.heard_term = term;
+        if matches!(message, ToPrimary::Heartbeat { .. } | ToPrimary::Ack { .. }) {
+            // Said after it had read the membership, unlike what an order from a
+            // session before this one comes to.
+            link.heard_term = term;
+        }
         match message {
             ToPrimary::Heartbeat { pong } => link.pong = link.pong.max(pong.min(link.ping)),
             ToPrimary::SeedAck { chunks } => self.on_seed_ack(backup, chunks),

@@ -5,7 +5,7 @@
 //! | in doubt | read, to confirm the register |
 //! | a member is silent, outdated or not wanted | drop it |
 //! | a joining backup has committed its first checkpoint | admit it |
-//! | the last epoch of a handover is committed and released | switch over |
+//! | the last epoch of a handover is committed and released, and the successor knows the register | switch over |
 
 use std::time::Duration;
 
@@ -107,7 +107,8 @@ impl Primary {
         };
         let (to, takes_back) = (to.clone(), handover.target().ok());
         let lost = self.links.get(&to).is_none_or(|link| {
-            !link.connected && self.now >= link.heard_at + self.config.drop_after
+            let silent = !link.connected && self.now >= link.heard_at + self.config.drop_after;
+            silent || link.stage == Stage::Outdated
         });
         if lost {
             let operation = Operation::Drop { backup: to.clone() };

@@ -569,6 +569,41 @@ fn a_successor_knows_the_register_before_it_is_asked_for() {
 }
 
 #[test]
+fn a_handover_is_taken_back_from_who_has_lost_its_image() {
+    let mut bench = Bench::in_sync();
+    bench.tell(Event::Commanded(Command::HandOver { to: node("b"), stand_by: false }));
+    bench.finish_cut(2);
+    bench.ack(2, 2);
+    assert!(matches!(asked(&bench.take()), Some(Question::Change(_))));
+    // It may have happened; the successor's process dies, and another one answers.
+    bench.answer(Answer::Unknown);
+    bench.tell(Event::LinkDown { backup: node("b") });
+    bench.link_up(None);
+    bench.pass(Duration::from_millis(40));
+    let actions = bench.take();
+    let Some(Question::Change(request)) = asked(&actions) else { panic!("{actions:?}") };
+    assert_eq!(request.operation, Operation::Drop { backup: node("b") });
+    bench.answer(Answer::Outcome(Outcome::Set(register(3, &[]))));
+    assert!(bench.take().contains(&Action::FreeGuest), "it had not happened");
+}
+
+#[test]
+fn nothing_is_said_while_another_answers_to_a_members_name() {
+    let mut bench = Bench::two_in_sync();
+    bench.pass(Duration::from_millis(12));
+    bench.finish_cut(4);
+    bench.ack(3, 4);
+    // "b" stands still, and may be promoted when it wakes; its name is another's.
+    bench.tell(Event::LinkDown { backup: node("b") });
+    bench.link_up(None);
+    bench.take();
+    bench.ack_from("c", 3, 4);
+    assert_eq!(releases(&bench.take()), [0; 0]);
+    bench.answer(Answer::Outcome(Outcome::Set(register(4, &["c"]))));
+    assert_eq!(releases(&bench.take()), [4], "it cannot be promoted any more");
+}
+
+#[test]
 fn another_process_of_a_members_name_is_no_follower() {
     let back_with = |held: fn(&Bench) -> HeldImage| {
         let mut bench = Bench::in_sync();

@@ -126,6 +126,8 @@ pub enum PeerState {
     Idle,
     /// Nobody answers there yet.
     Connecting,
+    /// It answers, and could not stage an epoch: it is seeded later.
+    LeftAlone,
     /// It receives its first full copy.
     Seeding,
     /// It has its seed, and is not admitted yet.

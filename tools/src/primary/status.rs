@@ -356,6 +356,9 @@ impl Core {
         match seeding {
             Some((node, ..)) => unprotected(&format!("solo: backup {node} is being seeded")),
             None if self.addresses.is_empty() => unprotected("solo: no backup is configured"),
+            None if self.machine.backups().any(|(.., connected)| connected) => {
+                unprotected("solo: no backup stages the guest's epochs: see `romulus events`")
+            }
             None => unprotected("solo: no backup answers"),
         }
     }
@@ -426,7 +429,8 @@ impl Core {
 fn peer_state(stage: Stage, connected: bool) -> PeerState {
     match (stage, connected) {
         (Stage::Away, false) => PeerState::Connecting,
-        (Stage::Away | Stage::Preparing | Stage::Seeding { .. }, _) => PeerState::Seeding,
+        (Stage::Away, true) => PeerState::LeftAlone,
+        (Stage::Preparing | Stage::Seeding { .. }, _) => PeerState::Seeding,
         (Stage::Joining { .. }, _) => PeerState::Joining,
         (Stage::InSync, true) => PeerState::InSync,
         (Stage::InSync | Stage::Outdated, _) => PeerState::Silent,
