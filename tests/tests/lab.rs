@@ -26,7 +26,7 @@ const ROMULUS: &str = env!("CARGO_BIN_EXE_romulus-in-lab");
 const A: Place = Place::Host(1);
 const B: Place = Place::Host(2);
 /// A bound on failure, not a measure.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(480);
 /// How long a machine is frozen that is to miss nothing but time.
 const STANDSTILL: Duration = Duration::from_millis(1500);
 
