@@ -417,7 +417,15 @@ impl Backup {
                     return;
                 }
                 let (now, patience) = (self.now, self.config.nack_after);
+                let joins = close.seed_chunks.is_some() && matches!(self.phase, Phase::Seeding(_));
                 self.stages.entry(epoch).close(close, now, patience);
+                if joins {
+                    // What is below it is of no use, and in the way where room is
+                    // short: the lowest epoch is served first.
+                    for stale in self.stages.remove_through(epoch.previous()) {
+                        self.act(Action::Unstage { epoch: stale });
+                    }
+                }
                 self.commit();
             }
             ToBackup::Membership(register) => self.on_membership(register),
@@ -495,9 +503,11 @@ impl Backup {
 
     fn in_window(&self, epoch: Epoch) -> bool {
         match self.phase {
-            // The joining epoch may have any number, but not all of them.
+            // The joining epoch may have any number, but not all of them; nothing
+            // below it is wanted once it is known.
             Phase::Seeding(_) => {
-                epoch > Epoch::ZERO && epoch <= EPOCH_MAX && self.stages.has_place(epoch)
+                let joining = self.stages.joining().map_or(Epoch::FIRST, |(epoch, ..)| epoch);
+                epoch >= joining && epoch <= EPOCH_MAX && self.stages.has_place(epoch)
             }
             Phase::Standing => {
                 epoch > self.committed
@@ -528,6 +538,10 @@ impl Backup {
             return;
         }
         if !self.in_window(id.epoch) {
+            if matches!(self.phase, Phase::Seeding(_)) {
+                // Where it lies it would be taken for what is to commit next.
+                self.act(Action::Unstage { epoch: id.epoch });
+            }
             return;
         }
         let now = self.now;

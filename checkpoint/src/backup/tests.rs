@@ -575,6 +575,24 @@ fn a_primary_that_completes_nothing_loses_its_session() {
 }
 
 #[test]
+fn what_is_below_the_epoch_that_a_seed_ends_with_is_in_nobodys_way() {
+    let mut bench = Bench::new();
+    bench.knock(1, hello());
+    bench.hear(1, BEGIN);
+    bench.stage(0, 0);
+    // On its way since before the seed began.
+    bench.stage(3, 0);
+    bench.take();
+    bench.close(9, 1, Some(1));
+    let unstaged = |epoch| Action::Unstage { epoch: Epoch::new(epoch) };
+    assert_eq!(bench.take(), [unstaged(3)]);
+    bench.stage(4, 0);
+    assert_eq!(bench.take(), [unstaged(4)], "nor does it come later");
+    bench.stage(9, 0);
+    assert!(bench.take().contains(&Action::Apply { epoch: Epoch::new(9) }));
+}
+
+#[test]
 fn a_seed_does_not_close_all_epochs_that_there_are() {
     let mut bench = Bench::new();
     bench.knock(1, hello());
