@@ -165,6 +165,9 @@ pub enum ToPrimary {
     Heartbeat {
         /// The last ping heard.
         pong: u64,
+        /// Chunks that its process has staged, and epochs that it has applied:
+        /// the number changes while it gets on.
+        steps: u64,
     },
     /// So many seed chunks, from index 0 without a gap, are verified.
     SeedAck {

@@ -1,6 +1,6 @@
 //! What an operator wants to read in the event log.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use arbiter::{NodeId, Register, Term};
 
@@ -15,6 +15,7 @@ pub enum Note {
     BackupSilent { backup: NodeId, millis: u64 },
     BackupRefused { backup: NodeId, why: String },
     BackupOutdated { backup: NodeId },
+    BackupLags { backup: NodeId, epoch: Epoch, since: Duration, alone: Duration },
     SeedBegun { backup: NodeId },
     SeedResent { backup: NodeId, chunks: usize },
     SeedStuck { backup: NodeId, millis: u64 },
@@ -67,6 +68,14 @@ impl fmt::Display for Note {
             Self::BackupRefused { backup, why } => write!(f, "backup {backup} refused: {why}"),
             Self::BackupOutdated { backup } => {
                 write!(f, "backup {backup} has lost its image: asking to drop it and seed it again")
+            }
+            Self::BackupLags { backup, epoch, since, alone } => {
+                write!(
+                    f,
+                    "backup {backup} speaks, but got nothing done for {} ms though more than epoch {epoch} waits for it: asking to go on without it; it is seeded again after {:.1} s",
+                    since.as_millis(),
+                    alone.as_secs_f64()
+                )
             }
             Self::SeedBegun { backup } => write!(f, "seeding backup {backup}"),
             Self::SeedResent { backup, chunks } => {

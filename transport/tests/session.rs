@@ -63,7 +63,7 @@ async fn refusals_come_with_their_reason() {
     let cluster = Cluster::new();
     let (a, b) = (cluster.endpoint("a"), cluster.endpoint("b"));
     let refusals = [
-        Refusal::Version { spoken: vec!["romulus/2".into()] },
+        Refusal::Version { spoken: vec!["romulus/3".into()] },
         Refusal::Machine { difference: "vCPUs differ: 1 here, 2 there".into() },
         Refusal::Stale { current: Term::new(9) },
         Refusal::Promoting,
@@ -168,7 +168,7 @@ async fn messages_pass_chunks_that_nobody_takes() {
             chunks += 1;
         }
         assert!(chunks < 60, "{chunks} chunks before a message");
-        backup.control.send(TERM, ToPrimary::Heartbeat { pong: 1 }).unwrap();
+        backup.control.send(TERM, ToPrimary::Heartbeat { pong: 1, steps: 0 }).unwrap();
         within(primary.receiver.next()).await.unwrap();
     }
     primary.link.close("enough");
@@ -223,9 +223,9 @@ async fn a_frame_that_waited_while_the_floor_rose_is_stale() {
     backup.floor.raise(Term::new(6));
     let heard = within(backup.receiver.next()).await;
     assert_eq!(heard, Ok(Incoming::Stale { term: TERM, chunk: None }));
-    backup.control.send(Term::new(6), ToPrimary::Heartbeat { pong: 1 }).unwrap();
+    backup.control.send(Term::new(6), ToPrimary::Heartbeat { pong: 1, steps: 0 }).unwrap();
     let answer = within(primary.receiver.next()).await;
-    assert_eq!(answer, Ok((Term::new(6), ToPrimary::Heartbeat { pong: 1 })));
+    assert_eq!(answer, Ok((Term::new(6), ToPrimary::Heartbeat { pong: 1, steps: 0 })));
 }
 
 #[tokio::test]
@@ -267,7 +267,8 @@ fn garbage() -> Vec<(Vec<u8>, &'static str)> {
         (with(4, &[0xff; 4]), "beyond its limit"),
         (with(16, &[1]), "reserved"),
         (
-            wire::encode(TERM, &Frame::ToPrimary(ToPrimary::Heartbeat { pong: 1 })).unwrap(),
+            wire::encode(TERM, &Frame::ToPrimary(ToPrimary::Heartbeat { pong: 1, steps: 0 }))
+                .unwrap(),
             "a backup's heartbeat frame has no place here",
         ),
     ]
@@ -408,14 +409,17 @@ async fn after_a_killed_peer_came_back_the_old_session_ends_and_a_new_one_stands
     let first = Process::start(&cluster, "b", ANYWHERE).await;
     let address = first.endpoint.local_address();
     let (mut primary, backup) = cluster.session(&a, &first.endpoint, "b").await;
-    backup.control.send(TERM, ToPrimary::Heartbeat { pong: 1 }).unwrap();
+    backup.control.send(TERM, ToPrimary::Heartbeat { pong: 1, steps: 0 }).unwrap();
     within(primary.receiver.next()).await.unwrap();
     first.kill();
     drop(backup);
     let second = Process::start(&cluster, "b", address).await;
     let (mut again, backup) = cluster.session(&a, &second.endpoint, "b").await;
-    backup.control.send(TERM, ToPrimary::Heartbeat { pong: 1 }).unwrap();
-    assert_eq!(within(again.receiver.next()).await, Ok((TERM, ToPrimary::Heartbeat { pong: 1 })));
+    backup.control.send(TERM, ToPrimary::Heartbeat { pong: 1, steps: 0 }).unwrap();
+    assert_eq!(
+        within(again.receiver.next()).await,
+        Ok((TERM, ToPrimary::Heartbeat { pong: 1, steps: 0 }))
+    );
     // The successor does not know the old connection and says so to the next
     // packet of it, long before its idle timeout.
     let _ = primary.control.send(TERM, ToBackup::Heartbeat { ping: 1 });

@@ -126,7 +126,7 @@ fn golden_session() -> Vec<(Frame, String)> {
         to_backup(hand_over, &format!("{two} {alone}")),
         to_backup(ToBackup::Farewell { reason: "x".into() }, "010078"),
         to_backup(ToBackup::Verify { epoch }, &two),
-        to_primary(ToPrimary::Heartbeat { pong: 5 }, &five),
+        to_primary(ToPrimary::Heartbeat { pong: 5, steps: 2 }, &format!("{five}{two}")),
         to_primary(ToPrimary::Verified { epoch, digest }, &format!("{two} {cc}")),
         to_primary(ToPrimary::SeedAck { chunks: 3 }, "03000000"),
         to_primary(ack, &format!("{two}{one}")),
@@ -316,7 +316,7 @@ fn what_is_too_large_to_say_is_not_said() {
 #[test]
 fn the_newest_common_version_wins() {
     let offer = |versions: &[&str]| versions.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>();
-    assert_eq!(wire::negotiate(&offer(&["romulus/9", "romulus/2"])), Some("romulus/2"));
+    assert_eq!(wire::negotiate(&offer(&["romulus/9", "romulus/3"])), Some("romulus/3"));
     assert_eq!(wire::negotiate(&offer(&["romulus/9"])), None);
     assert_eq!(wire::negotiate(&[]), None);
 }
@@ -384,7 +384,8 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                 request(Operation::Promote { image: IMAGE }, Some(register)),
             ))
         }),
-        any::<u64>().prop_map(|pong| Frame::ToPrimary(ToPrimary::Heartbeat { pong })),
+        any::<(u64, u64)>()
+            .prop_map(|(pong, steps)| Frame::ToPrimary(ToPrimary::Heartbeat { pong, steps })),
     ]
 }
 

@@ -61,6 +61,8 @@ pub struct Backup {
     heard_at: Duration,
     committed: Epoch,
     applied: Epoch,
+    /// Chunks staged and epochs applied.
+    steps: u64,
     pub(super) stages: Stages,
     /// The image's digest is wanted at this epoch.
     verifying: Option<Epoch>,
@@ -90,6 +92,7 @@ impl Backup {
             heard_at: now,
             committed: Epoch::ZERO,
             applied: Epoch::ZERO,
+            steps: 0,
             stages: Stages::default(),
             verifying: None,
             ask_not_before: now,
@@ -408,7 +411,8 @@ impl Backup {
         self.raise(term);
         match message {
             ToBackup::Heartbeat { ping } => {
-                self.act(Action::Send(ToPrimary::Heartbeat { pong: ping }))
+                let steps = self.steps;
+                self.act(Action::Send(ToPrimary::Heartbeat { pong: ping, steps }));
             }
             ToBackup::BeginSeed { image } => self.on_begin_seed(image),
             ToBackup::Close(close) => {
@@ -527,6 +531,7 @@ impl Backup {
             return self.ask_for(id);
         }
         self.heard_at = self.now;
+        self.steps += 1;
         if id.epoch == Epoch::ZERO {
             if let Phase::Seeding(seed) = &mut self.phase
                 && let Some(chunks) = seed.stage(id.index)
@@ -622,6 +627,7 @@ impl Backup {
 
     fn on_applied(&mut self, epoch: Epoch) {
         self.applied = self.applied.max(epoch);
+        self.steps += 1;
     }
 
     /// Nothing of a broken image may ever run: better no backup than this one.

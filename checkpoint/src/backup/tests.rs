@@ -39,7 +39,7 @@ fn machine(pages: u64) -> Machine {
 }
 
 fn hello() -> Hello {
-    let versions = vec!["romulus/2".to_owned()];
+    let versions = vec!["romulus/3".to_owned()];
     Hello { versions, vm: "web".parse().unwrap(), machine: machine(16) }
 }
 
@@ -55,7 +55,7 @@ impl Bench {
             node: node("b"),
             vm: "web".parse().unwrap(),
             machine: machine(16),
-            versions: vec!["romulus/2".to_owned()],
+            versions: vec!["romulus/3".to_owned()],
             detection: Duration::from_millis(150),
             freeze_gap: Duration::from_millis(60),
             ask_retry: Duration::from_millis(30),
@@ -180,7 +180,7 @@ fn acks(actions: &[Action]) -> Vec<u64> {
 #[test]
 fn what_does_not_fit_is_refused_in_words() {
     let cases: [(u64, Hello, &str); 4] = [
-        (1, Hello { versions: vec!["romulus/9".into()], ..hello() }, "romulus/2"),
+        (1, Hello { versions: vec!["romulus/9".into()], ..hello() }, "romulus/3"),
         (1, Hello { vm: "db".parse().unwrap(), ..hello() }, "`web`, not `db`"),
         (1, Hello { machine: machine(32), ..hello() }, "memory differs"),
         (0, hello(), "term 2"),
@@ -324,6 +324,22 @@ fn a_stale_frame_changes_nothing() {
     bench.hear(1, ToBackup::Heartbeat { ping: 3 });
     assert!(bench.take().is_empty());
     assert_eq!(bench.machine.standing(), Standing::Whole);
+}
+
+#[test]
+fn a_heartbeat_tells_whether_anything_is_done() {
+    let mut bench = Bench::standing();
+    let mut steps = |bench: &mut Bench| {
+        bench.hear(2, ToBackup::Heartbeat { ping: 3 });
+        bench.take().into_iter().find_map(|action| match action {
+            Action::Send(ToPrimary::Heartbeat { pong: 3, steps }) => Some(steps),
+            _ => None,
+        })
+    };
+    let before = steps(&mut bench).expect("an answer");
+    assert_eq!(steps(&mut bench), Some(before));
+    bench.stage(6, 0);
+    assert_eq!(steps(&mut bench), Some(before + 1));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use arbiter::NodeId;
 use super::{
     Action, CutOrder,
     flight::Flight,
-    link::{Link, Stage},
+    link::{Link, SEED_PATIENCE, Stage},
     machine::{HeldFor, Phase, Primary},
 };
 use crate::{
@@ -110,9 +110,9 @@ impl Primary {
             .map(|(node, _)| node.clone())
             .collect();
         for backup in overfull {
-            let (now, drop_after) = (self.now, self.config.drop_after);
+            let (now, shortest) = (self.now, self.config.drop_after * SEED_PATIENCE);
             let link = self.links.get_mut(&backup).expect("listed above");
-            let seconds = link.overfill(now, drop_after).as_secs_f64();
+            let seconds = link.leave_alone(now, shortest).as_secs_f64();
             let why = format!(
                 "it stages less than the {bytes} bytes of epoch {epoch}: raise its staging_mib_max; it is seeded again after {seconds:.1} s"
             );
@@ -146,7 +146,11 @@ impl Primary {
         self.pacer.shipped(flight.length, wire_bytes);
         flight.close = Some(close.clone());
         let mut messages = Vec::new();
-        for (backup, link) in &self.links {
+        for (backup, link) in &mut self.links {
+            if link.next_commit() == Some(close.epoch) {
+                // Until now nothing waited for it.
+                link.progress_at = self.now;
+            }
             let seed_chunks = match link.stage {
                 Stage::Joining { epoch, .. } if epoch > close.epoch => continue,
                 Stage::Joining { epoch, seed_chunks } if epoch == close.epoch => Some(seed_chunks),
@@ -165,6 +169,28 @@ impl Primary {
         }
         for (backup, message) in messages {
             self.send(&backup, message);
+        }
+    }
+
+    /// When a backup is given up that gets nothing done though epochs wait for it.
+    pub(super) fn lags_at(&self, link: &Link) -> Option<Duration> {
+        let next = self.flights.get(link.next_commit()?)?;
+        let waits = next.close.is_some() && link.connected;
+        waits.then(|| link.progress_at + self.config.lag_max)
+    }
+
+    /// A backup that speaks and does nothing would hold the guest for ever.
+    pub(super) fn notice_laggards(&mut self) {
+        let now = self.now;
+        let lags = |link: &Link| self.lags_at(link).is_some_and(|at| at <= now);
+        let laggards = self.links.iter().filter(|(_, link)| lags(link));
+        for backup in laggards.map(|(node, _)| node.clone()).collect::<Vec<_>>() {
+            let shortest = self.config.lag_max;
+            let link = self.links.get_mut(&backup).expect("listed above");
+            let (epoch, since) = (link.committed, now - link.progress_at);
+            let alone = link.leave_alone(now, shortest);
+            self.note(Note::BackupLags { backup: backup.clone(), epoch, since, alone });
+            self.outdate(&backup);
         }
     }
 

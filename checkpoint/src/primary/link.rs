@@ -68,13 +68,15 @@ pub(super) struct Link {
     /// The first ping that ends a doubt.
     pub(super) doubt_ping: u64,
     pub(super) staging_bytes_max: u64,
-    /// When something of its seed last went on.
-    pub(super) seed_progress_at: Duration,
+    /// When something of its seed last went on, or of the epochs that wait for it.
+    pub(super) progress_at: Duration,
+    /// What it has done, by its last heartbeat.
+    pub(super) steps: u64,
     /// Seeds in a row that did not go on: each is waited for twice as long as
     /// the one before, because the line may be that slow.
     pub(super) seeds_stuck: u32,
     /// Its next seed does not begin before: there was an epoch that it could not
-    /// stage, and the next such one may not be far.
+    /// stage, or that it got nowhere with, and the next such one may not be far.
     pub(super) seed_not_before: Duration,
     /// When its last seed ended.
     pub(super) joined_at: Duration,
@@ -85,8 +87,8 @@ pub(super) struct Link {
 /// A seed that does not go on for so many times the time after which a silent
 /// backup is given up is begun again. So long is waited, too, before a backup is
 /// seeded that could not stage an epoch.
-const SEED_PATIENCE: u32 = 20;
-/// It is left alone no longer than that, or than once so long if that is longer.
+pub(super) const SEED_PATIENCE: u32 = 20;
+/// A backup is left alone no longer than that, or than once if that is longer.
 const LEFT_ALONE_MAX: Duration = Duration::from_secs(120);
 /// Most doublings of the patience with a seed.
 pub(super) const SEED_DOUBLINGS_MAX: u32 = 5;
@@ -105,7 +107,8 @@ impl Link {
             pong: 0,
             doubt_ping: 0,
             staging_bytes_max: 0,
-            seed_progress_at: now,
+            progress_at: now,
+            steps: 0,
             seeds_stuck: 0,
             seed_not_before: Duration::ZERO,
             joined_at: now,
@@ -134,7 +137,7 @@ impl Link {
             Stage::Seeding { sent: Some((chunks, _)), verified, .. } if verified == chunks => None,
             Stage::Preparing | Stage::Seeding { .. } if self.connected => {
                 let patience = drop_after * (SEED_PATIENCE << self.seeds_stuck);
-                Some(self.seed_progress_at + patience)
+                Some(self.progress_at + patience)
             }
             Stage::Preparing
             | Stage::Seeding { .. }
@@ -145,17 +148,25 @@ impl Link {
         }
     }
 
-    /// An epoch was larger than it stages: how long it is left alone. That is
-    /// twice as long as the last time, unless all has gone well since for longer
-    /// than it was left alone then.
-    pub(super) fn overfill(&mut self, now: Duration, drop_after: Duration) -> Duration {
-        let shortest = drop_after * SEED_PATIENCE;
+    /// It could not do with an epoch: how long it is left alone. That is twice as
+    /// long as the last time, unless all has gone well since for longer than it
+    /// was left alone then.
+    pub(super) fn leave_alone(&mut self, now: Duration, shortest: Duration) -> Duration {
         let again = now <= self.joined_at + self.left_alone;
         let longest = LEFT_ALONE_MAX.max(shortest);
         self.left_alone =
             if again { (self.left_alone * 2).clamp(shortest, longest) } else { shortest };
         self.seed_not_before = now + self.left_alone;
         self.left_alone
+    }
+
+    /// The epoch that it is to commit next.
+    pub(super) fn next_commit(&self) -> Option<Epoch> {
+        match self.stage {
+            Stage::Joining { epoch, .. } => Some(self.committed.next().max(epoch)),
+            Stage::InSync => Some(self.committed.next()),
+            Stage::Away | Stage::Preparing | Stage::Seeding { .. } | Stage::Outdated => None,
+        }
     }
 
     /// Whether epochs go to it.

@@ -227,8 +227,9 @@ impl Primary {
         let stuck = self.links.values().filter_map(|link| link.seed_stuck_at(drop_after));
         let retry = self.retry_at();
         let seed = self.links.iter().filter_map(|(node, link)| self.seed_due(node, link));
+        let lags = self.links.values().filter_map(|link| self.lags_at(link));
         let due = [Some(self.heartbeat_at), cut, hold, retry];
-        due.into_iter().flatten().chain(silent).chain(stuck).chain(seed).min()
+        due.into_iter().flatten().chain(silent).chain(lags).chain(stuck).chain(seed).min()
     }
 
     /// Takes what happened at `now`; actions follow from
@@ -310,6 +311,7 @@ impl Primary {
         }
         self.give_up_lost_joins();
         self.notice_silence();
+        self.notice_laggards();
         self.notice_stuck_seeds();
         self.begin_seeds();
         self.resolve_doubt_by_pongs();
@@ -370,7 +372,7 @@ impl Primary {
         // Who stood still cannot tell who was silent meanwhile.
         for link in self.links.values_mut() {
             link.heard_at = self.now;
-            link.seed_progress_at = self.now;
+            link.progress_at = self.now;
         }
         if self.followers().next().is_some() {
             self.note(Note::Doubt { millis: late.as_millis() as u64 });
@@ -466,7 +468,7 @@ impl Primary {
             link.seed_not_before = now;
         }
         link.staging_bytes_max = staging_bytes_max;
-        link.seed_progress_at = now;
+        link.progress_at = now;
         let follows = self.counts(backup, &self.links[backup]);
         self.note(Note::BackupConnected { backup: backup.clone() });
         self.heartbeat_at = now;
@@ -599,7 +601,12 @@ impl Primary {
             link.heard_term = term;
         }
         match message {
-            ToPrimary::Heartbeat { pong } => link.pong = link.pong.max(pong.min(link.ping)),
+            ToPrimary::Heartbeat { pong, steps } => {
+                link.pong = link.pong.max(pong.min(link.ping));
+                if std::mem::replace(&mut link.steps, steps) != steps && link.follows() {
+                    link.progress_at = now;
+                }
+            }
             ToPrimary::SeedAck { chunks } => self.on_seed_ack(backup, chunks),
             ToPrimary::Ack { committed, applied: _ } => self.on_ack(backup, committed),
             ToPrimary::Nack { epoch: Epoch::ZERO, chunks } => self.on_seed_nack(backup, chunks),
@@ -619,6 +626,7 @@ impl Primary {
         }
         if closed {
             link.committed = committed;
+            link.progress_at = self.now;
         } else {
             let why = format!("it acknowledged epoch {committed}, which was not sent yet");
             self.note(Note::BackupRefused { backup: backup.clone(), why });

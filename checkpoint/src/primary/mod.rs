@@ -70,6 +70,9 @@ pub struct Config {
     pub heartbeat: Duration,
     /// A follower that is silent for so long is asked to be dropped.
     pub drop_after: Duration,
+    /// A follower that speaks, but gets nothing done for so long while an epoch
+    /// waits for it, is asked to be dropped.
+    pub lag_max: Duration,
     /// Waking so much later than asked for means that this process stood still.
     pub freeze_gap: Duration,
     /// Between two tries at the arbiter.

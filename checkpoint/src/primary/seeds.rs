@@ -25,7 +25,7 @@ impl Primary {
             let image = self.stamps.image();
             let link = self.links.get_mut(&backup).expect("listed above");
             (link.stage, link.image) = (Stage::Preparing, Some(image));
-            link.seed_progress_at = now;
+            link.progress_at = now;
             self.send(&backup, ToBackup::BeginSeed { image });
         }
     }
@@ -53,7 +53,7 @@ impl Primary {
         }
         match &mut link.stage {
             Stage::Preparing if chunks == 0 => {
-                link.seed_progress_at = now;
+                link.progress_at = now;
                 let since = self.next_epoch;
                 link.stage = Stage::Seeding { since, rounds: 0, sent: None, verified: 0 };
                 link.committed = Epoch::ZERO;
@@ -63,7 +63,7 @@ impl Primary {
             Stage::Seeding { verified, .. } => {
                 if chunks > *verified {
                     *verified = chunks;
-                    link.seed_progress_at = now;
+                    link.progress_at = now;
                 }
                 self.next_seed_round(backup);
             }
@@ -79,7 +79,7 @@ impl Primary {
         let now = self.now;
         let Some(link) = self.links.get_mut(backup) else { return };
         if let Stage::Seeding { rounds, sent, .. } = &mut link.stage {
-            link.seed_progress_at = now;
+            link.progress_at = now;
             *rounds += 1;
             *sent = Some((chunks, left));
             self.next_seed_round(backup);
@@ -139,7 +139,7 @@ impl Primary {
         for backup in stuck.map(|(node, _)| node.clone()).collect::<Vec<_>>() {
             let link = self.links.get_mut(&backup).expect("listed above");
             link.seeds_stuck = (link.seeds_stuck + 1).min(SEED_DOUBLINGS_MAX);
-            let millis = (now - link.seed_progress_at).as_millis() as u64;
+            let millis = (now - link.progress_at).as_millis() as u64;
             self.note(Note::SeedStuck { backup: backup.clone(), millis });
             self.disconnect(&backup);
         }

@@ -83,7 +83,7 @@ fn a_seed_that_does_not_go_on_is_begun_again_and_waited_for_longer() {
         let begun = bench.now;
         bench.take();
         for _ in 0..10_000 {
-            bench.hear(1, ToPrimary::Heartbeat { pong: 0 });
+            bench.hear(1, ToPrimary::Heartbeat { pong: 0, steps: 0 });
             bench.pass(Duration::from_millis(9));
             if bench.take().contains(&Action::Disconnect { backup: node("b"), redial: true }) {
                 return bench.now - begun;
@@ -171,7 +171,7 @@ fn nothing_is_said_while_a_member_is_silent() {
     bench.ack_from("c", 3, 4);
     for _ in 0..8 {
         bench.pass(Duration::from_millis(19));
-        bench.hear(3, ToPrimary::Heartbeat { pong: 0 });
+        bench.hear(3, ToPrimary::Heartbeat { pong: 0, steps: 0 });
     }
     assert!(matches!(asked(&bench.take()), Some(Question::Change(_))), "c is to be dropped");
     bench.ack(3, 4);
@@ -226,7 +226,7 @@ fn a_member_that_begins_anew_does_not_confirm_the_right_to_run() {
     bench.tell(Event::LinkDown { backup: node("b") });
     // It was promoted meanwhile, and has died; this is the process after it.
     bench.link_up(None);
-    bench.hear(2, ToPrimary::Heartbeat { pong: u64::MAX });
+    bench.hear(2, ToPrimary::Heartbeat { pong: u64::MAX, steps: 0 });
     assert!(bench.machine.in_doubt());
     assert!(!bench.take().contains(&Action::Confirm));
 }
@@ -264,9 +264,9 @@ fn fresh_pongs_end_a_doubt_and_old_ones_do_not() {
         })
     };
     let fresh = pings(bench.take()).expect("a ping at once");
-    bench.hear(2, ToPrimary::Heartbeat { pong: fresh - 1 });
+    bench.hear(2, ToPrimary::Heartbeat { pong: fresh - 1, steps: 0 });
     assert!(bench.machine.in_doubt());
-    bench.hear(2, ToPrimary::Heartbeat { pong: fresh });
+    bench.hear(2, ToPrimary::Heartbeat { pong: fresh, steps: 0 });
     assert!(!bench.machine.in_doubt());
     assert_eq!(releases(&bench.take()), [2]);
 }
@@ -380,7 +380,7 @@ fn epochs_in_flight_are_bounded() {
     let mut bench = Bench::in_sync();
     let mut cut = 0;
     for epoch in 2..20 {
-        bench.hear(2, ToPrimary::Heartbeat { pong: 0 });
+        bench.hear(2, ToPrimary::Heartbeat { pong: 0, steps: 0 });
         bench.pass(Duration::from_millis(12));
         if bench.order().is_some() {
             bench.finish_cut(epoch);
@@ -411,12 +411,12 @@ fn output_that_waits_ends_a_quiet_epoch_early() {
 fn a_guest_whose_backups_lag_is_slowed() {
     let mut bench = Bench::in_sync();
     for epoch in 2..5 {
-        bench.hear(2, ToPrimary::Heartbeat { pong: 0 });
+        bench.hear(2, ToPrimary::Heartbeat { pong: 0, steps: 0 });
         bench.pass(Duration::from_millis(12));
         bench.order().expect("there is room");
         bench.finish_cut(epoch);
     }
-    bench.hear(2, ToPrimary::Heartbeat { pong: 0 });
+    bench.hear(2, ToPrimary::Heartbeat { pong: 0, steps: 0 });
     bench.pass(Duration::from_millis(20));
     assert!(!bench.take().contains(&Action::HoldGuest), "the epoch is stretched first");
     bench.pass(Duration::from_millis(30));
@@ -438,7 +438,7 @@ fn over_a_long_line(epochs_in_flight_max: usize) -> (u64, usize) {
         bench.pass(Duration::from_millis(1));
         if bench.now >= beat {
             beat = bench.now + Duration::from_millis(20);
-            bench.hear(2, ToPrimary::Heartbeat { pong: 0 });
+            bench.hear(2, ToPrimary::Heartbeat { pong: 0, steps: 0 });
         }
         while commits.front().is_some_and(|(due, _)| *due <= bench.now) {
             let (_, epoch) = commits.pop_front().expect("looked at above");
@@ -635,7 +635,7 @@ fn a_backup_that_cannot_stage_an_epoch_is_left_alone_for_longer_and_longer() {
         let begun = bench.now;
         bench.link_up(None);
         while !bench.take().contains(&bench.begin()) {
-            bench.hear(term + 1, ToPrimary::Heartbeat { pong: 0 });
+            bench.hear(term + 1, ToPrimary::Heartbeat { pong: 0, steps: 0 });
             bench.pass(Duration::from_millis(9));
         }
         let after = bench.now - begun;
@@ -653,6 +653,52 @@ fn a_backup_that_cannot_stage_an_epoch_is_left_alone_for_longer_and_longer() {
     assert!(first > Duration::from_secs(2), "{first:?}");
     let second = left_alone(4);
     assert!(second > first * 3 / 2, "{second:?} after {first:?}");
+}
+
+#[test]
+fn a_member_that_speaks_and_does_nothing_is_dropped() {
+    let dropped = |mut does: Box<dyn FnMut(u64) -> ToPrimary>| {
+        let mut bench = Bench::in_sync();
+        bench.pass(Duration::from_millis(12));
+        bench.finish_cut(2);
+        for round in 0..250 {
+            bench.pass(Duration::from_millis(10));
+            bench.hear(2, does(round));
+            if let Some(Question::Change(request)) = asked(&bench.take()) {
+                assert_eq!(request.operation, Operation::Drop { backup: node("b") });
+                return Some(bench.now);
+            }
+        }
+        None
+    };
+    let waited = dropped(Box::new(|_| ToPrimary::Heartbeat { pong: 0, steps: 7 }));
+    assert!(waited.expect("a laggard") > Duration::from_millis(900));
+    let slow = dropped(Box::new(|round| ToPrimary::Heartbeat { pong: 0, steps: round / 50 }));
+    assert_eq!(slow, None, "it goes on");
+    let done =
+        dropped(Box::new(|_| ToPrimary::Ack { committed: Epoch::new(2), applied: Epoch::ZERO }));
+    assert_eq!(done, None, "nothing waits for it");
+}
+
+#[test]
+fn a_backup_that_never_commits_what_it_joins_with_is_given_up() {
+    let mut bench = Bench::new();
+    bench.seed();
+    bench.finish_cut(1);
+    let mut actions = Vec::new();
+    for _ in 0..200 {
+        bench.pass(Duration::from_millis(10));
+        bench.hear(1, ToPrimary::Heartbeat { pong: 0, steps: 2 });
+        let acted = bench.take();
+        for action in &acted {
+            if let Action::Cut(order) = action {
+                bench.finish_cut(order.epoch.get());
+            }
+        }
+        actions.extend(acted);
+    }
+    assert!(actions.contains(&Action::Disconnect { backup: node("b"), redial: true }));
+    assert!(actions.contains(&Action::PassOutput), "nobody is waited for");
 }
 
 #[test]

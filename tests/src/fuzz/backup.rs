@@ -32,7 +32,7 @@ const ACTIONS_MAX: usize = 5_000;
 /// Most chunks of an epoch that a step sends whole.
 const CHUNKS_MAX: u8 = 5;
 const VM: &str = "guest";
-const VERSION: &str = "romulus/2";
+const VERSION: &str = "romulus/3";
 
 // Steps.
 pub(super) const TIMEOUT: u8 = 0;

@@ -80,6 +80,7 @@ pub(super) fn config(node: NodeId) -> Config {
         },
         heartbeat: Duration::from_millis(20),
         drop_after: Duration::from_millis(120),
+        lag_max: Duration::from_millis(900),
         freeze_gap: Duration::from_millis(600),
         ask_retry: Duration::from_millis(30),
         epochs_in_flight_max: 4,
@@ -217,7 +218,7 @@ impl Shell {
         let backup = words::node(script);
         let term = self.machine.register().term;
         let message = match script.u8() % 3 {
-            0 => ToPrimary::Heartbeat { pong: u64::MAX },
+            0 => ToPrimary::Heartbeat { pong: u64::MAX, steps: u64::MAX },
             1 => ToPrimary::SeedAck { chunks: u32::from(script.u8()) },
             _ => ToPrimary::Ack { committed: self.last_cut, applied: self.last_cut },
         };

@@ -76,7 +76,10 @@ pub(super) fn pause_ms(script: &mut Script<'_>) -> u64 {
 
 pub(super) fn to_primary(script: &mut Script<'_>, near: Epoch) -> ToPrimary {
     match script.u8() % 5 {
-        0 => ToPrimary::Heartbeat { pong: script.number_near(0x50) },
+        0 => {
+            let pong = script.number_near(0x50);
+            ToPrimary::Heartbeat { pong, steps: script.number_near(0) }
+        }
         1 => ToPrimary::SeedAck { chunks: script.number_near(0x40) as u32 },
         2 => ToPrimary::Ack { committed: epoch(script, near), applied: epoch(script, near) },
         3 => {

@@ -39,6 +39,8 @@ pub enum Fault {
     FullTap,
     /// An operator does something, most of the time at a bad moment.
     Operator,
+    /// A process's threads do nothing for long, but for its core, which speaks.
+    Hang,
     /// A backup's name moves to another machine, and a process there takes it,
     /// while the one that had it stands still and does not know.
     Namesake,
@@ -46,7 +48,7 @@ pub enum Fault {
 
 impl Fault {
     /// All kinds.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Crash,
         Self::Freeze,
         Self::Stall,
@@ -60,6 +62,7 @@ impl Fault {
         Self::FullTap,
         Self::Operator,
         Self::Namesake,
+        Self::Hang,
     ];
 
     /// How often it comes where it comes at all: between two of them, in
@@ -76,7 +79,7 @@ impl Fault {
             Self::ArbiterDies => 60_000..600_000,
             Self::ArbiterDisk => 100_000..1_000_000,
             Self::Namesake => 100_000..600_000,
-            Self::SlowBackup => 100_000..600_000,
+            Self::SlowBackup | Self::Hang => 100_000..600_000,
         }
     }
 }
@@ -113,6 +116,7 @@ pub(super) struct Timing {
     pub(super) heartbeat: Duration,
     pub(super) detection: Duration,
     pub(super) drop_after: Duration,
+    pub(super) lag_max: Duration,
     pub(super) ask_retry: Duration,
     pub(super) nack_after: Duration,
     /// The transport gives up a handshake.
@@ -173,6 +177,10 @@ pub(super) struct Shape {
 
 /// More than the pages of any epoch.
 const STAGING_PAGES: u64 = 400;
+/// Longer than a run, where backups do not hang.
+const LAG_MAX: Duration = Duration::from_secs(60);
+/// Drawn after the rest.
+const ADDED: [Fault; 2] = [Fault::Namesake, Fault::Hang];
 /// More than an epoch leaves.
 const NEVER: u64 = 1_000;
 
@@ -214,6 +222,10 @@ impl Plan {
             let interval = chance.within(&Fault::Namesake.interval());
             plan.faults.push((Fault::Namesake, interval));
         }
+        if chance.hits(200) {
+            plan.timing.lag_max = plan.timing.drop_after + chance.micros(20_000..150_000);
+            plan.faults.push((Fault::Hang, chance.within(&Fault::Hang.interval())));
+        }
         plan
     }
 
@@ -252,6 +264,7 @@ fn timing(chance: &mut Chance) -> Timing {
         heartbeat,
         detection: heartbeat * 5 + chance.micros(0..80_000),
         drop_after: heartbeat * 5 + chance.micros(0..60_000),
+        lag_max: LAG_MAX,
         ask_retry: chance.micros(10_000..40_000),
         nack_after: chance.micros(10_000..30_000),
         connect_timeout: chance.micros(20_000..60_000),
@@ -323,7 +336,7 @@ fn rates(chance: &mut Chance) -> Rates {
 
 fn faults(chance: &mut Chance) -> Vec<(Fault, u64)> {
     let mut faults = Vec::new();
-    for kind in Fault::ALL.into_iter().filter(|kind| *kind != Fault::Namesake) {
+    for kind in Fault::ALL.into_iter().filter(|kind| !ADDED.contains(kind)) {
         if chance.hits(500) {
             faults.push((kind, chance.within(&kind.interval())));
         }

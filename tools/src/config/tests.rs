@@ -320,6 +320,11 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     ),
     (
         "epoch_ms = 10",
+        "drop_ms = 900\nlag_ms = 800",
+        "vm.toml:29: replication.lag_ms: 800 ms are less than drop_ms, 900 ms: use at least 900",
+    ),
+    (
+        "epoch_ms = 10",
         "resend_outputs = 1",
         "vm.toml:29: replication.resend_outputs: is of the type integer: it must be true or false",
     ),

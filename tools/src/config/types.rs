@@ -289,6 +289,10 @@ pub struct Replication {
     /// Silence after which a primary asks the arbiter to go on without a backup.
     #[serde(rename = "drop_ms", serialize_with = "as_millis")]
     pub drop: Duration,
+    /// Time in which a backup gets nothing done, though an epoch waits for it,
+    /// after which a primary asks the arbiter to go on without it.
+    #[serde(rename = "lag_ms", serialize_with = "as_millis")]
+    pub lag: Duration,
     /// Most epochs that wait for their commit.
     pub in_flight_epochs_max: NonZeroU32,
     /// Most MiB that wait for their commit.

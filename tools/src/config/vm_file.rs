@@ -26,6 +26,9 @@ const VCPUS_MAX: u64 = 64;
 const CMDLINE_BYTES_MAX: usize = 2047;
 /// Missed heartbeats that make silence.
 const HEARTBEATS_PER_DETECTION: u32 = 3;
+/// By default a backup may lag for so many times `drop_ms`.
+const LAG_PER_DROP: u64 = 40;
+const LAG_MS_MAX: u64 = 600_000 * LAG_PER_DROP;
 const STAGING_MIB_MIN: u64 = 256;
 /// Faster ones save less than they cost; slower ones do not keep up.
 pub const ZSTD_LEVEL: i32 = 1;
@@ -268,6 +271,11 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
     let detection = section.number("detection_ms", 150, 1..=600_000, " ms")?;
     let drop = section.number("drop_ms", 120, 1..=600_000, " ms")?;
     check_timing(&epoch, &heartbeat, &detection, &drop)?;
+    let lag = section.number("lag_ms", drop.value * LAG_PER_DROP, 1..=LAG_MS_MAX, " ms")?;
+    if lag.value < drop.value {
+        let wrong = format!("{} ms are less than drop_ms, {} ms", lag.value, drop.value);
+        return Err(lag.fault(wrong, format!("use at least {}", drop.value)));
+    }
     let staging_default = u64::from(vm.memory_mib.get() / 2).max(STAGING_MIB_MIN);
     let mut mib =
         |key, default| nonzero_u32(&section.number(key, default, 1..=MEMORY_MIB_MAX, " MiB")?);
@@ -296,6 +304,7 @@ fn parse_replication(mut section: Section<'_>, vm: &Vm) -> Result<Replication, F
         heartbeat: Duration::from_millis(heartbeat.value),
         detection: Duration::from_millis(detection.value),
         drop: Duration::from_millis(drop.value),
+        lag: Duration::from_millis(lag.value),
         in_flight_epochs_max: nonzero_u32(&epochs)?,
         in_flight_mib_max,
         held_output_mib_max,

@@ -31,6 +31,7 @@ fn class(note: &Note) -> (Severity, EventKind) {
         Note::BackupLost { .. }
         | Note::PrimaryLost { .. }
         | Note::BackupSilent { .. }
+        | Note::BackupLags { .. }
         | Note::PrimarySilent { .. } => (Warning, EventKind::PeerLost),
         Note::BackupRefused { .. } | Note::PrimaryRefused { .. } => {
             (Warning, EventKind::PeerRefused)

@@ -751,6 +751,7 @@ fn machine_config(config: &crate::config::VmConfig) -> Config {
         pace: replication.pace,
         heartbeat: replication.heartbeat,
         drop_after: replication.drop,
+        lag_max: replication.lag,
         freeze_gap: replication.drop.min(replication.detection) / 2,
         ask_retry: Duration::from_millis(100),
         epochs_in_flight_max: replication.in_flight_epochs_max.get() as usize,

@@ -82,7 +82,10 @@ pub(super) fn to_primary_kind(message: &ToPrimary) -> Kind {
 
 pub(super) fn write_to_primary(writer: &mut Writer, message: &ToPrimary) -> Result<(), WireError> {
     match message {
-        ToPrimary::Heartbeat { pong } => writer.u64(*pong),
+        ToPrimary::Heartbeat { pong, steps } => {
+            writer.u64(*pong);
+            writer.u64(*steps);
+        }
         ToPrimary::SeedAck { chunks } => writer.u32(*chunks),
         ToPrimary::Ack { committed, applied } => {
             writer.u64(committed.get());
@@ -105,7 +108,10 @@ pub(super) fn write_to_primary(writer: &mut Writer, message: &ToPrimary) -> Resu
 
 pub(super) fn read_to_primary(kind: Kind, reader: &mut Reader<'_>) -> Result<ToPrimary, WireError> {
     match kind {
-        Kind::BackupHeartbeat => Ok(ToPrimary::Heartbeat { pong: reader.u64()? }),
+        Kind::BackupHeartbeat => {
+            let pong = reader.u64()?;
+            Ok(ToPrimary::Heartbeat { pong, steps: reader.u64()? })
+        }
         Kind::SeedAck => Ok(ToPrimary::SeedAck { chunks: reader.u32()? }),
         Kind::Ack => {
             let committed = Epoch::new(reader.u64()?);

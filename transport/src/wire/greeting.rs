@@ -14,7 +14,7 @@ use super::{
 };
 
 /// The protocol versions that this build speaks, newest first.
-pub const VERSIONS: &[&str] = &["romulus/2"];
+pub const VERSIONS: &[&str] = &["romulus/3"];
 
 /// Most versions in one offer.
 pub const VERSIONS_MAX: usize = 16;

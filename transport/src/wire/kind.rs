@@ -80,7 +80,7 @@ kinds! {
     /// The digest of the image at an epoch is wanted.
     Verify = 0x16, "verify", 8;
     /// The backup lives.
-    BackupHeartbeat = 0x20, "backup's heartbeat", 8;
+    BackupHeartbeat = 0x20, "backup's heartbeat", 16;
     /// Seed chunks are verified.
     SeedAck = 0x21, "seed-ack", 4;
     /// Epochs are committed.

@@ -59,6 +59,7 @@ impl Bench {
             },
             heartbeat: Duration::from_millis(20),
             drop_after: Duration::from_millis(120),
+            lag_max: Duration::from_millis(900),
             freeze_gap: Duration::from_millis(60),
             ask_retry: Duration::from_millis(30),
             epochs_in_flight_max,

@@ -55,9 +55,9 @@ fn machine() -> Machine {
 }
 
 pub(super) fn frames(add: &mut Add<'_>) {
-    let hello = Hello { versions: vec!["romulus/2".into()], vm: vm(), machine: machine() };
+    let hello = Hello { versions: vec!["romulus/3".into()], vm: vm(), machine: machine() };
     let welcome = Welcome {
-        version: "romulus/2".into(),
+        version: "romulus/3".into(),
         image: Some(HeldImage { id: IMAGE, committed: EPOCH }),
         staging_bytes_max: 1 << 28,
     };
@@ -80,7 +80,7 @@ pub(super) fn frames(add: &mut Add<'_>) {
         ),
         ("verify", Frame::ToBackup(ToBackup::Verify { epoch: EPOCH })),
         ("farewell", Frame::ToBackup(ToBackup::Farewell { reason: "off".into() })),
-        ("pong", Frame::ToPrimary(ToPrimary::Heartbeat { pong: 2 })),
+        ("pong", Frame::ToPrimary(ToPrimary::Heartbeat { pong: 2, steps: 9 })),
         ("seed-ack", Frame::ToPrimary(ToPrimary::SeedAck { chunks: 3 })),
         ("ack", Frame::ToPrimary(ToPrimary::Ack { committed: EPOCH, applied: EPOCH })),
         ("nack", Frame::ToPrimary(ToPrimary::Nack { epoch: EPOCH, chunks: vec![1, 9] })),

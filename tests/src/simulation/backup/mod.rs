@@ -194,7 +194,9 @@ impl BackupShell {
         match chunk {
             Ok(chunk) => {
                 let arrival = Arrival { session: number, term: header.term, chunk };
-                if world.plan.shape.slow_codecs || world.machine(self.me).slow_until > world.now {
+                let machine = world.machine(self.me);
+                let late = machine.slow_until.max(machine.hangs_until) > world.now;
+                if world.plan.shape.slow_codecs || late {
                     let decode = Happening::Decode(Box::new(arrival));
                     world.work_later(self.me, 10..1_500, decode);
                 } else {

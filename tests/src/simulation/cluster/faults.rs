@@ -48,6 +48,10 @@ impl Cluster {
                 let length = self.world.chance.micros(10_000..150_000);
                 self.world.machines[host].slow_until = self.world.now + length;
             }
+            Fault::Hang => {
+                let length = self.world.chance.micros(50_000..500_000);
+                self.world.machines[host].hangs_until = self.world.now + length;
+            }
             Fault::FullTap => {
                 let length = self.world.chance.micros_of_any_size(500..150_000);
                 self.world.machines[host].tap_full_until = self.world.now + length;
@@ -136,6 +140,7 @@ impl Cluster {
         for host in 0..self.processes.len() {
             let machine = &mut self.world.machines[host];
             machine.slow_until = Duration::ZERO;
+            machine.hangs_until = Duration::ZERO;
             machine.tap_full_until = Duration::ZERO;
             let process = ProcessId { host: host as u8, life: machine.life };
             self.thaw(process);
@@ -169,5 +174,6 @@ fn name(fault: Fault) -> &'static str {
         Fault::FullTap => "full taps",
         Fault::Operator => "commands",
         Fault::Namesake => "moves of a name",
+        Fault::Hang => "hangs",
     }
 }

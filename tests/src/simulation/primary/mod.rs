@@ -586,6 +586,7 @@ fn config(world: &World, node: NodeId) -> Config {
         pace: timing.pace,
         heartbeat: timing.heartbeat,
         drop_after: timing.drop_after,
+        lag_max: timing.lag_max,
         freeze_gap: if world.mutated(Mutation::SkipDoubt) {
             Duration::MAX
         } else {

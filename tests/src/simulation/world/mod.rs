@@ -36,6 +36,8 @@ pub(super) struct Machine {
     pub(super) frozen_since: Option<Duration>,
     /// Until when its threads are slow.
     pub(super) slow_until: Duration,
+    /// Until when they do nothing, but for the core.
+    pub(super) hangs_until: Duration,
     pub(super) tap_full_until: Duration,
     /// It runs a guest, or did a moment ago.
     pub(super) has_guest: bool,
@@ -181,6 +183,7 @@ impl World {
         if self.machine(of).slow_until > self.now {
             delay = delay * 8 + Duration::from_millis(2);
         }
+        delay += self.machine(of).hangs_until.saturating_sub(self.now);
         self.process_later(of, delay, what);
     }
 }
@@ -203,6 +206,7 @@ fn machines(plan: &Plan, chance: &mut Chance) -> Vec<Machine> {
         alive: false,
         frozen_since: None,
         slow_until: Duration::ZERO,
+        hangs_until: Duration::ZERO,
         tap_full_until: Duration::ZERO,
         has_guest: false,
         term: Term::ZERO,
