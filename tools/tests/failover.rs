@@ -11,6 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::{
+        ptrace,
+        wait::{WaitPidFlag, waitpid},
+    },
+    unistd::Pid,
+};
 use romulus::{
     control::{Accepted, Client, FailoverBody, Protection, Role, Status},
     node::crash_point::{Moment, VARIABLE},
@@ -151,6 +158,38 @@ impl Drill {
     }
 }
 
+/// Threads of a process that stand still, while its others go on.
+struct Hung(Vec<Pid>);
+
+impl Hung {
+    /// Stops those whose names begin with `name`.
+    fn threads(process: u32, name: &str) -> Self {
+        let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+        let named = |path: &Path| {
+            std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.starts_with(name))
+        };
+        let paths = tasks.map(|task| task.unwrap().path()).filter(|path| named(path));
+        let number = |path: &Path| path.file_name()?.to_str()?.parse().ok();
+        let threads: Vec<Pid> =
+            paths.map(|path| Pid::from_raw(number(&path).expect("a thread's number"))).collect();
+        assert!(!threads.is_empty(), "nobody is called {name}");
+        for thread in &threads {
+            ptrace::seize(*thread, ptrace::Options::empty()).unwrap();
+            ptrace::interrupt(*thread).unwrap();
+            waitpid(*thread, Some(WaitPidFlag::__WALL)).unwrap();
+        }
+        Self(threads)
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        for thread in &self.0 {
+            let _ = ptrace::detach(*thread, None);
+        }
+    }
+}
+
 fn assert_sound(report: &ProbeReport) {
     assert!(report.sound(), "{report:#?}");
 }
@@ -257,6 +296,27 @@ fn a_lost_backup_is_dropped_and_seeded_again() {
         drill.cluster.wait_protected(A, PATIENCE).unwrap();
         drill.verify(A);
     }
+    assert_sound(&client.finish().unwrap());
+}
+
+#[test]
+fn a_backup_that_hangs_and_speaks_is_dropped() {
+    let Some(_machine) = machine_for("a_backup_that_hangs_and_speaks_is_dropped") else { return };
+    let settings = format!("{CALM}\nlag_ms = 1500\nstaging_mib_max = 48");
+    let drill = Drill::protected("hung", &settings);
+    let mut client = drill.cluster.client(LANES, &[]).unwrap();
+    for threads in ["decode", "apply"] {
+        client.wait_answers(50, PATIENCE).unwrap();
+        let hung = Hung::threads(drill.cluster.pid(B).unwrap(), threads);
+        let solo = |status: &Status| status.in_sync.is_empty();
+        drill.cluster.wait_for(A, "runs solo", PATIENCE, solo).unwrap();
+        client.wait_answers(50, PATIENCE).unwrap();
+        drop(hung);
+        drill.cluster.wait_protected(A, PATIENCE).unwrap();
+        drill.verify(A);
+    }
+    let log = drill.cluster.log_end(A);
+    assert!(log.contains("got nothing done"), "{log}");
     assert_sound(&client.finish().unwrap());
 }
 
