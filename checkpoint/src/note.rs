@@ -117,7 +117,7 @@ impl fmt::Display for Note {
             Self::Doubt { millis } => {
                 write!(
                     f,
-                    "this process stood still for {millis} ms: nothing is released before its right to run is confirmed"
+                    "this process stood still for {millis} ms: no held output is released before its right to run is confirmed"
                 )
             }
             Self::DoubtResolved => f.write_str("the right to run is confirmed"),

@@ -329,7 +329,7 @@ fn a_stale_frame_changes_nothing() {
 #[test]
 fn a_heartbeat_tells_whether_anything_is_done() {
     let mut bench = Bench::standing();
-    let mut steps = |bench: &mut Bench| {
+    let steps = |bench: &mut Bench| {
         bench.hear(2, ToBackup::Heartbeat { ping: 3 });
         bench.take().into_iter().find_map(|action| match action {
             Action::Send(ToPrimary::Heartbeat { pong: 3, steps }) => Some(steps),

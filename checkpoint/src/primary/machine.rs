@@ -374,10 +374,11 @@ impl Primary {
             link.heard_at = self.now;
             link.progress_at = self.now;
         }
-        if self.followers().next().is_some() {
-            self.note(Note::Doubt { millis: late.as_millis() as u64 });
-            self.begin_doubt(true);
-        }
+        // Alone, it asks the arbiter: somebody may have started the guest again in
+        // its name.
+        let followed = self.followers().next().is_some();
+        self.note(Note::Doubt { millis: late.as_millis() as u64 });
+        self.begin_doubt(followed);
     }
 
     fn begin_doubt(&mut self, by_pongs: bool) {

@@ -250,6 +250,19 @@ fn who_stood_still_releases_nothing_until_its_right_is_confirmed() {
 }
 
 #[test]
+fn a_solo_primary_that_stood_still_asks_whether_it_was_replaced() {
+    let mut bench = Bench::new();
+    bench.pass(Duration::from_millis(100));
+    assert!(asked(&bench.take()).is_none());
+    bench.now += Duration::from_secs(1);
+    bench.tell(Event::Timeout);
+    assert!(matches!(asked(&bench.take()), Some(Question::Read)));
+    bench.answer(Answer::Register(Some(register(2, &[]))));
+    let fenced = |action: &Action| matches!(action, Action::End(Ending::Fenced { .. }));
+    assert!(bench.take().iter().any(fenced));
+}
+
+#[test]
 fn fresh_pongs_end_a_doubt_and_old_ones_do_not() {
     let mut bench = Bench::in_sync();
     bench.pass(Duration::from_millis(25));
