@@ -411,6 +411,9 @@ impl Backup {
         self.raise(term);
         match message {
             ToBackup::Heartbeat { ping } => {
+                // A digest of all memory takes long, and nothing else goes on meanwhile.
+                let digests = self.verifying.is_some_and(|epoch| epoch <= self.committed);
+                self.steps += u64::from(digests);
                 let steps = self.steps;
                 self.act(Action::Send(ToPrimary::Heartbeat { pong: ping, steps }));
             }

@@ -338,8 +338,17 @@ fn a_heartbeat_tells_whether_anything_is_done() {
     };
     let before = steps(&mut bench).expect("an answer");
     assert_eq!(steps(&mut bench), Some(before));
+    bench.hear(2, ToBackup::Verify { epoch: Epoch::new(6) });
     bench.stage(6, 0);
     assert_eq!(steps(&mut bench), Some(before + 1));
+    assert_eq!(steps(&mut bench), Some(before + 1), "the digest's epoch is not committed");
+    bench.close(6, 1, None);
+    bench.take();
+    assert_eq!(steps(&mut bench), Some(before + 2), "a digest is under way");
+    assert_eq!(steps(&mut bench), Some(before + 3));
+    bench.tell(Event::ImageDigest { epoch: Epoch::new(6), digest: [6; 32] });
+    bench.take();
+    assert_eq!(steps(&mut bench), Some(before + 3));
 }
 
 #[test]
