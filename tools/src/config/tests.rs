@@ -321,7 +321,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "epoch_ms = 10",
         "drop_ms = 900\nlag_ms = 800",
-        "vm.toml:29: replication.lag_ms: 800 ms are less than drop_ms, 900 ms: use at least 900",
+        "vm.toml:30: replication.lag_ms: 800 ms are less than drop_ms, 900 ms: use at least 900",
     ),
     (
         "epoch_ms = 10",
