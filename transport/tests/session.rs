@@ -393,7 +393,9 @@ impl Process {
     }
 
     fn kill(self) {
-        self.runtime.shutdown_background();
+        // Until its threads have ended they could still say goodbye.
+        let runtime = self.runtime;
+        std::thread::spawn(|| runtime.shutdown_timeout(Duration::from_secs(10))).join().unwrap();
         drop(self.endpoint);
     }
 }
