@@ -8,7 +8,10 @@
 
 use std::{ops::Range, time::Duration};
 
-use checkpoint::pacing::{Goal, Pace};
+use checkpoint::{
+    choice::{Choice, Way},
+    pacing::{Goal, Pace},
+};
 
 use super::chance::Chance;
 
@@ -139,6 +142,26 @@ impl Timing {
     }
 }
 
+/// How content is sent. Mirrors `tools/src/config/types.rs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Codec {
+    Off,
+    Zstd,
+    /// Now like this and now like that, whatever costs less time.
+    Auto,
+}
+
+impl Codec {
+    /// Who chooses for it.
+    pub(super) fn choice(self) -> Choice {
+        match self {
+            Self::Off => Choice::always(Way::Raw),
+            Self::Zstd => Choice::always(Way::Compressed),
+            Self::Auto => Choice::by_cost(),
+        }
+    }
+}
+
 /// What guest and codecs are like.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Shape {
@@ -153,7 +176,7 @@ pub(super) struct Shape {
     pub(super) keeps_hot: bool,
     pub(super) resend_outputs: bool,
     pub(super) history_pages: usize,
-    pub(super) zstd: bool,
+    pub(super) codec: Codec,
     /// Most pages in a chunk.
     pub(super) chunk_pages: usize,
     /// Pages that an epoch must have for the next to send ahead.
@@ -225,6 +248,9 @@ impl Plan {
         if chance.hits(200) {
             plan.timing.lag_max = plan.timing.drop_after + chance.micros(20_000..150_000);
             plan.faults.push((Fault::Hang, chance.within(&Fault::Hang.interval())));
+        }
+        if chance.hits(60) {
+            plan.shape.codec = Codec::Auto;
         }
         plan
     }
@@ -304,7 +330,7 @@ fn shape(chance: &mut Chance) -> Shape {
         keeps_hot: chance.hits(500),
         resend_outputs: chance.hits(500),
         history_pages: [0, 3, 12, 64, 64, 64][chance.index(6)],
-        zstd: chance.hits(40),
+        codec: if chance.hits(40) { Codec::Zstd } else { Codec::Off },
         chunk_pages: [1, 2, 4, 8, 16][chance.index(5)],
         ahead_pages_min: [0, 3, NEVER, NEVER][chance.index(4)],
         early_pages_min: [0, 3, NEVER][chance.index(3)],

@@ -9,13 +9,19 @@ use std::collections::VecDeque;
 
 use checkpoint::{
     Epoch, PAGE_BYTES, PageRun, PageSet, Sections,
+    choice::Way,
     chunk::{Chunk, Compression, Encoder, Places, SectionEncoder},
     history::History,
     output::Output,
 };
 
 use super::flights::{Flights, Place};
-use crate::simulation::{guest::Memory, mutation::Mutation, plan::Shape, world::World};
+use crate::simulation::{
+    guest::Memory,
+    mutation::Mutation,
+    plan::{Codec, Shape},
+    world::World,
+};
 
 /// Pages for one chunk, and their content in the same order.
 #[derive(Debug)]
@@ -108,11 +114,41 @@ pub(in crate::simulation) struct Published {
     pub(super) pages: u64,
 }
 
+/// An encoder for each way.
+#[derive(Debug)]
+pub(super) struct Codecs {
+    compressing: Encoder,
+    raw: Encoder,
+}
+
+impl Codecs {
+    pub(super) fn new(codec: Codec) -> Self {
+        let compression = match codec {
+            Codec::Off => Compression::Off,
+            Codec::Zstd | Codec::Auto => Compression::Zstd { level: 1 },
+        };
+        Self { compressing: Encoder::new(compression), raw: Encoder::new(Compression::Off) }
+    }
+
+    /// Who finishes a scan that goes this `way`.
+    pub(super) fn of(&mut self, way: Way) -> &mut Encoder {
+        match way {
+            Way::Compressed => &mut self.compressing,
+            Way::Raw => &mut self.raw,
+        }
+    }
+
+    /// Who scans: that is the same for all of them.
+    pub(super) fn scanner(&mut self) -> &mut Encoder {
+        &mut self.compressing
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Encoders {
     groups: VecDeque<Group>,
-    encoder: Encoder,
+    codecs: Codecs,
     history: History,
     sections: SectionEncoder,
 }
@@ -121,7 +157,7 @@ impl Encoders {
     pub(super) fn new(shape: &Shape, frame_end: u64) -> Self {
         Self {
             groups: VecDeque::new(),
-            encoder: Encoder::new(compression(shape)),
+            codecs: Codecs::new(shape.codec),
             history: History::new(frame_end, shape.history_pages * PAGE_BYTES),
             sections: SectionEncoder::default(),
         }
@@ -154,20 +190,22 @@ impl Encoders {
         let mut chunks = Vec::with_capacity(batches.len() + 2);
         for Batch { runs, mut block, stale } in batches {
             let place = flights.place(epoch);
-            let scan = self.encoder.scan(&runs, &mut block, &stale, Some(&mut self.history));
+            let scan =
+                self.codecs.scanner().scan(&runs, &mut block, &stale, Some(&mut self.history));
             let pages = scan.pages();
-            let chunk = self.encoder.finish(place.id, scan, block);
+            let chunk = self.codecs.of(place.way).finish(place.id, scan, block);
             chunks.push(Published { place, chunk, pages });
         }
         let ends = end.is_some();
         if let Some(EpochEnd { sections, outputs, fresh }) = end {
+            let encoder = self.codecs.scanner();
             let place = flights.place(epoch);
-            let chunk = self.sections.chunk(place.id, &sections, fresh, &mut self.encoder);
+            let chunk = self.sections.chunk(place.id, &sections, fresh, encoder);
             chunks.push(Published { place, chunk, pages: 0 });
             let mut rest = &outputs[..];
             while !rest.is_empty() {
                 let place = flights.place(epoch);
-                let (chunk, taken) = Chunk::of_outputs(place.id, rest, &mut self.encoder);
+                let (chunk, taken) = Chunk::of_outputs(place.id, rest, encoder);
                 chunks.push(Published { place, chunk, pages: 0 });
                 rest = &rest[taken..];
             }
@@ -175,9 +213,4 @@ impl Encoders {
         }
         Some((epoch, chunks, ends))
     }
-}
-
-/// As the plan says.
-pub(super) fn compression(shape: &Shape) -> Compression {
-    if shape.zstd { Compression::Zstd { level: 1 } } else { Compression::Off }
 }

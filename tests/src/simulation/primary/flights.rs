@@ -1,20 +1,26 @@
 //! Encoded epochs in flight, and the sessions that they go to. Mirrors
 //! `tools/src/primary/flights.rs`.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{collections::BTreeMap, rc::Rc, time::Duration};
 
 use arbiter::NodeId;
 use checkpoint::{
     Epoch,
-    chunk::{Chunk, ChunkId, epoch_digest},
+    choice::{Choice, Way},
+    chunk::{Chunk, ChunkId, ChunkKind, epoch_digest},
     message::Close,
 };
 
 use crate::simulation::{network::SessionId, world::World};
 
+/// Guests here are a hundredth of a real one: so much content stands for what
+/// the choice learns from.
+pub(super) const CONTENT_SCALE: u64 = 100;
+
 /// See the module's head.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Flights {
+    choice: Choice,
     epochs: BTreeMap<Epoch, Flight>,
     followers: BTreeMap<NodeId, Follower>,
     flights: u64,
@@ -25,10 +31,11 @@ struct Flight {
     number: u64,
     /// It was begun anew.
     fresh: bool,
+    way: Way,
     chunks: Vec<Option<Rc<Chunk>>>,
     missing: usize,
     pages: u64,
-    closed: bool,
+    closed: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -49,6 +56,8 @@ impl Follower {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::simulation) struct Place {
     pub(super) id: ChunkId,
+    /// How pages are sent in its epoch.
+    pub(super) way: Way,
     flight: u64,
 }
 
@@ -61,6 +70,11 @@ pub(super) struct Complete {
 }
 
 impl Flights {
+    /// Nothing is in flight, and nobody follows.
+    pub(super) fn new(choice: Choice) -> Self {
+        Self { choice, epochs: BTreeMap::new(), followers: BTreeMap::new(), flights: 0 }
+    }
+
     pub(super) fn place(&mut self, epoch: Epoch) -> Place {
         if !self.epochs.contains_key(&epoch) {
             self.open(epoch, false);
@@ -69,7 +83,7 @@ impl Flights {
         let index = flight.chunks.len() as u32;
         flight.chunks.push(None);
         flight.missing += 1;
-        Place { id: ChunkId { epoch, index }, flight: flight.number }
+        Place { id: ChunkId { epoch, index }, way: flight.way, flight: flight.number }
     }
 
     pub(super) fn reopen(&mut self, epoch: Epoch) {
@@ -79,9 +93,9 @@ impl Flights {
         self.open(epoch, true);
     }
 
-    pub(super) fn close(&mut self, epoch: Epoch) -> Option<Complete> {
+    pub(super) fn close(&mut self, world: &World, epoch: Epoch) -> Option<Complete> {
         let flight = self.epochs.get_mut(&epoch)?;
-        flight.closed = true;
+        flight.closed = Some(world.now);
         flight.complete(epoch)
     }
 
@@ -145,8 +159,15 @@ impl Flights {
         }
     }
 
-    pub(super) fn forget(&mut self, through: Epoch) {
-        self.epochs = self.epochs.split_off(&through.next());
+    /// What is forgotten was committed by all: the choice learns from it.
+    pub(super) fn forget(&mut self, world: &World, through: Epoch) {
+        let later = self.epochs.split_off(&through.next());
+        for flight in std::mem::replace(&mut self.epochs, later).into_values() {
+            if let Some(closed) = flight.closed {
+                let content = flight.content_bytes() * CONTENT_SCALE;
+                self.choice.record(flight.way, content, world.now - closed);
+            }
+        }
     }
 
     pub(super) fn forget_all(&mut self) {
@@ -157,14 +178,15 @@ impl Flights {
         self.flights += 1;
         let number = self.flights;
         let chunks = Vec::new();
-        let flight = Flight { number, fresh, chunks, missing: 0, pages: 0, closed: false };
+        let way = self.choice.begin();
+        let flight = Flight { number, fresh, way, chunks, missing: 0, pages: 0, closed: None };
         self.epochs.insert(epoch, flight);
     }
 }
 
 impl Flight {
     fn complete(&self, epoch: Epoch) -> Option<Complete> {
-        if !self.closed || self.missing > 0 {
+        if self.closed.is_none() || self.missing > 0 {
             return None;
         }
         let chunks = || self.chunks.iter().flatten();
@@ -178,5 +200,10 @@ impl Flight {
             },
             wire_bytes: chunks().map(|chunk| chunk.body.len() as u64).sum(),
         })
+    }
+    /// Of pages, before compression.
+    fn content_bytes(&self) -> u64 {
+        let chunks = self.chunks.iter().flatten().filter(|chunk| chunk.kind == ChunkKind::Pages);
+        chunks.map(|chunk| u64::from(chunk.decoded_bytes)).sum()
     }
 }

@@ -157,7 +157,7 @@ impl PrimaryShell {
             tracker: Tracker::new(&layout),
             cutter: Cutter::new(me),
             encoders: Encoders::new(&world.plan.shape, layout.frame_end()),
-            flights: Flights::default(),
+            flights: Flights::new(world.plan.shape.codec.choice()),
             seeds: Vec::new(),
             seed_count: 0,
             peers: Peers::new(me, hello(world)),
@@ -358,7 +358,7 @@ impl PrimaryShell {
                 now.push(published);
             }
         }
-        if ends && let Some(complete) = self.flights.close(epoch) {
+        if ends && let Some(complete) = self.flights.close(world, epoch) {
             self.take(world, Input::Encoded(complete));
         }
         for published in now {

@@ -54,7 +54,7 @@ impl PrimaryShell {
             Action::Verified { backup: _, epoch, digest } => {
                 self.verification.of_backup(world, epoch, digest);
             }
-            Action::Forget { through } => self.flights.forget(through),
+            Action::Forget { through } => self.flights.forget(world, through),
             Action::Release { through } => self.release(world, through),
             Action::Confirm => {
                 let stale = self.outlet.confirm(world);

@@ -11,13 +11,11 @@ use std::{
 };
 
 use arbiter::NodeId;
-use checkpoint::{
-    Epoch, PageRun, PageSet,
-    chunk::{ChunkId, Encoder},
-};
+use checkpoint::{Epoch, PageRun, PageSet, choice::Choice, chunk::ChunkId};
 
 use super::{
-    encoder::{Batch, batches_of, compression},
+    encoder::{Batch, Codecs, batches_of},
+    flights::CONTENT_SCALE,
     tracker::Tracker,
 };
 use crate::simulation::{
@@ -33,7 +31,11 @@ pub(super) struct Seed {
     number: u32,
     pub(super) backup: NodeId,
     session: SessionId,
-    encoder: Encoder,
+    codecs: Codecs,
+    /// Every chunk is a stretch of it.
+    choice: Choice,
+    /// When the last chunk was sent.
+    sent_at: Duration,
     /// The round under way.
     round: Option<Round>,
     /// Rounds that were ordered and not begun.
@@ -69,12 +71,14 @@ impl Seed {
         backup: NodeId,
         session: SessionId,
     ) -> Self {
-        let encoder = Encoder::new(compression(&world.plan.shape));
+        let codec = world.plan.shape.codec;
         let seed = Self {
             number,
             backup,
             session,
-            encoder,
+            codecs: Codecs::new(codec),
+            choice: codec.choice(),
+            sent_at: world.now,
             round: None,
             ordered: 1,
             wanted: BTreeSet::new(),
@@ -173,8 +177,12 @@ impl Seed {
     fn send(&mut self, world: &mut World, index: u32, runs: Vec<PageRun>, guest: &Guest) {
         let Batch { runs, mut block, stale } = Batch::copy(runs, &guest.memory);
         let id = ChunkId { epoch: Epoch::ZERO, index };
-        let scan = self.encoder.scan(&runs, &mut block, &stale, None);
-        let chunk = self.encoder.finish(id, scan, block);
+        let scan = self.codecs.scanner().scan(&runs, &mut block, &stale, None);
+        let way = self.choice.begin();
+        let chunk = self.codecs.of(way).finish(id, scan, block);
+        let content = u64::from(chunk.decoded_bytes) * CONTENT_SCALE;
+        self.choice.record(way, content, world.now - self.sent_at);
+        self.sent_at = world.now;
         world.queue_chunk(self.session, Rc::new(chunk));
     }
 }
