@@ -50,6 +50,8 @@ pub enum Note {
     ImageBroken { why: String },
     Asking { committed: Epoch },
     NotPromoted { register: Register, namesake: bool },
+    SuccessorOf { primary: NodeId },
+    HandOverRefuted { register: Register },
     Promoting { register: Register, epoch: Epoch },
     StoodDown { why: String },
 }
@@ -191,6 +193,15 @@ impl fmt::Display for Note {
                     f,
                     "not promoted, the register counts on another process of this node's name: {register}; the image is given up"
                 )
+            }
+            Self::SuccessorOf { primary } => {
+                write!(
+                    f,
+                    "{primary} says that it has handed the guest over to this node: asking the arbiter"
+                )
+            }
+            Self::HandOverRefuted { register } => {
+                write!(f, "no handover to this node has happened, the register holds: {register}")
             }
             Self::Promoting { register, epoch } => {
                 write!(f, "promoted at epoch {epoch}: {register}")

@@ -29,6 +29,14 @@ pub struct Section {
     pub bytes: Vec<u8>,
 }
 
+impl Section {
+    /// Bytes that it takes, roughly.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        size_of::<Self>() + self.name.len() + self.bytes.len()
+    }
+}
+
 /// Why sections were not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SectionError {

@@ -214,13 +214,16 @@ impl Staging {
 /// Bytes that content takes while it waits.
 #[must_use]
 pub fn content_bytes(content: &EpochContent) -> usize {
-    content.values().map(Content::staged_bytes).sum()
+    content.values().map(|content| content.staged_bytes() + PIECE_BYTES).sum()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Sections;
+    use crate::{
+        Section, Sections,
+        output::{Channel, Output},
+    };
 
     fn empty() -> Content {
         Content::Sections(Sections::default())
@@ -263,7 +266,7 @@ mod tests {
         assert_eq!(staging.stage(1, id(0, 0), [1; 32], content(100)), Placed::Staged);
         assert_eq!(staging.stage(1, id(0, 0), [2; 32], content(50)), Placed::Staged);
         assert_eq!(staging.staged_bytes, 50 + PIECE_BYTES);
-        assert_eq!(content_bytes(&staging.take_seed(1)), 50);
+        assert_eq!(content_bytes(&staging.take_seed(1)), 50 + PIECE_BYTES);
         assert_eq!(staging.staged_bytes, 0);
     }
 
@@ -304,23 +307,41 @@ mod tests {
     #[test]
     fn a_primary_that_completes_nothing_is_bounded() {
         const MAX: usize = 100_000;
-        for (epoch_of, bytes) in [
-            // One epoch that never ends, a seed with a gap, epochs far ahead, empty chunks.
-            ((|_| 1) as fn(u32) -> u64, 1000),
-            (|_| 0, 1000),
-            (|index| u64::from(index % 900) + 2, 1000),
-            (|index| 900 - u64::from(index % 900), 0),
-        ] {
+        let outputs = || {
+            let output = Output { channel: Channel::Console, payload: [][..].into() };
+            Content::Outputs(vec![output; 10])
+        };
+        let names = || {
+            let section = |index: u32| Section {
+                name: format!("vcpu.{index:02}.regs"),
+                version: 1,
+                bytes: Vec::new(),
+            };
+            Content::Sections(Sections::new((0..10).map(section).collect()).unwrap())
+        };
+        type Made = fn(u32) -> u64;
+        let cases: [(Made, &dyn Fn() -> Content, usize); 6] = [
+            // One epoch that never ends, a seed with a gap, epochs far ahead, and what
+            // is as good as empty.
+            (|_| 1, &|| content(1000), 1000),
+            (|_| 0, &|| content(1000), 1000),
+            (|index| u64::from(index % 900) + 2, &|| content(1000), 1000),
+            (|index| 900 - u64::from(index % 900), &|| content(0), 0),
+            (|_| 1, &outputs, 10 * size_of::<Output>()),
+            (|_| 1, &names, 10 * size_of::<Section>()),
+        ];
+        for (epoch_of, make, bytes) in cases {
             let mut staging = Staging::new(MAX);
             let _ = staging.begin(1);
             let mut told = [0; 3];
             for index in 1..10_000 {
                 assert!(staging.has_room(), "waiting would be for ever");
                 let chunk = id(epoch_of(index), index);
-                told[staging.stage(1, chunk, [0; 32], content(bytes)) as usize] += 1;
+                told[staging.stage(1, chunk, [0; 32], make()) as usize] += 1;
                 assert!(staging.staged_bytes <= 2 * MAX);
+                assert!(told[0] * bytes <= 2 * MAX, "what is held costs more than is counted");
             }
-            assert!(told[0] >= MAX / (bytes + PIECE_BYTES), "{told:?}");
+            assert!(told[0] >= MAX / (bytes + 1000 + PIECE_BYTES), "{told:?}");
             assert!(told[1] + told[2] > 5000, "{told:?}");
         }
     }

@@ -1,15 +1,17 @@
 //! Events in, facts changed, actions out.
 
+mod promotion;
+
 use std::{collections::VecDeque, time::Duration};
 
-use arbiter::{ImageId, NodeId, Operation, Outcome, Register, Term};
+use arbiter::{ImageId, NodeId, Register, Term};
 
 use super::{
     Action, Config, Event, Standing,
     stage::{EPOCH_MAX, EPOCHS_AHEAD_MAX, SeedStage, Stages, Verdict},
 };
 use crate::{
-    Answer, Epoch, Note, Question,
+    Epoch, Note, Question,
     chunk::{ChunkId, Digest},
     message::{HeldImage, Hello, Refusal, ToBackup, ToPrimary, Welcome},
     question::Stamps,
@@ -33,9 +35,19 @@ enum Phase {
 #[derive(Debug)]
 struct Asking {
     question: Question,
+    reason: Reason,
     /// A copy of it went unanswered: it may have happened, and only an outcome
     /// can tell.
     uncertain: bool,
+}
+
+/// Why the arbiter is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// Nothing is heard of the primary, or an operator wants it.
+    Silence,
+    /// The primary says that it has handed its guest over to this node.
+    HandOver,
 }
 
 /// The session with a primary.
@@ -52,6 +64,8 @@ pub struct Backup {
     now: Duration,
     /// The highest term that this node knows: frames below it are refused.
     term: Term,
+    /// Whose term it is, as far as anybody has said: a term has one primary.
+    primary_of_term: Option<NodeId>,
     link: Option<Link>,
     /// The register, as the primary last told it.
     register: Option<Register>,
@@ -86,6 +100,7 @@ impl Backup {
             phase: Phase::Waiting,
             now,
             term,
+            primary_of_term: None,
             link: None,
             register: None,
             image: None,
@@ -124,6 +139,7 @@ impl Backup {
         let ask_not_before = now + config.detection * FIRST_CONTACT;
         let mut backup = Self::new(config, register.term, random, now);
         backup.phase = Phase::Standing;
+        backup.primary_of_term = Some(register.primary.clone());
         (backup.image, backup.register) = (image, Some(register));
         (backup.committed, backup.applied) = (epoch, epoch);
         backup.ask_not_before = ask_not_before;
@@ -249,7 +265,7 @@ impl Backup {
             }
             (Phase::Seeding(_) | Phase::Standing, Event::Refused { id }) => self.on_refused(id),
             (Phase::Seeding(_) | Phase::Standing, Event::PassedOver { id }) => self.ask_for(id),
-            (Phase::Seeding(_) | Phase::Standing, Event::Excess) => {
+            (Phase::Waiting | Phase::Seeding(_) | Phase::Standing, Event::Excess) => {
                 self.violation("it sends more than this node can stage, and completes none of it");
             }
 
@@ -277,7 +293,6 @@ impl Backup {
                 Event::Staged { .. }
                 | Event::Refused { .. }
                 | Event::PassedOver { .. }
-                | Event::Excess
                 | Event::Applied { .. }
                 | Event::ImageBroken { .. }
                 | Event::ImageDigest { .. }
@@ -328,7 +343,7 @@ impl Backup {
     // --- Sessions ---------------------------------------------------------
 
     fn on_knock(&mut self, peer: NodeId, term: Term, hello: &Hello) {
-        if let Some(refusal) = self.objection(term, hello) {
+        if let Some(refusal) = self.objection(&peer, term, hello) {
             self.note(Note::PrimaryRefused { primary: peer, why: refusal.to_string() });
             self.act(Action::Refuse(refusal));
             return;
@@ -340,7 +355,10 @@ impl Backup {
         if matches!(self.phase, Phase::Seeding(_)) {
             self.discard();
         }
-        self.raise(term);
+        self.raise(term, &peer);
+        if self.image.is_none() {
+            self.primary_of_term = Some(peer.clone());
+        }
         self.heard_at = self.now;
         let whole = self.image.filter(|_| matches!(self.phase, Phase::Standing));
         let image = whole.map(|id| HeldImage { id, committed: self.committed });
@@ -358,9 +376,15 @@ impl Backup {
         }));
     }
 
-    fn objection(&self, term: Term, hello: &Hello) -> Option<Refusal> {
+    fn objection(&self, peer: &NodeId, term: Term, hello: &Hello) -> Option<Refusal> {
         if term < self.term {
             return Some(Refusal::Stale { current: self.term });
+        }
+        // Another node's epochs on top of the primary's would be taken for its own.
+        let primary = self.primary_of_term.as_ref().filter(|_| self.image.is_some());
+        if let Some(primary) = primary.filter(|primary| term == self.term && *primary != peer) {
+            let reason = format!("its image is that of `{primary}`, whose term {term} is");
+            return Some(Refusal::Unready { reason });
         }
         if self.common_version(hello).is_none() {
             return Some(Refusal::Version { spoken: self.config.versions.clone() });
@@ -378,9 +402,11 @@ impl Backup {
         self.config.versions.iter().find(|version| hello.versions.contains(version)).cloned()
     }
 
-    fn raise(&mut self, term: Term) {
+    /// There is a later term, which is `primary`'s.
+    fn raise(&mut self, term: Term, primary: &NodeId) {
         if term > self.term {
             self.term = term;
+            self.primary_of_term = Some(primary.clone());
             self.act(Action::Floor(term));
         }
     }
@@ -402,13 +428,17 @@ impl Backup {
 
     fn on_heard(&mut self, term: Term, message: ToBackup) {
         let Some(link) = &self.link else { return };
+        let peer = link.primary.clone();
         if term < self.term {
-            let peer = link.primary.clone();
             self.note(Note::StaleFrame { peer, term });
             return;
         }
         self.heard_at = self.now;
-        self.raise(term);
+        let primary = match &message {
+            ToBackup::HandOver { register, .. } => &register.primary,
+            _ => &peer,
+        };
+        self.raise(term, primary);
         match message {
             ToBackup::Heartbeat { ping } => {
                 // A digest of all memory takes long, and nothing else goes on meanwhile.
@@ -449,6 +479,10 @@ impl Backup {
         if register.term != self.term {
             return;
         }
+        if self.primary() != Some(&register.primary) {
+            self.violation("the register that it tells is another's");
+            return;
+        }
         let member = self.is_counted_by(&register);
         if member && !self.in_sync() {
             self.note(Note::InSync { term: register.term });
@@ -468,11 +502,11 @@ impl Backup {
     fn on_hand_over(&mut self, epoch: Epoch, register: Register) {
         let whole = matches!(self.phase, Phase::Standing) && self.committed == epoch;
         if whole && self.is_handed_to_us(&register) {
-            self.promote(register);
+            self.confirm_handover();
         } else if whole && self.goes_on_under(&register) {
             let (primary, term) = (register.primary.clone(), register.term);
             self.note(Note::GoesOnUnder { primary, term });
-            self.register = Some(register);
+            self.go_on_under(register);
         } else {
             self.violation("it hands over what is not committed here");
         }
@@ -655,141 +689,5 @@ impl Backup {
         if self.link.is_some() {
             self.actions.extend(nacks.into_iter().map(Action::Send));
         }
-    }
-
-    // --- Taking over ------------------------------------------------------
-
-    /// Asks the arbiter if the primary has been silent for too long.
-    fn suspect(&mut self) {
-        let silent = self.now.saturating_sub(self.heard_at);
-        let due = silent >= self.config.detection && self.now >= self.ask_not_before;
-        if !due && !self.take_over || self.answer_due {
-            return;
-        }
-        if let Some(link) = self.link.take() {
-            let millis = silent.as_millis() as u64;
-            self.note(Note::PrimarySilent { primary: link.primary, millis });
-            // From here on nothing is acknowledged under the old term.
-            self.act(Action::Disconnect { reason: "a promotion is being asked for".to_owned() });
-        }
-        self.note(Note::Asking { committed: self.committed });
-        let question = match self.register.clone() {
-            Some(register) => self.promotion(&register),
-            None => None,
-        };
-        // Admitted or not: only the arbiter knows.
-        self.put(question.unwrap_or(Question::Read));
-    }
-
-    /// The question for this image's promotion, if `expected` counts on it.
-    fn promotion(&mut self, expected: &Register) -> Option<Question> {
-        let image = self.image.filter(|_| self.is_counted_by(expected))?;
-        let promote = Operation::Promote { image };
-        Some(Question::Change(self.stamps.request(&self.config.node, expected, promote)))
-    }
-
-    fn put(&mut self, question: Question) {
-        self.phase = Phase::Asking(Asking { question: question.clone(), uncertain: false });
-        self.ask(question);
-    }
-
-    fn ask(&mut self, question: Question) {
-        self.answer_due = true;
-        self.act(Action::Ask(question));
-    }
-
-    fn ask_again(&mut self) {
-        if self.now < self.ask_not_before || self.answer_due {
-            return;
-        }
-        if let Phase::Asking(asking) = &self.phase {
-            self.ask(asking.question.clone());
-        }
-    }
-
-    fn on_answered(&mut self, answer: Answer) {
-        let Phase::Asking(asking) = &mut self.phase else { return };
-        let read = asking.question == Question::Read;
-        match answer {
-            Answer::Outcome(Outcome::Set(register)) if asking.question.asks_for(&register) => {
-                self.promote(register);
-            }
-            Answer::Outcome(Outcome::Set(register)) => self.on_register(Some(register)),
-            Answer::Outcome(Outcome::Mismatch(found)) | Answer::Register(found) => {
-                self.on_register(found);
-            }
-            Answer::Unknown if !read => {
-                asking.uncertain = true;
-                self.ask_not_before = self.now + self.config.ask_retry;
-                self.note(Note::ArbiterUnreachable);
-            }
-            Answer::Unsent | Answer::Refused(_) if asking.uncertain => {
-                self.ask_not_before = self.now + self.config.ask_retry;
-                self.note(Note::ArbiterUnreachable);
-            }
-            // Nothing was asked after all: stand by again.
-            Answer::Unsent | Answer::Unknown => self.stand_again(Note::ArbiterUnreachable),
-            Answer::Refused(why) => self.stand_again(Note::ArbiterRefused { why }),
-        }
-    }
-
-    /// Nobody was promoted: go on as a backup, and ask again later if the
-    /// primary stays silent.
-    fn stand_again(&mut self, note: Note) {
-        self.phase = Phase::Standing;
-        self.take_over = false;
-        self.ask_not_before = self.now + self.config.ask_retry;
-        self.note(note);
-    }
-
-    fn on_register(&mut self, found: Option<Register>) {
-        match found {
-            Some(register) if register.term < self.term => {
-                self.stand_again(Note::ArbiterForgot { known: self.term, found: Some(register) });
-            }
-            None => self.stand_again(Note::ArbiterForgot { known: self.term, found: None }),
-            Some(register) if self.is_handed_to_us(&register) => self.promote(register),
-            Some(register) => {
-                self.raise(register.term);
-                match self.promotion(&register) {
-                    Some(question) => self.put(question),
-                    // If it counts on this node, it means another process of it.
-                    None => {
-                        let namesake = register.in_sync.contains_key(&self.config.node);
-                        self.discard();
-                        self.note(Note::NotPromoted { register, namesake });
-                    }
-                }
-            }
-        }
-    }
-
-    /// Whether `register` counts on this very image.
-    fn is_counted_by(&self, register: &Register) -> bool {
-        self.image.is_some_and(|image| register.counts_on(&self.config.node, image))
-    }
-
-    /// Whether `register` makes this node primary by a handover of this image:
-    /// the term before it counted on just this one, so nobody else of this name
-    /// can have been meant.
-    fn is_handed_to_us(&self, register: &Register) -> bool {
-        let counted_before = |known: &Register| {
-            known.term.next() == Some(register.term) && self.is_counted_by(known)
-        };
-        register.primary == self.config.node && self.register.as_ref().is_some_and(counted_before)
-    }
-
-    /// Whether `register` hands this node's guest to another, and counts on this
-    /// image.
-    fn goes_on_under(&self, register: &Register) -> bool {
-        register.primary != self.config.node && self.is_counted_by(register)
-    }
-
-    fn promote(&mut self, register: Register) {
-        self.raise(register.term);
-        self.phase = Phase::Promoting;
-        let epoch = self.committed;
-        self.note(Note::Promoting { register: register.clone(), epoch });
-        self.act(Action::Promote { register, epoch });
     }
 }

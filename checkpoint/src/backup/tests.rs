@@ -500,9 +500,72 @@ fn a_handover_needs_everything_committed() {
     bench.hear(3, message);
     assert_eq!(bench.machine.standing(), Standing::Whole);
     let mut bench = Bench::standing();
-    let message = ToBackup::HandOver { epoch: Epoch::new(5), register: successor };
+    let message = ToBackup::HandOver { epoch: Epoch::new(5), register: successor.clone() };
     bench.hear(3, message);
+    bench.tell(Event::Answered(Answer::Register(Some(successor))));
     assert_eq!(bench.machine.standing(), Standing::Promoting);
+}
+
+#[test]
+fn a_handover_is_what_the_arbiter_says_and_nobody_else() {
+    let told = |found: Option<Register>| {
+        let mut bench = Bench::standing();
+        let register = register(3, "b", &[]);
+        bench.hear(3, ToBackup::HandOver { epoch: Epoch::new(5), register });
+        assert!(bench.take().contains(&Action::Ask(Question::Read)));
+        bench.tell(Event::Answered(Answer::Register(found)));
+        let promotes = |action: &Action| matches!(action, Action::Promote { .. });
+        assert!(!bench.take().iter().any(promotes));
+        bench
+    };
+    // Nothing has happened, or the register counts on it under somebody else.
+    for found in [None, Some(register(2, "a", &["b"])), Some(register(3, "c", &["b"]))] {
+        let bench = told(found);
+        assert_eq!(bench.machine.standing(), Standing::Whole, "the image is kept");
+    }
+    let bench = told(Some(register(3, "c", &[])));
+    assert_eq!(bench.machine.standing(), Standing::Waiting);
+}
+
+#[test]
+fn nobody_adds_to_the_image_of_another_primary() {
+    // In the same term: there is one primary in it.
+    let mut bench = Bench::standing();
+    bench.tell(Event::Knock { peer: node("c"), term: Term::new(2), hello: hello() });
+    let refused = |action: &Action| matches!(action, Action::Refuse(Refusal::Unready { .. }));
+    assert!(bench.take().iter().any(refused));
+    assert_eq!(bench.machine.primary(), Some(&node("a")), "its session goes on");
+    // In a later term, which it says that it has: an image that grew under it is
+    // not the one that the register of the term before counts on.
+    assert_eq!(bench.welcomes("c", 3), held(5));
+    bench.hear(3, ToBackup::Membership(register(3, "a", &["b"])));
+    assert!(bench.take().iter().any(|action| matches!(action, Action::Disconnect { .. })));
+    bench.pass(Duration::from_millis(200));
+    assert!(bench.take().contains(&Action::Ask(Question::Read)), "not a change of term 2");
+    bench.tell(Event::Answered(Answer::Register(Some(register(2, "a", &["b"])))));
+    assert_eq!(bench.machine.standing(), Standing::Whole);
+    assert_eq!(bench.expects(), None);
+}
+
+#[test]
+fn a_successor_that_was_not_waited_for_is_given_time() {
+    // The handover was missed: the register tells of it.
+    let mut bench = Bench::asking();
+    let found = register(3, "c", &["a", "b"]);
+    bench.take();
+    bench.tell(Event::Answered(Answer::Outcome(Outcome::Mismatch(Some(found.clone())))));
+    assert_eq!(bench.machine.standing(), Standing::Whole);
+    bench.pass(Duration::from_millis(400));
+    assert_eq!(bench.machine.standing(), Standing::Whole);
+    bench.pass(Duration::from_millis(100));
+    assert_eq!(bench.expects(), Some(found));
+    // An operator does not wait.
+    let mut bench = Bench::standing();
+    bench.tell(Event::TakeOver);
+    bench.take();
+    let found = register(3, "c", &["a", "b"]);
+    bench.tell(Event::Answered(Answer::Outcome(Outcome::Mismatch(Some(found.clone())))));
+    assert_eq!(bench.expects(), Some(found));
 }
 
 #[test]
@@ -521,7 +584,9 @@ fn a_handover_to_another_keeps_the_image_of_who_has_all_of_it() {
     }
     // The successor is lost before it called.
     let mut bench = hand_over(5);
-    bench.pass(Duration::from_millis(200));
+    bench.pass(Duration::from_millis(400));
+    assert_eq!(bench.machine.standing(), Standing::Whole, "it changes its role first");
+    bench.pass(Duration::from_millis(100));
     assert_eq!(bench.expects(), Some(successor));
 }
 
@@ -593,6 +658,8 @@ fn a_primary_that_completes_nothing_loses_its_session() {
     assert!(ends(&mut bench));
     assert_eq!(bench.machine.standing(), Standing::Whole, "what is committed stays");
     let mut bench = Bench::new();
+    bench.knock(1, hello());
+    assert!(ends(&mut bench), "before a seed begins");
     bench.knock(1, hello());
     bench.hear(1, BEGIN);
     assert!(ends(&mut bench));

@@ -27,7 +27,7 @@ pub use body::Body;
 pub use encoder::{Compression, Encoder, Places, Scan, SectionEncoder};
 pub use pages::{News, PageContent};
 
-use crate::{Epoch, MemoryLayout, PageNumber, SectionError, Sections, output::Output};
+use crate::{Epoch, MemoryLayout, PageNumber, Section, SectionError, Sections, output::Output};
 
 /// A BLAKE3 digest.
 pub type Digest = [u8; 32];
@@ -137,11 +137,9 @@ impl Content {
     pub fn staged_bytes(&self) -> usize {
         match self {
             Self::Pages(pages) => pages.staged_bytes(),
-            Self::Sections(sections) => {
-                sections.as_slice().iter().map(|section| section.bytes.len()).sum()
-            }
+            Self::Sections(sections) => sections.as_slice().iter().map(Section::held_bytes).sum(),
             Self::SectionsDelta(delta) => delta.len(),
-            Self::Outputs(outputs) => outputs.iter().map(|output| output.payload.len()).sum(),
+            Self::Outputs(outputs) => outputs.iter().map(Output::held_bytes).sum(),
         }
     }
 }

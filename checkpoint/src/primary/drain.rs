@@ -104,16 +104,21 @@ impl Primary {
                 }
                 self.end(Ending::Finished { reason });
             }
-            DrainPurpose::Finish(reason) if drained => {
-                for (backup, link) in &mut self.links {
-                    if std::mem::replace(&mut link.wanted, false) && link.connected {
-                        let message = ToBackup::Farewell { reason: reason.clone() };
-                        self.actions.push_back(Action::Send { backup: backup.clone(), message });
-                    }
+            // They are dropped first. Told before, they would give up images that the
+            // register counts on: nobody could start the guest again.
+            DrainPurpose::Finish(_) if drained => {
+                for link in self.links.values_mut() {
+                    link.wanted = false;
                 }
             }
             DrainPurpose::Finish(_) => {}
         }
+    }
+
+    /// Whether the guest is at its end.
+    pub(super) fn finishes(&self) -> bool {
+        let purpose = |drain: &Drain| matches!(drain.purpose, DrainPurpose::Finish(_));
+        matches!(&self.phase, Phase::Draining(drain) if purpose(drain))
     }
 
     /// A handover whose last epoch every follower has, and whose successor knows

@@ -16,6 +16,15 @@ use crate::{
     message::{Close, ToBackup},
 };
 
+/// An epoch may take a backup so many times as long as it may stand still, if it
+/// moves.
+const CRAWL_MAX: u32 = 100;
+
+/// After a cut that failed the next waits so long, and after each further one
+/// twice as long, this often.
+const CUT_RETRY: Duration = Duration::from_millis(5);
+const CUT_DOUBLINGS_MAX: u32 = 8;
+
 impl Primary {
     pub(super) fn wants_cut(&self) -> bool {
         let drained = matches!(&self.phase, Phase::Draining(drain) if drain.last.is_some());
@@ -35,14 +44,16 @@ impl Primary {
     }
 
     pub(super) fn cut_due(&self) -> Duration {
-        self.pacer.due(self.epoch_begun, self.output_waits)
+        let draining = matches!(&self.phase, Phase::Draining(drain) if drain.last.is_none());
+        let paced = self.followers().next().is_some() && !draining;
+        let due = paced.then(|| self.pacer.due(self.epoch_begun, self.output_waits));
+        due.unwrap_or_default().max(self.cut_not_before)
     }
 
     pub(super) fn cut(&mut self) {
         let draining = matches!(&self.phase, Phase::Draining(drain) if drain.last.is_none());
         let followers = self.followers().next().is_some();
-        let due = self.now >= self.cut_due() || !followers || draining;
-        if self.phase == Phase::Ended || !self.wants_cut() || !due {
+        if self.phase == Phase::Ended || !self.wants_cut() || self.now < self.cut_due() {
             return;
         }
         let epoch = self.next_epoch;
@@ -83,6 +94,7 @@ impl Primary {
     pub(super) fn on_cut_done(&mut self, epoch: Epoch, bytes: u64) {
         let order = self.cutting.take().expect("a cut was ordered");
         assert_eq!(order.epoch, epoch, "the cut that was ordered is the one that was done");
+        self.cuts_failed = 0;
         self.epoch_bytes_top = bytes.max(self.epoch_bytes_top / 8 * 7);
         let (length, cut_at) = (self.epoch_length, self.now);
         self.flights.push(Flight { epoch, bytes, length, cut_at, close: None });
@@ -112,7 +124,8 @@ impl Primary {
         for backup in overfull {
             let (now, shortest) = (self.now, self.config.drop_after * SEED_PATIENCE);
             let link = self.links.get_mut(&backup).expect("listed above");
-            let seconds = link.leave_alone(now, shortest).as_secs_f64();
+            link.overflow_bytes = Some(bytes);
+            let seconds = link.leave_alone(now, now, shortest).as_secs_f64();
             let why = format!(
                 "it stages less than the {bytes} bytes of epoch {epoch}: raise its staging_mib_max; it is seeded again after {seconds:.1} s"
             );
@@ -129,6 +142,8 @@ impl Primary {
         let order = self.cutting.take().expect("a cut was ordered");
         assert_eq!(order.epoch, epoch, "the cut that was ordered is the one that failed");
         self.next_epoch = epoch;
+        self.cut_not_before = self.now + CUT_RETRY * (1 << self.cuts_failed.min(CUT_DOUBLINGS_MAX));
+        self.cuts_failed = self.cuts_failed.saturating_add(1);
         if let Phase::Draining(drain) = &mut self.phase {
             drain.last = None;
         }
@@ -176,7 +191,10 @@ impl Primary {
     pub(super) fn lags_at(&self, link: &Link) -> Option<Duration> {
         let next = self.flights.get(link.next_commit()?)?;
         let waits = next.close.is_some() && link.connected;
-        waits.then(|| link.progress_at + self.config.lag_max)
+        let stands = link.progress_at + self.config.lag_max;
+        // Steps are what it says of itself.
+        let crawls = next.cut_at + self.config.lag_max * CRAWL_MAX;
+        waits.then_some(stands.min(crawls))
     }
 
     /// A backup that speaks and does nothing would hold the guest for ever.
@@ -187,8 +205,9 @@ impl Primary {
         for backup in laggards.map(|(node, _)| node.clone()).collect::<Vec<_>>() {
             let shortest = self.config.lag_max;
             let link = self.links.get_mut(&backup).expect("listed above");
-            let (epoch, since) = (link.committed, now - link.progress_at);
-            let alone = link.leave_alone(now, shortest);
+            let (epoch, well) = (link.committed, link.progress_at.min(now));
+            let since = now - well;
+            let alone = link.leave_alone(now, well, shortest);
             self.note(Note::BackupLags { backup: backup.clone(), epoch, since, alone });
             self.outdate(&backup);
         }

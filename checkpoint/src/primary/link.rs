@@ -78,6 +78,10 @@ pub(super) struct Link {
     /// Its next seed does not begin before: there was an epoch that it could not
     /// stage, or that it got nowhere with, and the next such one may not be far.
     pub(super) seed_not_before: Duration,
+    /// The epoch that it could not stage.
+    pub(super) overflow_bytes: Option<u64>,
+    /// A term that it knows, or says so, and this node does not.
+    pub(super) claimed_term: Option<Term>,
     /// When its last seed ended.
     pub(super) joined_at: Duration,
     /// How long it was left alone after the last such epoch.
@@ -111,6 +115,8 @@ impl Link {
             steps: 0,
             seeds_stuck: 0,
             seed_not_before: Duration::ZERO,
+            overflow_bytes: None,
+            claimed_term: None,
             joined_at: now,
             left_alone: Duration::ZERO,
         }
@@ -148,11 +154,16 @@ impl Link {
         }
     }
 
-    /// It could not do with an epoch: how long it is left alone. That is twice as
-    /// long as the last time, unless all has gone well since for longer than it
-    /// was left alone then.
-    pub(super) fn leave_alone(&mut self, now: Duration, shortest: Duration) -> Duration {
-        let again = now <= self.joined_at + self.left_alone;
+    /// It could not do with an epoch, and all had gone well until `well`: how long
+    /// it is left alone. That is twice as long as the last time, unless all has gone
+    /// well for longer than it was left alone then.
+    pub(super) fn leave_alone(
+        &mut self,
+        now: Duration,
+        well: Duration,
+        shortest: Duration,
+    ) -> Duration {
+        let again = well <= self.joined_at + self.left_alone;
         let longest = LEFT_ALONE_MAX.max(shortest);
         self.left_alone =
             if again { (self.left_alone * 2).clamp(shortest, longest) } else { shortest };
@@ -191,5 +202,29 @@ impl Link {
             | Stage::InSync
             | Stage::Outdated => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_fails_soon_after_each_seed_is_left_alone_for_twice_as_long() {
+        let second = Duration::from_secs(1);
+        let mut link = Link::new(Duration::ZERO);
+        let mut now = Duration::ZERO;
+        let mut alone = Vec::new();
+        for _ in 0..4 {
+            link.joined_at = now;
+            // It is noticed a second after all went well.
+            let well = now + Duration::from_millis(10);
+            now = well + second;
+            alone.push(link.leave_alone(now, well, second).as_secs());
+            now += second * 60;
+        }
+        assert_eq!(alone, [1, 2, 4, 8]);
+        link.joined_at = now;
+        assert_eq!(link.leave_alone(now + second * 9, now + second * 9, second), second);
     }
 }

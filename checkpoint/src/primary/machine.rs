@@ -77,6 +77,9 @@ pub struct Primary {
     pub(super) epoch_begun: Duration,
     /// How long the guest ran in the epoch that is being cut.
     pub(super) epoch_length: Duration,
+    /// Cuts that failed in a row, and before when there is none after them.
+    pub(super) cuts_failed: u32,
+    pub(super) cut_not_before: Duration,
     /// Since when output waits for the end of the epoch that runs.
     pub(super) output_waits: Option<Duration>,
     pub(super) cutting: Option<CutOrder>,
@@ -133,6 +136,8 @@ impl Primary {
             next_epoch: first,
             epoch_begun: now,
             epoch_length: Duration::ZERO,
+            cuts_failed: 0,
+            cut_not_before: Duration::ZERO,
             output_waits: None,
             cutting: None,
             flights: Flights::default(),
@@ -398,6 +403,7 @@ impl Primary {
         let answered =
             |link: &Link| link.follows() && link.connected && link.pong >= link.doubt_ping;
         if self.doubt.is_some_and(|doubt| doubt.by_pongs)
+            && self.followers().next().is_some()
             && self.followers().all(|(_, link)| answered(link))
         {
             self.resolve_doubt();
@@ -465,7 +471,7 @@ impl Primary {
         link.ping = 0;
         link.pong = 0;
         link.doubt_ping = 1;
-        if staging_bytes_max > link.staging_bytes_max {
+        if link.overflow_bytes.take_if(|bytes| *bytes <= staging_bytes_max).is_some() {
             link.seed_not_before = now;
         }
         link.staging_bytes_max = staging_bytes_max;
@@ -525,9 +531,43 @@ impl Primary {
         if let Refusal::Stale { current } = refusal
             && *current > self.register.term
         {
-            self.begin_doubt(false);
+            self.on_later_term(&backup, *current);
         }
         self.note(Note::BackupRefused { backup, why: refusal.to_string() });
+    }
+
+    /// `backup` knows of `term`, or says so: the arbiter is asked. If output waits
+    /// for its word and it was wrong, it does not count any longer. Of one that does
+    /// not count it is not believed while others do: it could hold output for ever.
+    fn on_later_term(&mut self, backup: &NodeId, term: Term) {
+        let Some(link) = self.links.get(backup) else { return };
+        let counts = self.counts(backup, link);
+        if !counts && self.followers().next().is_some() {
+            return;
+        }
+        if counts {
+            self.links.get_mut(backup).expect("found above").claimed_term = Some(term);
+        }
+        match &mut self.doubt {
+            Some(doubt) => doubt.by_pongs = false,
+            None => self.begin_doubt(false),
+        }
+    }
+
+    /// The arbiter has confirmed the register: there is no later term.
+    pub(super) fn refute_later_terms(&mut self) {
+        let current = self.register.term;
+        let mut wrong = Vec::new();
+        for (node, link) in &mut self.links {
+            if link.claimed_term.take().is_some_and(|claimed| claimed > current) {
+                wrong.push(node.clone());
+            }
+        }
+        for backup in wrong {
+            if self.counts(&backup, &self.links[&backup]) {
+                self.outdate(&backup);
+            }
+        }
     }
 
     fn on_link_down(&mut self, backup: &NodeId) {
@@ -590,7 +630,10 @@ impl Primary {
         link.heard_at = now;
         if term != self.register.term {
             if term > self.register.term {
-                self.begin_doubt(false);
+                let why = format!("it speaks of term {term}, which is later than this node's");
+                self.note(Note::BackupRefused { backup: backup.clone(), why });
+                self.on_later_term(backup, term);
+                self.disconnect(backup);
             } else {
                 self.note(Note::StaleFrame { peer: backup.clone(), term });
             }

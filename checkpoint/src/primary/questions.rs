@@ -11,7 +11,11 @@ use std::time::Duration;
 
 use arbiter::{NodeId, Operation, Outcome, Register};
 
-use super::{Action, Ending, Primary, link::Stage, machine::Phase};
+use super::{
+    Action, Ending, Primary,
+    link::Stage,
+    machine::{Drain, DrainPurpose, Phase},
+};
 use crate::{Answer, Note, Question, message::ToBackup};
 
 /// A question and when it was put.
@@ -176,6 +180,7 @@ impl Primary {
                 // An answer from before the last doubt confirms nothing.
                 if self.doubt.is_some_and(|doubt| doubt.since <= asked.at) {
                     self.resolve_doubt();
+                    self.refute_later_terms();
                 }
             }
             Answer::Register(found) => self.on_other_register(found, retry_at),
@@ -204,9 +209,13 @@ impl Primary {
     /// before it may have, whether it is still wanted is seen afresh; a guest
     /// is not kept paused for a handover that nobody can decide.
     fn forget_certainly_unasked(&mut self, why: &str) {
-        let Some(asked) = self.asked.take_if(|asked| !asked.uncertain) else { return };
-        if let Purpose::HandOver { to, .. } = asked.purpose {
-            self.give_up_handover(to, why);
+        if self.asked.take_if(|asked| !asked.uncertain).is_none() {
+            return;
+        }
+        if let Phase::Draining(Drain { purpose: DrainPurpose::HandOver { to, .. }, .. }) =
+            &self.phase
+        {
+            self.give_up_handover(to.clone(), why);
         }
     }
 
@@ -240,12 +249,13 @@ impl Primary {
             }
             Purpose::Drop(backup) => {
                 let solo = self.register.in_sync.is_empty();
+                let finishes = self.finishes();
                 self.note(Note::Dropped { backup: backup.clone(), term, solo });
                 if let Some(link) = self.links.get_mut(&backup) {
                     link.stage = Stage::Away;
                     link.committed = crate::Epoch::ZERO;
                     // A session of its own for the seed that follows.
-                    if link.connected {
+                    if link.connected && !finishes {
                         self.disconnect(&backup);
                     }
                 }

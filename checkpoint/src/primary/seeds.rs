@@ -111,8 +111,12 @@ impl Primary {
         }
     }
 
-    /// Backups whose seeds can end with a checkpoint now.
+    /// Backups whose seeds can end with a checkpoint now. In doubt nobody joins:
+    /// output would be held that only an answer of the arbiter releases.
     pub(super) fn joins(&self) -> Vec<NodeId> {
+        if self.doubt.is_some() {
+            return Vec::new();
+        }
         let ready = |link: &Link| {
             link.may_join(self.config.seed_pages_left_max, self.config.seed_rounds_max)
         };

@@ -2,6 +2,7 @@
 //! protocol.
 
 mod bench;
+mod distrust;
 
 use std::{collections::VecDeque, time::Duration};
 

@@ -54,8 +54,12 @@ fn class(note: &Note) -> (Severity, EventKind) {
         Note::ArbiterForgot { .. } => (Error, EventKind::ArbiterLost),
         Note::GuestHeld { .. } | Note::GuestSlowed { .. } => (Warning, EventKind::BackPressure),
         Note::GuestFreed => (Info, EventKind::BackPressure),
-        Note::HandOverBegun { .. } => (Info, EventKind::SwitchoverStarted),
-        Note::HandOverAborted { .. } => (Warning, EventKind::SwitchoverFinished),
+        Note::HandOverBegun { .. } | Note::SuccessorOf { .. } => {
+            (Info, EventKind::SwitchoverStarted)
+        }
+        Note::HandOverAborted { .. } | Note::HandOverRefuted { .. } => {
+            (Warning, EventKind::SwitchoverFinished)
+        }
         Note::HandedOver { .. } | Note::GoesOnUnder { .. } => (Info, EventKind::SwitchoverFinished),
         Note::Asking { .. } => (Warning, EventKind::PromotionAsked),
         Note::NotPromoted { .. } => (Warning, EventKind::RegisterChanged),
