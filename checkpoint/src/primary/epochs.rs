@@ -144,6 +144,9 @@ impl Primary {
         self.next_epoch = epoch;
         self.cut_not_before = self.now + CUT_RETRY * (1 << self.cuts_failed.min(CUT_DOUBLINGS_MAX));
         self.cuts_failed = self.cuts_failed.saturating_add(1);
+        // Nobody was asked for the digest yet: the next try takes it.
+        self.verify_next |= order.digest;
+        self.verifying = self.verifying.filter(|verifying| *verifying != epoch);
         if let Phase::Draining(drain) = &mut self.phase {
             drain.last = None;
         }

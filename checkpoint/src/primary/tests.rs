@@ -1,8 +1,10 @@
 //! The primary's machine in virtual time: each test is a sentence of the
 //! protocol.
 
+mod applied;
 mod bench;
 mod distrust;
+mod verification;
 
 use std::{collections::VecDeque, time::Duration};
 

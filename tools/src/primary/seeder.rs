@@ -218,12 +218,13 @@ impl Worker {
     /// the seed is over.
     fn round(&mut self) -> Result<Option<u64>, vmm::vm::VmError> {
         self.progress.round.fetch_add(1, Ordering::Relaxed);
-        let Some(pages) = self.tools.tracker.take_round(&self.backup)? else { return Ok(None) };
+        let tracker = self.tools.tracker.clone();
+        let Some(pages) = tracker.take_round(&self.backup, &self.stop)? else { return Ok(None) };
         if !self.send(&pages) {
-            self.tools.tracker.give_back(&self.backup, &pages);
+            tracker.give_back(&self.backup, &pages, &self.stop);
             return Ok(None);
         }
-        self.tools.tracker.owed(&self.backup).map(Some)
+        tracker.owed(&self.backup, &self.stop)
     }
 
     fn send(&mut self, pages: &PageSet) -> bool {

@@ -3,7 +3,10 @@
 //! A harvest clears the log, so its pages must be in the ledger before anybody
 //! else can harvest or cut: one lock holds both. Lock order: tracker, then VM.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicBool, Ordering},
+};
 
 use arbiter::NodeId;
 use checkpoint::{PageSet, heat::Heat, ledger::Ledger, primary::CutOrder};
@@ -111,22 +114,45 @@ impl Tracker {
     }
 
     /// Harvests, then takes the pages of the next round for `backup`; `None`
-    /// if it is no longer being seeded.
-    pub(super) fn take_round(&self, backup: &NodeId) -> Result<Option<PageSet>, VmError> {
+    /// if it is no longer being seeded, or not by who is stopped.
+    ///
+    /// What the ledger owes a backup is its present seed's. A thread that was
+    /// stopped may go on for a while beside the next one, so it looks at `stopped`
+    /// under the lock under which the next seed begins.
+    pub(super) fn take_round(
+        &self,
+        backup: &NodeId,
+        stopped: &AtomicBool,
+    ) -> Result<Option<PageSet>, VmError> {
         let mut inner = self.lock();
+        if stopped.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         inner.harvest(&self.guest.vm())?;
         Ok(inner.ledger.take_round(backup))
     }
 
-    /// Harvests, and tells how many pages `backup` is owed then.
-    pub(super) fn owed(&self, backup: &NodeId) -> Result<u64, VmError> {
+    /// Harvests, and tells how many pages `backup` is owed then; `None` to who is
+    /// stopped.
+    pub(super) fn owed(
+        &self,
+        backup: &NodeId,
+        stopped: &AtomicBool,
+    ) -> Result<Option<u64>, VmError> {
         let mut inner = self.lock();
+        if stopped.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
         inner.harvest(&self.guest.vm())?;
-        Ok(inner.ledger.owed_pages(backup))
+        Ok(Some(inner.ledger.owed_pages(backup)))
     }
 
-    pub(super) fn give_back(&self, backup: &NodeId, pages: &PageSet) {
-        self.lock().ledger.give_back(backup, pages);
+    /// Owes `backup` these pages again, unless whose round they were is stopped.
+    pub(super) fn give_back(&self, backup: &NodeId, pages: &PageSet, stopped: &AtomicBool) {
+        let mut inner = self.lock();
+        if !stopped.load(Ordering::Relaxed) {
+            inner.ledger.give_back(backup, pages);
+        }
     }
 
     /// No longer logs writes, unless a backup is being seeded.
