@@ -129,6 +129,9 @@ impl Primary {
         let order = self.cutting.take().expect("a cut was ordered");
         assert_eq!(order.epoch, epoch, "the cut that was ordered is the one that failed");
         self.next_epoch = epoch;
+        // Nobody was asked for the digest yet: the next try takes it.
+        self.verify_next |= order.digest;
+        self.verifying = self.verifying.filter(|verifying| *verifying != epoch);
         if let Phase::Draining(drain) = &mut self.phase {
             drain.last = None;
         }

@@ -2,6 +2,7 @@
 //! protocol.
 
 mod bench;
+mod verification;
 
 use std::{collections::VecDeque, time::Duration};
 
