@@ -59,6 +59,8 @@ pub(super) struct Link {
     pub(super) image: Option<ImageId>,
     /// The last epoch that it has acknowledged.
     pub(super) committed: Epoch,
+    /// The last epoch that it said its image has.
+    pub(super) applied: Epoch,
     pub(super) heard_at: Duration,
     /// The term under which it last spoke: it knows the register of that one.
     pub(super) heard_term: Term,
@@ -101,6 +103,7 @@ impl Link {
             stage: Stage::Away,
             image: None,
             committed: Epoch::ZERO,
+            applied: Epoch::ZERO,
             heard_at: now,
             heard_term: Term::ZERO,
             ping: 0,

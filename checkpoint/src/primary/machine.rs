@@ -172,6 +172,13 @@ impl Primary {
         self.released
     }
 
+    /// The last epoch that the image of every follower has, as far as they have
+    /// told; `None` without a follower.
+    #[must_use]
+    pub fn applied_by_all(&self) -> Option<Epoch> {
+        self.followers().map(|(_, link)| link.applied).min()
+    }
+
     /// Epochs that are cut and not committed by every follower.
     #[must_use]
     pub fn in_flight(&self) -> usize {
@@ -609,7 +616,7 @@ impl Primary {
                 }
             }
             ToPrimary::SeedAck { chunks } => self.on_seed_ack(backup, chunks),
-            ToPrimary::Ack { committed, applied: _ } => self.on_ack(backup, committed),
+            ToPrimary::Ack { committed, applied } => self.on_ack(backup, committed, applied),
             ToPrimary::Nack { epoch: Epoch::ZERO, chunks } => self.on_seed_nack(backup, chunks),
             ToPrimary::Nack { epoch, chunks } => self.on_nack(backup, epoch, chunks),
             ToPrimary::Verified { epoch, digest } => {
@@ -618,15 +625,20 @@ impl Primary {
         }
     }
 
-    fn on_ack(&mut self, backup: &NodeId, committed: Epoch) {
+    fn on_ack(&mut self, backup: &NodeId, committed: Epoch, applied: Epoch) {
         let closed = committed < self.next_epoch
             && self.flights.get(committed).is_none_or(|flight| flight.close.is_some());
         let link = self.links.get_mut(backup).expect("heard from");
-        if !link.follows() || committed <= link.committed {
+        if !link.follows() {
+            return;
+        }
+        link.applied = link.applied.max(applied.min(link.committed));
+        if committed <= link.committed {
             return;
         }
         if closed {
             link.committed = committed;
+            link.applied = link.applied.max(applied.min(committed));
             link.progress_at = self.now;
         } else {
             let why = format!("it acknowledged epoch {committed}, which was not sent yet");

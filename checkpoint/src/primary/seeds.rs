@@ -56,7 +56,7 @@ impl Primary {
                 link.progress_at = now;
                 let since = self.next_epoch;
                 link.stage = Stage::Seeding { since, rounds: 0, sent: None, verified: 0 };
-                link.committed = Epoch::ZERO;
+                (link.committed, link.applied) = (Epoch::ZERO, Epoch::ZERO);
                 self.note(Note::SeedBegun { backup: backup.clone() });
                 self.act(Action::StartSeed { backup: backup.clone() });
             }

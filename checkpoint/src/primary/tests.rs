@@ -1,6 +1,7 @@
 //! The primary's machine in virtual time: each test is a sentence of the
 //! protocol.
 
+mod applied;
 mod bench;
 mod verification;
 
