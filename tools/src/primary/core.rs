@@ -33,7 +33,7 @@ use crate::{
     control::{Accepted, ControlRequest, Reply},
     exit::Exit,
     node::{
-        ArbiterWatch, Asker, Guest, GuestEvent, Host, NodeError, Requests,
+        ArbiterView, ArbiterWatch, Asker, Guest, GuestEvent, Host, NodeError, Requests, Sight,
         crash_point::{self, Moment},
         record_note,
     },
@@ -79,8 +79,8 @@ pub(crate) enum Input {
         pages_left: u64,
     },
     Answered(Answer),
-    /// Whether the arbiter answers, from time to time.
-    ArbiterSeen(bool),
+    /// What was seen of the arbiter, from time to time.
+    ArbiterSeen(Sight),
     Control(ControlRequest),
     /// Something happened to the guest.
     Guest(GuestEvent),
@@ -147,7 +147,7 @@ pub(super) struct Core {
     pub(super) addresses: BTreeMap<NodeId, std::net::SocketAddr>,
     pub(super) flights: Arc<Flights>,
     pub(super) seeds: BTreeMap<NodeId, Seed>,
-    pub(super) arbiter_reachable: Option<bool>,
+    pub(super) arbiter: ArbiterView,
     pub(super) guest_held: bool,
     /// Cuts that are not committed.
     pub(super) in_flight: VecDeque<InFlight>,
@@ -161,7 +161,7 @@ pub(super) struct Core {
     _encoders: Encoders,
     asker: Asker,
     requests: Requests,
-    _watch: ArbiterWatch,
+    watch: ArbiterWatch,
     inputs: mpsc::Sender<Input>,
     /// When the event that is being handled was received.
     pub(super) received: Instant,
@@ -257,8 +257,8 @@ impl Core {
             host.config.peers.iter().map(|peer| (peer.name.clone(), peer.address)).collect();
         let asker = Asker::new(&host);
         let seen = inputs.clone();
-        let watch = ArbiterWatch::start(&host, move |answers| {
-            let _ = seen.send(Input::ArbiterSeen(answers));
+        let watch = ArbiterWatch::start(&host, term.get(), move |sight| {
+            let _ = seen.send(Input::ArbiterSeen(sight));
         });
         Ok(Self {
             host,
@@ -269,7 +269,7 @@ impl Core {
             addresses,
             flights,
             seeds: BTreeMap::new(),
-            arbiter_reachable: None,
+            arbiter: ArbiterView::default(),
             guest_held: false,
             in_flight: VecDeque::new(),
             verification: Verification::default(),
@@ -281,7 +281,7 @@ impl Core {
             _encoders: encoders,
             asker,
             requests,
-            _watch: watch,
+            watch,
             inputs,
             received: Instant::now(),
             failed: false,
@@ -341,7 +341,9 @@ impl Core {
     pub(super) fn tell(&mut self, event: Event) {
         let now = self.host.clock.at(self.received);
         self.machine.handle(now, event);
-        self.term.set(self.machine.register().term);
+        let term = self.machine.register().term;
+        self.term.set(term);
+        self.watch.knows(term);
     }
 
     pub(super) fn command(&mut self, command: Command) {
@@ -390,10 +392,10 @@ impl Core {
                 self.tell(Event::SeedRoundSent { backup, chunks, pages_left });
             }
             Input::Answered(answer) => {
-                self.arbiter_reachable = Some(!matches!(answer, Answer::Unsent | Answer::Unknown));
+                self.arbiter.on_answer(&answer);
                 self.tell(Event::Answered(answer));
             }
-            Input::ArbiterSeen(answers) => self.arbiter_reachable = Some(answers),
+            Input::ArbiterSeen(sight) => self.arbiter.on_sight(sight),
             Input::Control(request) => self.on_control(request),
             Input::Guest(event) => self.on_guest_event(event),
             Input::Restarted(result) => self.on_restarted(result),

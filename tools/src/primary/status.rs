@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use super::core::Core;
 use crate::{
     control::{
-        Accepted, ArbiterState, Behind, ControlRequest, EventKind, Features, GuestState, PeerState,
+        Accepted, Behind, ControlRequest, EventKind, Features, GuestState, PeerState,
         PeerStatus, Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, SeedProgress,
         Severity, Status, Typed, VerifiedBackup, VerifyReport,
     },
@@ -339,8 +339,8 @@ impl Core {
         if self.machine.in_doubt() {
             return unprotected("this process stood still; its right to run is being confirmed");
         }
-        if self.arbiter_reachable == Some(false) {
-            return unprotected("the arbiter does not answer: a failover would wait for it");
+        if let Some(why) = self.arbiter.hindrance() {
+            return unprotected(why);
         }
         if !self.in_sync().is_empty() {
             return Protection::Protected;
@@ -385,11 +385,7 @@ impl Core {
             in_sync: register.in_sync.keys().cloned().collect(),
             peers: self.peer_statuses(),
             held_bytes: outlet.held_bytes as u64,
-            arbiter: match self.arbiter_reachable {
-                None => ArbiterState::Unknown,
-                Some(true) => ArbiterState::Reachable,
-                Some(false) => ArbiterState::Unreachable,
-            },
+            arbiter: self.arbiter.state(),
             pause_us: metrics.pause.percentiles(),
             commit_us: metrics.commit.percentiles(),
             wire_bytes_per_epoch: metrics.wire_bytes_per_epoch(),
