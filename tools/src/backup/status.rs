@@ -129,6 +129,7 @@ impl Core {
                 name: peer.name.clone(),
                 address: peer.address,
                 state: state(&peer.name),
+                reason: None,
                 seed: None,
             })
             .collect()

@@ -158,6 +158,9 @@ fn peer(peer: &PeerStatus) -> String {
         let percent = (100 * seed.sent_pages).checked_div(seed.total_pages).unwrap_or(100);
         let _ = write!(text, ", {percent} % of round {}", seed.round);
     }
+    if let Some(reason) = &peer.reason {
+        let _ = write!(text, ": {reason}");
+    }
     text
 }
 

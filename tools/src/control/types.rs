@@ -114,6 +114,9 @@ pub struct PeerStatus {
     pub address: SocketAddr,
     /// What it is to this node.
     pub state: PeerState,
+    /// Why it has no session, in words, if it is to have one.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// How far its seed is, while it is seeded.
     pub seed: Option<SeedProgress>,
 }
@@ -124,7 +127,7 @@ pub struct PeerStatus {
 pub enum PeerState {
     /// Named in the configuration only.
     Idle,
-    /// Nobody answers there yet.
+    /// Nobody answers there yet: see `reason`.
     Connecting,
     /// It answers, and could not stage an epoch: it is seeded later.
     LeftAlone,
@@ -136,7 +139,7 @@ pub enum PeerState {
     InSync,
     /// It was, and is silent.
     Silent,
-    /// It refused the session: see the events.
+    /// It refused the session: see `reason`.
     Refused,
     /// It runs the guest.
     Primary,
@@ -238,6 +241,7 @@ pub enum EventKind {
     PeerConnected,
     PeerLost,
     PeerRefused,
+    PeerUnreachable,
     SeedStarted,
     SeedFinished,
     BackupAdmitted,

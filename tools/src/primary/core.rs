@@ -26,6 +26,7 @@ use super::{
     seeder::{self, Seed},
     status::Verification,
     tracker::Tracker,
+    troubles::Troubles,
 };
 use crate::{
     backup::KeptGuest,
@@ -64,6 +65,11 @@ pub(crate) enum Input {
     LinkRefused {
         backup: NodeId,
         refusal: Refusal,
+    },
+    /// A backup that is dialled does not answer, for this reason.
+    Unreachable {
+        backup: NodeId,
+        why: String,
     },
     LinkDown {
         backup: NodeId,
@@ -152,6 +158,8 @@ pub(super) struct Core {
     /// Cuts that are not committed.
     pub(super) in_flight: VecDeque<InFlight>,
     pub(super) verification: Verification,
+    /// Why backups have no session.
+    pub(super) troubles: Troubles,
     /// Triple faults that were followed by a restart.
     pub(super) faults: RecentFaults,
     tracker: Arc<Tracker>,
@@ -273,6 +281,7 @@ impl Core {
             guest_held: false,
             in_flight: VecDeque::new(),
             verification: Verification::default(),
+            troubles: Troubles::default(),
             faults: RecentFaults::default(),
             tracker,
             pool,
@@ -375,11 +384,11 @@ impl Core {
                 }
             }
             Input::LinkUp { backup, image, staging_bytes_max } => {
+                self.troubles.end(&backup);
                 self.tell(Event::LinkUp { backup, image, staging_bytes_max });
             }
-            Input::LinkRefused { backup, refusal } => {
-                self.tell(Event::LinkRefused { backup, refusal });
-            }
+            Input::LinkRefused { backup, refusal } => self.on_link_refused(backup, refusal),
+            Input::Unreachable { backup, why } => self.on_unreachable(&backup, why),
             Input::LinkDown { backup } => {
                 self.flights.unfollow(&backup);
                 self.verification.lost(&backup);
@@ -458,7 +467,9 @@ impl Core {
     }
 
     fn on_note(&mut self, note: &Note) {
-        record_note(&self.host.telemetry, note);
+        if !self.is_told(note) {
+            record_note(&self.host.telemetry, note);
+        }
         match note {
             Note::Admitted { .. } => crash_point::begin(),
             Note::HandOverAborted { .. } => self.on_handover_given_up(&note.to_string()),
@@ -472,11 +483,15 @@ impl Core {
                 if let Some(address) = self.addresses.get(&backup) {
                     self.peers.connect(&backup, *address);
                 }
+                self.troubles.end(&backup);
             }
             Action::Disconnect { backup, redial } => {
                 self.flights.unfollow(&backup);
                 self.verification.lost(&backup);
                 self.peers.disconnect(&backup, redial);
+                if !redial {
+                    self.troubles.end(&backup);
+                }
             }
             Action::Send { backup, message } => self.peers.send(&backup, message),
             Action::StartSeed { backup } => self.start_seed(backup),

@@ -27,6 +27,7 @@ mod peers;
 mod seeder;
 mod status;
 mod tracker;
+mod troubles;
 
 pub use self::core::{Ended, Promoted, run_core};
 

@@ -14,7 +14,7 @@ use checkpoint::{
 };
 use tokio::sync::oneshot;
 
-use super::core::Core;
+use super::{core::Core, troubles::Trouble};
 use crate::{
     control::{
         Accepted, Behind, ControlRequest, EventKind, Features, GuestState, PeerState,
@@ -359,7 +359,10 @@ impl Core {
             None if self.machine.backups().any(|(.., connected)| connected) => {
                 unprotected("solo: no backup stages the guest's epochs: see `romulus events`")
             }
-            None => unprotected("solo: no backup answers"),
+            None => match self.troubles.words() {
+                Some(words) => unprotected(&format!("solo: {words}")),
+                None => unprotected("solo: no backup answers"),
+            },
         }
     }
 
@@ -407,8 +410,9 @@ impl Core {
             .iter()
             .map(|(name, address)| {
                 let backup = self.machine.backups().find(|(node, ..)| *node == name);
+                let trouble = self.troubles.of(name);
                 let state = backup.map_or(PeerState::Idle, |(_, stage, _, connected)| {
-                    peer_state(stage, connected)
+                    peer_state(stage, connected, trouble)
                 });
                 let address = self.peers.address(name).unwrap_or(*address);
                 let seed = self.seeds.get(name).map(|seed| SeedProgress {
@@ -416,14 +420,17 @@ impl Core {
                     total_pages: self.guest.layout().page_count(),
                     round: seed.progress.round.load(Ordering::Relaxed) as u32,
                 });
-                PeerStatus { name: name.clone(), address, state, seed }
+                let reason = trouble.map(|trouble| trouble.reason().to_owned());
+                PeerStatus { name: name.clone(), address, state, reason, seed }
             })
             .collect()
     }
 }
 
-fn peer_state(stage: Stage, connected: bool) -> PeerState {
+/// Between two sessions there may be `trouble` with the next.
+fn peer_state(stage: Stage, connected: bool, trouble: Option<&Trouble>) -> PeerState {
     match (stage, connected) {
+        (_, false) if matches!(trouble, Some(Trouble::Refused(_))) => PeerState::Refused,
         (Stage::Away, false) => PeerState::Connecting,
         (Stage::Away, true) => PeerState::LeftAlone,
         (Stage::Preparing | Stage::Seeding { .. }, _) => PeerState::Seeding,
@@ -476,5 +483,23 @@ impl Beat {
             self.at = now + interval;
         }
         due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_refuses_is_not_merely_silent() {
+        let refused = Trouble::Refused("vcpus differ".to_owned());
+        let unreachable = Trouble::Unreachable("nobody is there".to_owned());
+        let state = |stage, trouble| peer_state(stage, false, trouble);
+        assert_eq!(state(Stage::Away, Some(&refused)), PeerState::Refused);
+        assert_eq!(state(Stage::InSync, Some(&refused)), PeerState::Refused);
+        assert_eq!(state(Stage::Away, Some(&unreachable)), PeerState::Connecting);
+        assert_eq!(state(Stage::InSync, Some(&unreachable)), PeerState::Silent);
+        assert_eq!(state(Stage::Away, None), PeerState::Connecting);
+        assert_eq!(peer_state(Stage::InSync, true, None), PeerState::InSync);
     }
 }
