@@ -78,8 +78,8 @@ pub enum Role {
     Backup,
     /// It has asked the arbiter whether it may take over.
     Promoting,
-    /// It has lost the right to run, for good.
-    Fenced,
+    /// It asks the arbiter whether it may boot the guest.
+    Claiming,
 }
 
 /// The guest on a node.
@@ -92,7 +92,7 @@ pub enum GuestState {
     Paused,
     /// An image without execution: a standby.
     Standby,
-    /// It has ended or was fenced.
+    /// It is not booted: the arbiter is still asked.
     Stopped,
 }
 

@@ -41,6 +41,7 @@ use crate::{
     node::{
         Audit, Guest,
         crash_point::{self, Moment},
+        with_causes,
     },
     telemetry::monotonic_us,
 };
@@ -224,20 +225,6 @@ impl Drop for Cutter {
     }
 }
 
-/// An error and its causes, in one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.ends_with(&words) {
-            text.push_str(&format!(": {words}"));
-        }
-        cause = error.source();
-    }
-    text
-}
-
 struct Worker {
     tools: Tools,
     /// The guest stays paused between cuts.
@@ -322,7 +309,7 @@ impl Worker {
             Ok(true) => Ok(()),
             Ok(false) if self.held => return Ok(()),
             Ok(false) => return guest.vm().resume(),
-            Err(error) => Err(error_chain(&error)),
+            Err(error) => Err(with_causes(&error)),
         };
         // A guest that did not restart has no more to do.
         let lost = outcome.is_err();
