@@ -25,13 +25,15 @@ pub struct Status {
     pub guest: GuestState,
     /// The fencing number in force, as far as this node knows; 0 for none.
     pub term: u64,
-    /// The epoch that runs (primary), or the highest one heard of (backup).
+    /// The epoch that runs (primary), or the same as `committed` (backup).
     pub epoch: u64,
-    /// The last committed epoch.
+    /// The last epoch that all backups have committed, so that its output could
+    /// leave (primary), or that this one has (backup).
     pub committed: u64,
-    /// The last epoch in the backup's image.
+    /// The last epoch in the image of all backups, as they told with their last
+    /// acknowledgement, 0 without one (primary); in this one's image (backup).
     pub applied: u64,
-    /// How far the slowest in-sync backup is behind.
+    /// How far the slowest backup is behind (primary), or this one's image (backup).
     pub behind: Behind,
     /// Backups whose commit all output waits for.
     pub in_sync: Vec<NodeId>,
@@ -99,9 +101,10 @@ pub enum GuestState {
 /// A distance between primary and backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Behind {
-    /// Epochs ended and not committed.
+    /// Epochs ended and not committed (primary), or committed and not in the
+    /// image yet (backup).
     pub epochs: u64,
-    /// Age of the oldest of them.
+    /// Age of the oldest of them (primary); always 0 at a backup.
     pub ms: u64,
 }
 

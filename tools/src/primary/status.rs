@@ -380,7 +380,7 @@ impl Core {
             term: register.term.get(),
             epoch: self.machine.epoch().get(),
             committed: self.machine.released().get(),
-            applied: self.machine.released().get(),
+            applied: self.machine.applied_by_all().unwrap_or(Epoch::ZERO).get(),
             behind: Behind {
                 epochs: self.machine.in_flight() as u64,
                 ms: oldest.as_millis() as u64,
