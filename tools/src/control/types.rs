@@ -151,9 +151,9 @@ pub enum PeerState {
 /// How far a seed is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeedProgress {
-    /// Pages sent in this round.
+    /// Pages of this round that were sent.
     pub sent_pages: u64,
-    /// Pages of this round.
+    /// Pages of this round: all of memory in the first.
     pub total_pages: u64,
     /// From 1; later rounds send what was dirtied in the meantime.
     pub round: u32,

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -18,8 +17,7 @@ use super::{core::Core, troubles::Trouble};
 use crate::{
     control::{
         Accepted, Behind, ControlRequest, EventKind, Features, GuestState, PeerState,
-        PeerStatus, Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, SeedProgress,
-        Severity, Status, Typed, VerifiedBackup, VerifyReport,
+        PeerStatus, Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, Severity, Status, Typed, VerifiedBackup, VerifyReport,
     },
     daemon::Telemetry,
     telemetry::Metrics,
@@ -415,11 +413,7 @@ impl Core {
                     peer_state(stage, connected, trouble)
                 });
                 let address = self.peers.address(name).unwrap_or(*address);
-                let seed = self.seeds.get(name).map(|seed| SeedProgress {
-                    sent_pages: seed.progress.sent_pages.load(Ordering::Relaxed),
-                    total_pages: self.guest.layout().page_count(),
-                    round: seed.progress.round.load(Ordering::Relaxed) as u32,
-                });
+                let seed = self.seeds.get(name).map(|seed| seed.progress.get());
                 let reason = trouble.map(|trouble| trouble.reason().to_owned());
                 PeerStatus { name: name.clone(), address, state, reason, seed }
             })
