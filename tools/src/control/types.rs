@@ -47,7 +47,7 @@ pub struct Status {
     pub pause_us: Percentiles,
     /// From the resume to the commit of an epoch.
     pub commit_us: Percentiles,
-    /// Mean bytes on the wire per epoch, chunks and control.
+    /// Mean bytes of an epoch's chunks as they are sent, counted once for all backups.
     pub wire_bytes_per_epoch: u64,
     /// Epochs ended by this process.
     pub epochs: u64,
@@ -187,7 +187,7 @@ pub struct Percentiles {
 pub struct Refused {
     /// Frames of an older term.
     pub stale_frames: u64,
-    /// Chunks and pages whose digest did not match.
+    /// Chunks and epochs whose digest did not match, at the backup.
     pub corrupt_chunks: u64,
 }
 
@@ -336,7 +336,8 @@ pub struct EpochRecord {
     pub capture_us: u64,
     /// Until the vCPUs were told to run.
     pub resume_us: u64,
-    /// Bytes on the wire, chunks and control; `None` until it is encoded.
+    /// Bytes of its chunks as they are sent, counted once for all backups; `None`
+    /// until it is encoded.
     pub wire_bytes: Option<u64>,
     /// From the resume to the commit; `None` until it is committed.
     pub commit_us: Option<u64>,

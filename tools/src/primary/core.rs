@@ -501,7 +501,7 @@ impl Core {
                 }
             }
             Action::ResendSeed { backup, chunks } => {
-                self.host.telemetry.metrics.corrupt_chunks.inc_by(chunks.len() as u64);
+                self.host.telemetry.metrics.chunks_resent.inc_by(chunks.len() as u64);
                 if let Some(seed) = self.seeds.get(&backup) {
                     seed.resend(chunks);
                 }
@@ -522,7 +522,7 @@ impl Core {
                 }
             }
             Action::Resend { backup, epoch, chunks } => {
-                self.host.telemetry.metrics.corrupt_chunks.inc_by(chunks.len() as u64);
+                self.host.telemetry.metrics.chunks_resent.inc_by(chunks.len() as u64);
                 self.flights.resend(&backup, epoch, &chunks);
             }
             Action::Verified { backup, epoch, digest } => {

@@ -79,6 +79,7 @@ pub(super) struct Timings {
     pub(super) pause: Duration,
     pub(super) stop: Duration,
     pub(super) harvest: Duration,
+    /// What saving the state took longer than the harvest.
     pub(super) save: Duration,
     pub(super) capture: Duration,
     pub(super) resume: Duration,
@@ -123,7 +124,7 @@ impl Cut {
             pause_us: us(pause),
             stop_us: us(stop),
             harvest_us: us(harvest),
-            save_us: us(save.saturating_sub(harvest)),
+            save_us: us(save),
             capture_us: us(capture),
             resume_us: us(resume),
             wire_bytes: None,
@@ -463,7 +464,7 @@ impl Worker {
         };
         let (state, plan) = tracked.cut(vm, order, copy_pages_max)?;
         timings.harvest = state.harvest;
-        timings.save = state.total;
+        timings.save = state.total.saturating_sub(state.harvest);
         let begun = Instant::now();
         // Nothing below can fail: from here on the epoch is sealed.
         let outputs = guest.outlet().seal(order.epoch);
