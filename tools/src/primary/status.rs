@@ -243,6 +243,13 @@ impl Core {
     }
 
     fn on_verify(&mut self, reply: Reply<VerifyReport>) {
+        if self.machine.draining() {
+            // The machine would not take it up, and nobody would ever answer.
+            let remedy = "ask the node that runs the guest afterwards";
+            let error = "the guest is being handed over, or has ended";
+            let _ = reply.send(Err(Refused::new(RefusedKind::State, error, remedy)));
+            return;
+        }
         let in_sync = self.in_sync();
         if in_sync.is_empty() {
             let remedy = "wait until `romulus status` says that the guest is protected";
