@@ -349,6 +349,7 @@ impl Core {
                 });
             }
             Action::Promote { register, epoch } => self.promotion = Some((register, epoch)),
+            Action::Note(note) if self.arbiter.is_told(&note) => {}
             Action::Note(note) => record_note(&self.host.telemetry, &note),
         }
     }

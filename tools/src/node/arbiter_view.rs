@@ -2,7 +2,7 @@
 //! failover could be decided now.
 
 use arbiter::Outcome;
-use checkpoint::Answer;
+use checkpoint::{Answer, Note};
 
 use super::Sight;
 use crate::control::ArbiterState;
@@ -13,17 +13,22 @@ pub struct ArbiterView {
     state: ArbiterState,
     /// It has lost the register, in words.
     lost: Option<String>,
+    /// What the machine noted last of questions in vain.
+    told: Option<Note>,
 }
 
 impl Default for ArbiterView {
     fn default() -> Self {
-        Self { state: ArbiterState::Unknown, lost: None }
+        Self { state: ArbiterState::Unknown, lost: None, told: None }
     }
 }
 
 impl ArbiterView {
     /// A look at it found this.
     pub fn on_sight(&mut self, sight: Sight) {
+        if sight == Sight::Sound && self.hindrance().is_some() {
+            self.told = None;
+        }
         (self.state, self.lost) = match sight {
             Sight::Sound => (ArbiterState::Reachable, None),
             Sight::Lost(why) => (ArbiterState::Reachable, Some(why)),
@@ -41,7 +46,19 @@ impl ArbiterView {
             }
         };
         if matches!(answer, Answer::Outcome(Outcome::Set(_))) {
-            self.lost = None;
+            (self.lost, self.told) = (None, None);
+        }
+    }
+
+    /// Whether `note` says only once more that a question was in vain. The
+    /// machines note every try.
+    #[must_use]
+    pub fn is_told(&mut self, note: &Note) -> bool {
+        match note {
+            Note::ArbiterUnreachable | Note::ArbiterRefused { .. } | Note::ArbiterForgot { .. } => {
+                self.told.replace(note.clone()).as_ref() == Some(note)
+            }
+            _ => false,
         }
     }
 
@@ -80,5 +97,21 @@ mod tests {
         assert_eq!((view.state(), view.hindrance()), (ArbiterState::Reachable, None));
         view.on_answer(&Answer::Unsent);
         assert!(view.hindrance().is_some_and(|why| why.contains("does not answer")));
+    }
+
+    #[test]
+    fn what_is_asked_in_vain_is_told_when_the_reason_changes() {
+        let mut view = ArbiterView::default();
+        let refused = Note::ArbiterRefused { why: "not you".to_owned() };
+        assert!(!view.is_told(&Note::ArbiterUnreachable));
+        assert!(view.is_told(&Note::ArbiterUnreachable));
+        assert!(!view.is_told(&refused));
+        assert!(view.is_told(&refused));
+        assert!(!view.is_told(&Note::DoubtResolved) && !view.is_told(&Note::DoubtResolved));
+        view.on_sight(Sight::Sound);
+        assert!(view.is_told(&refused), "reading was never the trouble");
+        view.on_answer(&Answer::Unsent);
+        view.on_sight(Sight::Sound);
+        assert!(!view.is_told(&refused), "it was away and is back");
     }
 }

@@ -82,9 +82,13 @@ impl Core {
     }
 
     /// Whether `note` says again what was told when it began.
-    pub(super) fn is_told(&self, note: &Note) -> bool {
-        let Note::BackupRefused { backup, why } = note else { return false };
-        self.troubles.of(backup) == Some(&Trouble::Refused(why.clone()))
+    pub(super) fn is_told(&mut self, note: &Note) -> bool {
+        match note {
+            Note::BackupRefused { backup, why } => {
+                self.troubles.of(backup) == Some(&Trouble::Refused(why.clone()))
+            }
+            note => self.arbiter.is_told(note),
+        }
     }
 }
 
