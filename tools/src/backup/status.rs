@@ -4,8 +4,8 @@ use checkpoint::backup::{Event, Standing};
 
 use super::core::Core;
 use crate::control::{
-    Accepted, Behind, ControlRequest, Features, GuestState, PeerState, PeerStatus,
-    Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, Status,
+    Accepted, Behind, ControlRequest, Features, GuestState, PeerState, PeerStatus, Protection,
+    Refused, RefusedCounts, RefusedKind, Reply, Role, Status,
 };
 
 impl Core {
@@ -60,13 +60,11 @@ impl Core {
         match self.machine.standing() {
             Standing::Waiting => unprotected("this backup waits for a primary"),
             Standing::Seeding => unprotected("this backup is being seeded"),
-            Standing::Whole if self.machine.primary().is_none() => {
-                unprotected("the primary is not connected")
-            }
-            Standing::Whole => match hindrance {
-                Some(why) => unprotected(why),
-                None if member => Protection::Protected,
-                None => unprotected("this backup is not admitted yet"),
+            Standing::Whole => match (hindrance, self.machine.primary()) {
+                (Some(why), _) => unprotected(why),
+                (None, None) => unprotected("the primary is not connected"),
+                (None, Some(_)) if member => Protection::Protected,
+                (None, Some(_)) => unprotected("this backup is not admitted yet"),
             },
             Standing::Asking => unprotected("the primary is lost; the arbiter is being asked"),
             Standing::Promoting => unprotected("this node is taking over"),

@@ -248,6 +248,15 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_without_a_session_says_why() {
+        let mut status = crate::control::tests::sample_status();
+        let refused = &mut status.peers[0];
+        refused.state = crate::control::PeerState::Refused;
+        refused.reason = Some("vcpus differ".to_owned());
+        assert_eq!(peer(refused), "node-b at 10.1.0.2:7700, refused: vcpus differ");
+    }
+
+    #[test]
     fn an_event_is_one_line() {
         let record = EventRecord {
             sequence: 7,

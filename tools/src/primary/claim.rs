@@ -160,7 +160,8 @@ impl<F: Fn() -> Features> Claimant<'_, F> {
             ControlRequest::Verify(reply) => self.not_yet(reply),
             ControlRequest::ConsoleInput { reply, .. } => self.not_yet(reply),
             ControlRequest::Stop { reason, reply } => {
-                let text = "the process ends before the arbiter has decided: the guest was not started";
+                let text =
+                    "the process ends before the arbiter has decided: the guest was not started";
                 self.record(
                     Severity::Info,
                     EventKind::GuestStopped,

@@ -205,7 +205,8 @@ async fn keep(
                 back_off = (back_off * 4).min(BACK_OFF_MAX);
             }
             Err(error) => {
-                let unreachable = Input::Unreachable { backup: name.clone(), why: with_causes(&error) };
+                let unreachable =
+                    Input::Unreachable { backup: name.clone(), why: with_causes(&error) };
                 let _ = tools.inputs.send(unreachable);
             }
         }

@@ -16,8 +16,9 @@ use tokio::sync::oneshot;
 use super::{core::Core, troubles::Trouble};
 use crate::{
     control::{
-        Accepted, Behind, ControlRequest, EventKind, Features, GuestState, PeerState,
-        PeerStatus, Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, Severity, Status, Typed, VerifiedBackup, VerifyReport,
+        Accepted, Behind, ControlRequest, EventKind, Features, GuestState, PeerState, PeerStatus,
+        Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, Severity, Status, Typed,
+        VerifiedBackup, VerifyReport,
     },
     daemon::Telemetry,
     telemetry::Metrics,
