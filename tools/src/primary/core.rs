@@ -485,14 +485,7 @@ impl Core {
                 }
                 self.troubles.end(&backup);
             }
-            Action::Disconnect { backup, redial } => {
-                self.flights.unfollow(&backup);
-                self.verification.lost(&backup);
-                self.peers.disconnect(&backup, redial);
-                if !redial {
-                    self.troubles.end(&backup);
-                }
-            }
+            Action::Disconnect { backup, redial } => self.disconnect(&backup, redial),
             Action::Send { backup, message } => self.peers.send(&backup, message),
             Action::StartSeed { backup } => self.start_seed(backup),
             Action::SeedRound { backup } => {
@@ -549,6 +542,15 @@ impl Core {
             }
             Action::Note(note) => self.on_note(&note),
             Action::End(_) => unreachable!("taken before"),
+        }
+    }
+
+    fn disconnect(&mut self, backup: &NodeId, redial: bool) {
+        self.flights.unfollow(backup);
+        self.verification.lost(backup);
+        self.peers.disconnect(backup, redial);
+        if !redial {
+            self.troubles.end(backup);
         }
     }
 
