@@ -24,7 +24,9 @@ use super::{
 };
 use crate::{
     control::{ControlRequest, EventKind, Severity},
-    node::{ArbiterWatch, Asker, Guest, Host, NodeError, Requests, record_note},
+    node::{
+        ArbiterView, ArbiterWatch, Asker, Guest, Host, NodeError, Requests, Sight, record_note,
+    },
     primary::Promoted,
 };
 
@@ -71,8 +73,8 @@ pub(crate) enum Input {
         digest: Digest,
     },
     Answered(Answer),
-    /// Whether the arbiter answers, from time to time.
-    ArbiterSeen(bool),
+    /// What was seen of the arbiter, from time to time.
+    ArbiterSeen(Sight),
     Control(ControlRequest),
 }
 
@@ -97,7 +99,7 @@ pub(super) struct Core {
     pub(super) host: Host,
     pub(super) guest: Arc<Guest>,
     pub(super) machine: Backup,
-    pub(super) arbiter_reachable: Option<bool>,
+    pub(super) arbiter: ArbiterView,
     pub(super) stop: bool,
     staging: Arc<SharedStaging>,
     applier: Applier,
@@ -109,7 +111,7 @@ pub(super) struct Core {
     door: tokio::task::JoinHandle<()>,
     requests: Requests,
     asker: Asker,
-    _watch: ArbiterWatch,
+    watch: ArbiterWatch,
     inputs: mpsc::Sender<Input>,
     promotion: Option<(Register, Epoch)>,
 }
@@ -176,14 +178,14 @@ impl Core {
         });
         let asker = Asker::new(&host);
         let seen = inputs.clone();
-        let watch = ArbiterWatch::start(&host, move |answers| {
-            let _ = seen.send(Input::ArbiterSeen(answers));
+        let watch = ArbiterWatch::start(&host, machine.term(), move |sight| {
+            let _ = seen.send(Input::ArbiterSeen(sight));
         });
         Ok(Self {
             host,
             guest,
             machine,
-            arbiter_reachable: None,
+            arbiter: ArbiterView::default(),
             stop: false,
             staging,
             applier,
@@ -195,7 +197,7 @@ impl Core {
             door,
             requests,
             asker,
-            _watch: watch,
+            watch,
             inputs,
             promotion: None,
         })
@@ -218,6 +220,7 @@ impl Core {
     pub(super) fn tell(&mut self, event: Event) {
         let now = self.host.clock.at(Instant::now());
         self.machine.handle(now, event);
+        self.watch.knows(self.machine.term());
     }
 
     /// Whether the configuration names `node`: a certificate of the cluster is
@@ -277,10 +280,10 @@ impl Core {
                 self.tell(Event::ImageDigest { epoch, digest });
             }
             Input::Answered(answer) => {
-                self.arbiter_reachable = Some(!matches!(answer, Answer::Unsent | Answer::Unknown));
+                self.arbiter.on_answer(&answer);
                 self.tell(Event::Answered(answer));
             }
-            Input::ArbiterSeen(answers) => self.arbiter_reachable = Some(answers),
+            Input::ArbiterSeen(sight) => self.arbiter.on_sight(sight),
             Input::Control(request) => self.on_control(request),
         }
     }
@@ -346,6 +349,7 @@ impl Core {
                 });
             }
             Action::Promote { register, epoch } => self.promotion = Some((register, epoch)),
+            Action::Note(note) if self.arbiter.is_told(&note) => {}
             Action::Note(note) => record_note(&self.host.telemetry, &note),
         }
     }

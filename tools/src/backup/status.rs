@@ -4,8 +4,8 @@ use checkpoint::backup::{Event, Standing};
 
 use super::core::Core;
 use crate::control::{
-    Accepted, ArbiterState, Behind, ControlRequest, Features, GuestState, PeerState, PeerStatus,
-    Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, Status,
+    Accepted, Behind, ControlRequest, Features, GuestState, PeerState, PeerStatus, Protection,
+    Refused, RefusedCounts, RefusedKind, Reply, Role, Status,
 };
 
 impl Core {
@@ -56,18 +56,16 @@ impl Core {
 
     fn protection(&self) -> Protection {
         let unprotected = |reason: &str| Protection::Unprotected { reason: reason.to_owned() };
-        let member = self.machine.in_sync();
+        let (member, hindrance) = (self.machine.in_sync(), self.arbiter.hindrance());
         match self.machine.standing() {
             Standing::Waiting => unprotected("this backup waits for a primary"),
             Standing::Seeding => unprotected("this backup is being seeded"),
-            Standing::Whole if self.machine.primary().is_none() => {
-                unprotected("the primary is not connected")
-            }
-            Standing::Whole if self.arbiter_reachable == Some(false) => {
-                unprotected("the arbiter does not answer: a failover would wait for it")
-            }
-            Standing::Whole if member => Protection::Protected,
-            Standing::Whole => unprotected("this backup is not admitted yet"),
+            Standing::Whole => match (hindrance, self.machine.primary()) {
+                (Some(why), _) => unprotected(why),
+                (None, None) => unprotected("the primary is not connected"),
+                (None, Some(_)) if member => Protection::Protected,
+                (None, Some(_)) => unprotected("this backup is not admitted yet"),
+            },
             Standing::Asking => unprotected("the primary is lost; the arbiter is being asked"),
             Standing::Promoting => unprotected("this node is taking over"),
         }
@@ -98,11 +96,7 @@ impl Core {
                 .unwrap_or_default(),
             peers: self.peer_statuses(),
             held_bytes: 0,
-            arbiter: match self.arbiter_reachable {
-                None => ArbiterState::Unknown,
-                Some(true) => ArbiterState::Reachable,
-                Some(false) => ArbiterState::Unreachable,
-            },
+            arbiter: self.arbiter.state(),
             pause_us: metrics.pause.percentiles(),
             commit_us: metrics.commit.percentiles(),
             wire_bytes_per_epoch: metrics.wire_bytes_per_epoch(),
@@ -133,6 +127,7 @@ impl Core {
                 name: peer.name.clone(),
                 address: peer.address,
                 state: state(&peer.name),
+                reason: None,
                 seed: None,
             })
             .collect()

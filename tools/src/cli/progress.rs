@@ -36,9 +36,8 @@ pub(super) async fn until_protected(
         }
         let about = status.peers.iter().filter(|peer| wanted.is_none_or(|node| *node == peer.name));
         let peers: Vec<_> = about.collect();
-        if let Some(peer) = peers.iter().find(|peer| peer.state == PeerState::Refused) {
+        if let Some(reason) = refusals(&peers) {
             bar.abandon();
-            let reason = format!("{} refused the session", peer.name);
             return Err(Failure::NotProtected { reason });
         }
         if peers.iter().any(|peer| show(&bar, peer)) {
@@ -49,6 +48,16 @@ pub(super) async fn until_protected(
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Who refuses and why, if nobody else may come in sync: waiting would not help.
+fn refusals(peers: &[&PeerStatus]) -> Option<String> {
+    let refuses = |peer: &&PeerStatus| {
+        let why = peer.reason.as_deref().unwrap_or("see `romulus events`");
+        (peer.state == PeerState::Refused).then(|| format!("{} refuses: {why}", peer.name))
+    };
+    let refusals: Vec<String> = peers.iter().filter_map(refuses).collect();
+    (!peers.is_empty() && refusals.len() == peers.len()).then(|| refusals.join("; "))
 }
 
 fn why_not(status: &Status) -> String {
@@ -76,5 +85,26 @@ fn seed_bar() -> ProgressBar {
     match style {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_who_refuses() {
+        let peer = |name: &str, state, reason: Option<&str>| PeerStatus {
+            name: name.parse().unwrap(),
+            address: "10.1.0.2:7700".parse().unwrap(),
+            state,
+            reason: reason.map(str::to_owned),
+            seed: None,
+        };
+        let refuses = peer("node-b", PeerState::Refused, Some("vcpus differ"));
+        let is_seeded = peer("node-c", PeerState::Seeding, None);
+        assert_eq!(refusals(&[&refuses]).as_deref(), Some("node-b refuses: vcpus differ"));
+        assert_eq!(refusals(&[&refuses, &is_seeded]), None, "the other may come in sync");
+        assert_eq!(refusals(&[]), None);
     }
 }

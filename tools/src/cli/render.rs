@@ -158,6 +158,9 @@ fn peer(peer: &PeerStatus) -> String {
         let percent = (100 * seed.sent_pages).checked_div(seed.total_pages).unwrap_or(100);
         let _ = write!(text, ", {percent} % of round {}", seed.round);
     }
+    if let Some(reason) = &peer.reason {
+        let _ = write!(text, ": {reason}");
+    }
     text
 }
 
@@ -242,6 +245,15 @@ mod tests {
         assert_eq!(micros(999), "999 us");
         assert_eq!(micros(1250), "1.2 ms");
         assert_eq!(clock(86_400_000 + 3_723_004), "01:02:03.004Z");
+    }
+
+    #[test]
+    fn a_peer_without_a_session_says_why() {
+        let mut status = crate::control::tests::sample_status();
+        let refused = &mut status.peers[0];
+        refused.state = crate::control::PeerState::Refused;
+        refused.reason = Some("vcpus differ".to_owned());
+        assert_eq!(peer(refused), "node-b at 10.1.0.2:7700, refused: vcpus differ");
     }
 
     #[test]

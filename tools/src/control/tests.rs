@@ -33,6 +33,7 @@ pub(crate) fn sample_status() -> Status {
             name: "node-b".parse().unwrap(),
             address: "10.1.0.2:7700".parse().unwrap(),
             state: PeerState::InSync,
+            reason: None,
             seed: None,
         }],
         held_bytes: 640,

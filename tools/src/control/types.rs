@@ -25,13 +25,15 @@ pub struct Status {
     pub guest: GuestState,
     /// The fencing number in force, as far as this node knows; 0 for none.
     pub term: u64,
-    /// The epoch that runs (primary), or the highest one heard of (backup).
+    /// The epoch that runs (primary), or the same as `committed` (backup).
     pub epoch: u64,
-    /// The last committed epoch.
+    /// The last epoch that all backups have committed, so that its output could
+    /// leave (primary), or that this one has (backup).
     pub committed: u64,
-    /// The last epoch in the backup's image.
+    /// The last epoch in the image of all backups, as they told with their last
+    /// acknowledgement, 0 without one (primary); in this one's image (backup).
     pub applied: u64,
-    /// How far the slowest in-sync backup is behind.
+    /// How far the slowest backup is behind (primary), or this one's image (backup).
     pub behind: Behind,
     /// Backups whose commit all output waits for.
     pub in_sync: Vec<NodeId>,
@@ -45,7 +47,7 @@ pub struct Status {
     pub pause_us: Percentiles,
     /// From the resume to the commit of an epoch.
     pub commit_us: Percentiles,
-    /// Mean bytes on the wire per epoch, chunks and control.
+    /// Mean bytes of an epoch's chunks as they are sent, counted once for all backups.
     pub wire_bytes_per_epoch: u64,
     /// Epochs ended by this process.
     pub epochs: u64,
@@ -78,8 +80,8 @@ pub enum Role {
     Backup,
     /// It has asked the arbiter whether it may take over.
     Promoting,
-    /// It has lost the right to run, for good.
-    Fenced,
+    /// It asks the arbiter whether it may boot the guest.
+    Claiming,
 }
 
 /// The guest on a node.
@@ -92,16 +94,17 @@ pub enum GuestState {
     Paused,
     /// An image without execution: a standby.
     Standby,
-    /// It has ended or was fenced.
+    /// It is not booted: the arbiter is still asked.
     Stopped,
 }
 
 /// A distance between primary and backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Behind {
-    /// Epochs ended and not committed.
+    /// Epochs ended and not committed (primary), or committed and not in the
+    /// image yet (backup).
     pub epochs: u64,
-    /// Age of the oldest of them.
+    /// Age of the oldest of them (primary); always 0 at a backup.
     pub ms: u64,
 }
 
@@ -114,6 +117,9 @@ pub struct PeerStatus {
     pub address: SocketAddr,
     /// What it is to this node.
     pub state: PeerState,
+    /// Why it has no session, in words, if it is to have one.
+    #[serde(default)]
+    pub reason: Option<String>,
     /// How far its seed is, while it is seeded.
     pub seed: Option<SeedProgress>,
 }
@@ -124,7 +130,7 @@ pub struct PeerStatus {
 pub enum PeerState {
     /// Named in the configuration only.
     Idle,
-    /// Nobody answers there yet.
+    /// Nobody answers there yet: see `reason`.
     Connecting,
     /// It answers, and could not stage an epoch: it is seeded later.
     LeftAlone,
@@ -136,7 +142,7 @@ pub enum PeerState {
     InSync,
     /// It was, and is silent.
     Silent,
-    /// It refused the session: see the events.
+    /// It refused the session: see `reason`.
     Refused,
     /// It runs the guest.
     Primary,
@@ -145,9 +151,9 @@ pub enum PeerState {
 /// How far a seed is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeedProgress {
-    /// Pages sent in this round.
+    /// Pages of this round that were sent.
     pub sent_pages: u64,
-    /// Pages of this round.
+    /// Pages of this round: all of memory in the first.
     pub total_pages: u64,
     /// From 1; later rounds send what was dirtied in the meantime.
     pub round: u32,
@@ -181,7 +187,7 @@ pub struct Percentiles {
 pub struct Refused {
     /// Frames of an older term.
     pub stale_frames: u64,
-    /// Chunks and pages whose digest did not match.
+    /// Chunks and epochs whose digest did not match, at the backup.
     pub corrupt_chunks: u64,
 }
 
@@ -238,6 +244,7 @@ pub enum EventKind {
     PeerConnected,
     PeerLost,
     PeerRefused,
+    PeerUnreachable,
     SeedStarted,
     SeedFinished,
     BackupAdmitted,
@@ -329,7 +336,8 @@ pub struct EpochRecord {
     pub capture_us: u64,
     /// Until the vCPUs were told to run.
     pub resume_us: u64,
-    /// Bytes on the wire, chunks and control; `None` until it is encoded.
+    /// Bytes of its chunks as they are sent, counted once for all backups; `None`
+    /// until it is encoded.
     pub wire_bytes: Option<u64>,
     /// From the resume to the commit; `None` until it is committed.
     pub commit_us: Option<u64>,

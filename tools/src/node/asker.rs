@@ -10,7 +10,7 @@ use checkpoint::{Answer, Question};
 use tokio::runtime::Handle;
 use transport::{ArbiterClient, AskError};
 
-use super::Host;
+use super::{Host, with_causes};
 
 /// Asks on the runtime's threads; every question gets exactly one answer.
 #[derive(Debug, Clone)]
@@ -43,13 +43,12 @@ impl Asker {
         self.handle.spawn(async move { answered(asker.carry(question).await) });
     }
 
-    /// Asks and waits. Not to be called from the runtime's threads.
-    #[must_use]
-    pub fn ask_blocking(&self, question: Question) -> Answer {
-        self.handle.block_on(self.carry(question))
+    async fn carry(&self, question: Question) -> Answer {
+        self.ask_with_reason(question).await.0
     }
 
-    async fn carry(&self, question: Question) -> Answer {
+    /// Asks `question`; beside the answer, why there is none of the arbiter's.
+    pub async fn ask_with_reason(&self, question: Question) -> (Answer, Option<String>) {
         let (client, vm) = (&self.client, &self.vm);
         let answer = match question {
             Question::Change(request) => client.execute(vm, &request).await.map(Answer::Outcome),
@@ -61,26 +60,25 @@ impl Asker {
         match answer {
             Ok(answer) => {
                 self.trouble.is_over();
-                answer
+                (answer, None)
             }
             Err(error) => {
-                self.trouble.is(&error);
-                unanswered(&error)
+                let why = with_causes(&error);
+                self.trouble.is(&why);
+                (unanswered(&error, &why), Some(why))
             }
         }
     }
 }
 
 impl Trouble {
-    fn is(&self, error: &AskError) {
-        let words = error.to_string();
+    fn is(&self, why: &str) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last == words {
-            tracing::debug!(%error, "the arbiter gave no answer");
+        if *last == why {
+            tracing::debug!(why, "the arbiter gave no answer");
         } else {
-            let source = std::error::Error::source(error).map(ToString::to_string);
-            tracing::warn!(%error, source, "the arbiter gave no answer");
-            *last = words;
+            tracing::warn!(why, "the arbiter gave no answer");
+            last.replace_range(.., why);
         }
     }
 
@@ -93,12 +91,12 @@ impl Trouble {
     }
 }
 
-fn unanswered(error: &AskError) -> Answer {
+fn unanswered(error: &AskError, why: &str) -> Answer {
     match error {
         AskError::Unknown { .. } => Answer::Unknown,
         AskError::Unsent { .. } | AskError::Unavailable { .. } => Answer::Unsent,
         AskError::Unsendable(_) | AskError::Foreign { .. } | AskError::Denied { .. } => {
-            Answer::Refused(error.to_string())
+            Answer::Refused(why.to_owned())
         }
     }
 }

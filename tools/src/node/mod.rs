@@ -8,9 +8,11 @@
 //!                         which becomes a primary::core when it is promoted
 //! ```
 
+mod arbiter_view;
 mod arbiter_watch;
 mod asker;
 mod audit;
+mod causes;
 pub mod crash_point;
 mod devices;
 mod guest;
@@ -29,9 +31,11 @@ use thiserror::Error;
 use tokio::runtime::Runtime;
 use transport::{ArbiterClient, BindError, Endpoint, Identity, Options, identity::IdentityError};
 
-pub use arbiter_watch::ArbiterWatch;
+pub use arbiter_view::ArbiterView;
+pub use arbiter_watch::{ArbiterWatch, Sight};
 pub use asker::Asker;
 pub use audit::Audit;
+pub use causes::with_causes;
 pub use guest::{Guest, GuestError};
 pub use guest_event::GuestEvent;
 pub use notes::record_note;

@@ -26,6 +26,7 @@ use super::{
     seeder::{self, Seed},
     status::Verification,
     tracker::Tracker,
+    troubles::Troubles,
 };
 use crate::{
     backup::KeptGuest,
@@ -33,7 +34,7 @@ use crate::{
     control::{Accepted, ControlRequest, Reply},
     exit::Exit,
     node::{
-        ArbiterWatch, Asker, Guest, GuestEvent, Host, NodeError, Requests,
+        ArbiterView, ArbiterWatch, Asker, Guest, GuestEvent, Host, NodeError, Requests, Sight,
         crash_point::{self, Moment},
         record_note,
     },
@@ -65,6 +66,11 @@ pub(crate) enum Input {
         backup: NodeId,
         refusal: Refusal,
     },
+    /// A backup that is dialled does not answer, for this reason.
+    Unreachable {
+        backup: NodeId,
+        why: String,
+    },
     LinkDown {
         backup: NodeId,
     },
@@ -79,8 +85,8 @@ pub(crate) enum Input {
         pages_left: u64,
     },
     Answered(Answer),
-    /// Whether the arbiter answers, from time to time.
-    ArbiterSeen(bool),
+    /// What was seen of the arbiter, from time to time.
+    ArbiterSeen(Sight),
     Control(ControlRequest),
     /// Something happened to the guest.
     Guest(GuestEvent),
@@ -147,11 +153,13 @@ pub(super) struct Core {
     pub(super) addresses: BTreeMap<NodeId, std::net::SocketAddr>,
     pub(super) flights: Arc<Flights>,
     pub(super) seeds: BTreeMap<NodeId, Seed>,
-    pub(super) arbiter_reachable: Option<bool>,
+    pub(super) arbiter: ArbiterView,
     pub(super) guest_held: bool,
     /// Cuts that are not committed.
     pub(super) in_flight: VecDeque<InFlight>,
     pub(super) verification: Verification,
+    /// Why backups have no session.
+    pub(super) troubles: Troubles,
     /// Triple faults that were followed by a restart.
     pub(super) faults: RecentFaults,
     tracker: Arc<Tracker>,
@@ -161,7 +169,7 @@ pub(super) struct Core {
     _encoders: Encoders,
     asker: Asker,
     requests: Requests,
-    _watch: ArbiterWatch,
+    watch: ArbiterWatch,
     inputs: mpsc::Sender<Input>,
     /// When the event that is being handled was received.
     pub(super) received: Instant,
@@ -257,8 +265,8 @@ impl Core {
             host.config.peers.iter().map(|peer| (peer.name.clone(), peer.address)).collect();
         let asker = Asker::new(&host);
         let seen = inputs.clone();
-        let watch = ArbiterWatch::start(&host, move |answers| {
-            let _ = seen.send(Input::ArbiterSeen(answers));
+        let watch = ArbiterWatch::start(&host, term.get(), move |sight| {
+            let _ = seen.send(Input::ArbiterSeen(sight));
         });
         Ok(Self {
             host,
@@ -269,10 +277,11 @@ impl Core {
             addresses,
             flights,
             seeds: BTreeMap::new(),
-            arbiter_reachable: None,
+            arbiter: ArbiterView::default(),
             guest_held: false,
             in_flight: VecDeque::new(),
             verification: Verification::default(),
+            troubles: Troubles::default(),
             faults: RecentFaults::default(),
             tracker,
             pool,
@@ -281,7 +290,7 @@ impl Core {
             _encoders: encoders,
             asker,
             requests,
-            _watch: watch,
+            watch,
             inputs,
             received: Instant::now(),
             failed: false,
@@ -341,7 +350,9 @@ impl Core {
     pub(super) fn tell(&mut self, event: Event) {
         let now = self.host.clock.at(self.received);
         self.machine.handle(now, event);
-        self.term.set(self.machine.register().term);
+        let term = self.machine.register().term;
+        self.term.set(term);
+        self.watch.knows(term);
     }
 
     pub(super) fn command(&mut self, command: Command) {
@@ -373,11 +384,11 @@ impl Core {
                 }
             }
             Input::LinkUp { backup, image, staging_bytes_max } => {
+                self.troubles.end(&backup);
                 self.tell(Event::LinkUp { backup, image, staging_bytes_max });
             }
-            Input::LinkRefused { backup, refusal } => {
-                self.tell(Event::LinkRefused { backup, refusal });
-            }
+            Input::LinkRefused { backup, refusal } => self.on_link_refused(backup, refusal),
+            Input::Unreachable { backup, why } => self.on_unreachable(&backup, why),
             Input::LinkDown { backup } => {
                 self.flights.unfollow(&backup);
                 self.verification.lost(&backup);
@@ -390,10 +401,10 @@ impl Core {
                 self.tell(Event::SeedRoundSent { backup, chunks, pages_left });
             }
             Input::Answered(answer) => {
-                self.arbiter_reachable = Some(!matches!(answer, Answer::Unsent | Answer::Unknown));
+                self.arbiter.on_answer(&answer);
                 self.tell(Event::Answered(answer));
             }
-            Input::ArbiterSeen(answers) => self.arbiter_reachable = Some(answers),
+            Input::ArbiterSeen(sight) => self.arbiter.on_sight(sight),
             Input::Control(request) => self.on_control(request),
             Input::Guest(event) => self.on_guest_event(event),
             Input::Restarted(result) => self.on_restarted(result),
@@ -456,7 +467,9 @@ impl Core {
     }
 
     fn on_note(&mut self, note: &Note) {
-        record_note(&self.host.telemetry, note);
+        if !self.is_told(note) {
+            record_note(&self.host.telemetry, note);
+        }
         match note {
             Note::Admitted { .. } => crash_point::begin(),
             Note::HandOverAborted { .. } => self.on_handover_given_up(&note.to_string()),
@@ -470,12 +483,9 @@ impl Core {
                 if let Some(address) = self.addresses.get(&backup) {
                     self.peers.connect(&backup, *address);
                 }
+                self.troubles.end(&backup);
             }
-            Action::Disconnect { backup, redial } => {
-                self.flights.unfollow(&backup);
-                self.verification.lost(&backup);
-                self.peers.disconnect(&backup, redial);
-            }
+            Action::Disconnect { backup, redial } => self.disconnect(&backup, redial),
             Action::Send { backup, message } => self.peers.send(&backup, message),
             Action::StartSeed { backup } => self.start_seed(backup),
             Action::SeedRound { backup } => {
@@ -484,7 +494,7 @@ impl Core {
                 }
             }
             Action::ResendSeed { backup, chunks } => {
-                self.host.telemetry.metrics.corrupt_chunks.inc_by(chunks.len() as u64);
+                self.host.telemetry.metrics.chunks_resent.inc_by(chunks.len() as u64);
                 if let Some(seed) = self.seeds.get(&backup) {
                     seed.resend(chunks);
                 }
@@ -505,7 +515,7 @@ impl Core {
                 }
             }
             Action::Resend { backup, epoch, chunks } => {
-                self.host.telemetry.metrics.corrupt_chunks.inc_by(chunks.len() as u64);
+                self.host.telemetry.metrics.chunks_resent.inc_by(chunks.len() as u64);
                 self.flights.resend(&backup, epoch, &chunks);
             }
             Action::Verified { backup, epoch, digest } => {
@@ -532,6 +542,15 @@ impl Core {
             }
             Action::Note(note) => self.on_note(&note),
             Action::End(_) => unreachable!("taken before"),
+        }
+    }
+
+    fn disconnect(&mut self, backup: &NodeId, redial: bool) {
+        self.flights.unfollow(backup);
+        self.verification.lost(backup);
+        self.peers.disconnect(backup, redial);
+        if !redial {
+            self.troubles.end(backup);
         }
     }
 

@@ -41,6 +41,7 @@ use crate::{
     node::{
         Audit, Guest,
         crash_point::{self, Moment},
+        with_causes,
     },
     telemetry::monotonic_us,
 };
@@ -78,6 +79,7 @@ pub(super) struct Timings {
     pub(super) pause: Duration,
     pub(super) stop: Duration,
     pub(super) harvest: Duration,
+    /// What saving the state took longer than the harvest.
     pub(super) save: Duration,
     pub(super) capture: Duration,
     pub(super) resume: Duration,
@@ -122,7 +124,7 @@ impl Cut {
             pause_us: us(pause),
             stop_us: us(stop),
             harvest_us: us(harvest),
-            save_us: us(save.saturating_sub(harvest)),
+            save_us: us(save),
             capture_us: us(capture),
             resume_us: us(resume),
             wire_bytes: None,
@@ -224,20 +226,6 @@ impl Drop for Cutter {
     }
 }
 
-/// An error and its causes, in one line.
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.ends_with(&words) {
-            text.push_str(&format!(": {words}"));
-        }
-        cause = error.source();
-    }
-    text
-}
-
 struct Worker {
     tools: Tools,
     /// The guest stays paused between cuts.
@@ -322,7 +310,7 @@ impl Worker {
             Ok(true) => Ok(()),
             Ok(false) if self.held => return Ok(()),
             Ok(false) => return guest.vm().resume(),
-            Err(error) => Err(error_chain(&error)),
+            Err(error) => Err(with_causes(&error)),
         };
         // A guest that did not restart has no more to do.
         let lost = outcome.is_err();
@@ -476,7 +464,7 @@ impl Worker {
         };
         let (state, plan) = tracked.cut(vm, order, copy_pages_max)?;
         timings.harvest = state.harvest;
-        timings.save = state.total;
+        timings.save = state.total.saturating_sub(state.harvest);
         let begun = Instant::now();
         // Nothing below can fail: from here on the epoch is sealed.
         let outputs = guest.outlet().seal(order.epoch);

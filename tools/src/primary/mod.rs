@@ -27,9 +27,11 @@ mod peers;
 mod seeder;
 mod status;
 mod tracker;
+mod troubles;
 
 pub use self::core::{Ended, Promoted, run_core};
 
+use self::claim::Claim;
 use crate::{
     config::VmConfig,
     exit::Exit,
@@ -51,9 +53,16 @@ pub struct Settings {
 ///
 /// [`NodeError`], when the daemon could not start.
 pub fn run(settings: Settings) -> Result<Exit, NodeError> {
-    let host = Host::start(settings.config)?;
+    let mut host = Host::start(settings.config)?;
     let guest = Guest::new(&host.config, &host.openings, host.telemetry.console.clone())?;
-    let register = claim::claim(&host)?;
+    let register = match claim::claim(&mut host, &guest)? {
+        Claim::Granted(register) => register,
+        Claim::Stopped => {
+            drop(guest);
+            host.finish();
+            return Ok(Exit::Done);
+        }
+    };
     guest.boot(&host.config)?;
     let promoted = Promoted { register, first: checkpoint::Epoch::FIRST };
     roles::play(Turn::Run(Box::new(host), Box::new(guest), promoted))

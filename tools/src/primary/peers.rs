@@ -33,6 +33,7 @@ use tokio::{
 use transport::{ControlSender, DataSender, DialError, Endpoint, Link, PrimarySession};
 
 use super::{core::Input, flights::ChunkQueue};
+use crate::node::with_causes;
 
 const BACK_OFF_MIN: Duration = Duration::from_millis(20);
 const BACK_OFF_MAX: Duration = Duration::from_millis(500);
@@ -204,7 +205,9 @@ async fn keep(
                 back_off = (back_off * 4).min(BACK_OFF_MAX);
             }
             Err(error) => {
-                tracing::debug!(peer = %name, %error, "cannot reach the peer");
+                let unreachable =
+                    Input::Unreachable { backup: name.clone(), why: with_causes(&error) };
+                let _ = tools.inputs.send(unreachable);
             }
         }
         let _ = tokio::time::timeout(back_off, redial.notified()).await;

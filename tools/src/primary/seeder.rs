@@ -14,8 +14,8 @@ use std::{
     collections::BTreeSet,
     num::NonZeroU64,
     sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -38,6 +38,7 @@ use super::{
 };
 use crate::{
     config::Codec,
+    control::SeedProgress,
     jail::{self, ThreadKind},
     node::Guest,
     telemetry::Metrics,
@@ -63,11 +64,33 @@ pub(super) struct Tools {
     pub(super) mib_per_s_max: Option<NonZeroU64>,
 }
 
-/// How far a seed is, for the status.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    pub(super) sent_pages: AtomicU64,
-    pub(super) round: AtomicU64,
+/// How far a seed is, for the status: the figures of one round, seen together.
+#[derive(Debug)]
+pub(super) struct Progress(Mutex<SeedProgress>);
+
+impl Progress {
+    /// In a first round, of `total_pages`.
+    fn new(total_pages: u64) -> Self {
+        Self(Mutex::new(SeedProgress { sent_pages: 0, total_pages, round: 1 }))
+    }
+
+    /// A round of `total_pages` begins.
+    fn begin(&self, round: u32, total_pages: u64) {
+        *self.lock() = SeedProgress { sent_pages: 0, total_pages, round };
+    }
+
+    /// So many more pages of the round were sent.
+    fn sent(&self, pages: u64) {
+        self.lock().sent_pages += pages;
+    }
+
+    pub(super) fn get(&self) -> SeedProgress {
+        *self.lock()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SeedProgress> {
+        self.0.lock().expect("no holder panics")
+    }
 }
 
 /// What the thread is to do next.
@@ -94,7 +117,7 @@ impl Seed {
         let (orders, ordered) = mpsc::channel();
         let wanted = Arc::new(Mutex::new(BTreeSet::new()));
         let stop = Arc::new(AtomicBool::new(false));
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress::new(tools.guest.layout().page_count()));
         let (codecs, stretch) = (Codecs::new(tools.codec), Stretch::new(tools.codec.choice()));
         let worker = Worker {
             backup,
@@ -104,6 +127,7 @@ impl Seed {
             stop: stop.clone(),
             progress: progress.clone(),
             wanted: wanted.clone(),
+            rounds: 0,
             sent: Vec::new(),
         };
         let name = format!("seed-{}", worker.backup);
@@ -182,6 +206,8 @@ struct Worker {
     stop: Arc<AtomicBool>,
     progress: Arc<Progress>,
     wanted: Arc<Mutex<BTreeSet<u32>>>,
+    /// Rounds begun.
+    rounds: u32,
     /// The pages of each chunk.
     sent: Vec<Box<[PageRun]>>,
 }
@@ -217,9 +243,10 @@ impl Worker {
     /// Sends what is owed; returns how much is owed afterwards, or `None` if
     /// the seed is over.
     fn round(&mut self) -> Result<Option<u64>, vmm::vm::VmError> {
-        self.progress.round.fetch_add(1, Ordering::Relaxed);
         let tracker = self.tools.tracker.clone();
         let Some(pages) = tracker.take_round(&self.backup, &self.stop)? else { return Ok(None) };
+        self.rounds += 1;
+        self.progress.begin(self.rounds, pages.len());
         if !self.send(&pages) {
             tracker.give_back(&self.backup, &pages, &self.stop);
             return Ok(None);
@@ -239,7 +266,7 @@ impl Worker {
             self.sent.push(batch.runs.clone().into());
             let Some(wire_bytes) = self.send_chunk(index, batch) else { return false };
             sent_bytes += wire_bytes;
-            self.progress.sent_pages.fetch_add(page_count, Ordering::Relaxed);
+            self.progress.sent(page_count);
             self.slow_down(begun, sent_bytes);
         }
         true
@@ -279,5 +306,25 @@ impl Worker {
         let Some(rate) = self.tools.mib_per_s_max else { return };
         let due = Duration::from_secs_f64(sent_bytes as f64 / (rate.get() << 20) as f64);
         std::thread::sleep(due.saturating_sub(begun.elapsed()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_that_of_the_round() {
+        let progress = Progress::new(1000);
+        let at = |sent_pages, total_pages, round| SeedProgress { sent_pages, total_pages, round };
+        assert_eq!(progress.get(), at(0, 1000, 1));
+        progress.begin(1, 1000);
+        progress.sent(600);
+        progress.sent(400);
+        assert_eq!(progress.get(), at(1000, 1000, 1));
+        progress.begin(2, 30);
+        assert_eq!(progress.get(), at(0, 30, 2), "what the first round sent does not count");
+        progress.sent(15);
+        assert_eq!(progress.get(), at(15, 30, 2));
     }
 }

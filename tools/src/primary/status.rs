@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
@@ -14,12 +13,12 @@ use checkpoint::{
 };
 use tokio::sync::oneshot;
 
-use super::core::Core;
+use super::{core::Core, troubles::Trouble};
 use crate::{
     control::{
-        Accepted, ArbiterState, Behind, ControlRequest, EventKind, Features, GuestState, PeerState,
-        PeerStatus, Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, SeedProgress,
-        Severity, Status, Typed, VerifiedBackup, VerifyReport,
+        Accepted, Behind, ControlRequest, EventKind, Features, GuestState, PeerState, PeerStatus,
+        Protection, Refused, RefusedCounts, RefusedKind, Reply, Role, Severity, Status, Typed,
+        VerifiedBackup, VerifyReport,
     },
     daemon::Telemetry,
     telemetry::Metrics,
@@ -245,6 +244,13 @@ impl Core {
     }
 
     fn on_verify(&mut self, reply: Reply<VerifyReport>) {
+        if self.machine.draining() {
+            // The machine would not take it up, and nobody would ever answer.
+            let remedy = "ask the node that runs the guest afterwards";
+            let error = "the guest is being handed over, or has ended";
+            let _ = reply.send(Err(Refused::new(RefusedKind::State, error, remedy)));
+            return;
+        }
         let in_sync = self.in_sync();
         if in_sync.is_empty() {
             let remedy = "wait until `romulus status` says that the guest is protected";
@@ -339,8 +345,8 @@ impl Core {
         if self.machine.in_doubt() {
             return unprotected("this process stood still; its right to run is being confirmed");
         }
-        if self.arbiter_reachable == Some(false) {
-            return unprotected("the arbiter does not answer: a failover would wait for it");
+        if let Some(why) = self.arbiter.hindrance() {
+            return unprotected(why);
         }
         if !self.in_sync().is_empty() {
             return Protection::Protected;
@@ -359,7 +365,10 @@ impl Core {
             None if self.machine.backups().any(|(.., connected)| connected) => {
                 unprotected("solo: no backup stages the guest's epochs: see `romulus events`")
             }
-            None => unprotected("solo: no backup answers"),
+            None => match self.troubles.words() {
+                Some(words) => unprotected(&format!("solo: {words}")),
+                None => unprotected("solo: no backup answers"),
+            },
         }
     }
 
@@ -377,7 +386,7 @@ impl Core {
             term: register.term.get(),
             epoch: self.machine.epoch().get(),
             committed: self.machine.released().get(),
-            applied: self.machine.released().get(),
+            applied: self.machine.applied_by_all().unwrap_or(Epoch::ZERO).get(),
             behind: Behind {
                 epochs: self.machine.in_flight() as u64,
                 ms: oldest.as_millis() as u64,
@@ -385,11 +394,7 @@ impl Core {
             in_sync: register.in_sync.keys().cloned().collect(),
             peers: self.peer_statuses(),
             held_bytes: outlet.held_bytes as u64,
-            arbiter: match self.arbiter_reachable {
-                None => ArbiterState::Unknown,
-                Some(true) => ArbiterState::Reachable,
-                Some(false) => ArbiterState::Unreachable,
-            },
+            arbiter: self.arbiter.state(),
             pause_us: metrics.pause.percentiles(),
             commit_us: metrics.commit.percentiles(),
             wire_bytes_per_epoch: metrics.wire_bytes_per_epoch(),
@@ -411,23 +416,23 @@ impl Core {
             .iter()
             .map(|(name, address)| {
                 let backup = self.machine.backups().find(|(node, ..)| *node == name);
+                let trouble = self.troubles.of(name);
                 let state = backup.map_or(PeerState::Idle, |(_, stage, _, connected)| {
-                    peer_state(stage, connected)
+                    peer_state(stage, connected, trouble)
                 });
                 let address = self.peers.address(name).unwrap_or(*address);
-                let seed = self.seeds.get(name).map(|seed| SeedProgress {
-                    sent_pages: seed.progress.sent_pages.load(Ordering::Relaxed),
-                    total_pages: self.guest.layout().page_count(),
-                    round: seed.progress.round.load(Ordering::Relaxed) as u32,
-                });
-                PeerStatus { name: name.clone(), address, state, seed }
+                let seed = self.seeds.get(name).map(|seed| seed.progress.get());
+                let reason = trouble.map(|trouble| trouble.reason().to_owned());
+                PeerStatus { name: name.clone(), address, state, reason, seed }
             })
             .collect()
     }
 }
 
-fn peer_state(stage: Stage, connected: bool) -> PeerState {
+/// Between two sessions there may be `trouble` with the next.
+fn peer_state(stage: Stage, connected: bool, trouble: Option<&Trouble>) -> PeerState {
     match (stage, connected) {
+        (_, false) if matches!(trouble, Some(Trouble::Refused(_))) => PeerState::Refused,
         (Stage::Away, false) => PeerState::Connecting,
         (Stage::Away, true) => PeerState::LeftAlone,
         (Stage::Preparing | Stage::Seeding { .. }, _) => PeerState::Seeding,
@@ -480,5 +485,23 @@ impl Beat {
             self.at = now + interval;
         }
         due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_refuses_is_not_merely_silent() {
+        let refused = Trouble::Refused("vcpus differ".to_owned());
+        let unreachable = Trouble::Unreachable("nobody is there".to_owned());
+        let state = |stage, trouble| peer_state(stage, false, trouble);
+        assert_eq!(state(Stage::Away, Some(&refused)), PeerState::Refused);
+        assert_eq!(state(Stage::InSync, Some(&refused)), PeerState::Refused);
+        assert_eq!(state(Stage::Away, Some(&unreachable)), PeerState::Connecting);
+        assert_eq!(state(Stage::InSync, Some(&unreachable)), PeerState::Silent);
+        assert_eq!(state(Stage::Away, None), PeerState::Connecting);
+        assert_eq!(peer_state(Stage::InSync, true, None), PeerState::InSync);
     }
 }

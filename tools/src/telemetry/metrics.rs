@@ -124,16 +124,18 @@ metrics! {
     counter dirty_pages "dirty_pages";
     /// Dirty pages captured ahead of the pause.
     counter pages_ahead "pages_ahead";
-    /// Bytes of epochs given to the network, chunks and control.
+    /// Bytes of the chunks of epochs as they are sent, counted once for all backups.
     counter wire "wire" bytes;
-    /// Bytes of seeds given to the network.
+    /// Bytes of the chunks of seeds as they are sent, for each backup.
     counter seed_wire "seed_wire" bytes;
     /// Packets and console writes released.
     counter released "released_outputs";
     /// Frames of an older term that were refused.
     counter stale_frames "stale_frames";
-    /// Chunks and pages whose digest did not match.
+    /// Chunks and epochs whose digest did not match, at the backup.
     counter corrupt_chunks "corrupt_chunks";
+    /// Chunks that were asked for again, at the primary.
+    counter chunks_resent "chunks_resent";
     /// Times that the guest was slowed because a bound was reached.
     counter back_pressure "back_pressure";
     /// Lost sessions with peers.
@@ -146,7 +148,7 @@ metrics! {
     timing commit "commit";
     /// Time to harvest the dirty log, within the pause.
     timing harvest "harvest";
-    /// Time to save vCPU and device state, within the pause.
+    /// What saving vCPU and device state took longer than the harvest, within the pause.
     timing save "save";
     /// Time to copy the dirty pages, within the pause.
     timing capture "capture";
@@ -169,13 +171,13 @@ impl Metrics {
         }
     }
 
-    /// Counts one epoch's bytes on the wire.
+    /// Counts the bytes of one epoch's chunks.
     pub fn record_wire(&self, bytes: u64) {
         self.wire.inc_by(bytes);
         self.shipped_epochs.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Mean bytes on the wire per epoch.
+    /// Mean bytes of the chunks of an epoch.
     #[must_use]
     pub fn wire_bytes_per_epoch(&self) -> u64 {
         let epochs = self.shipped_epochs.load(Ordering::Relaxed);
@@ -201,6 +203,7 @@ mod tests {
         metrics.record_wire(1000);
         metrics.record_wire(3000);
         metrics.held.set(77);
+        metrics.chunks_resent.inc_by(5);
         metrics.pause.record(Duration::from_micros(250));
         metrics.pause.record(Duration::from_micros(750));
         assert_eq!(metrics.wire_bytes_per_epoch(), 2000);
@@ -212,6 +215,7 @@ mod tests {
             "romulus_wire_bytes_total 4000",
             "romulus_held_output_bytes 77",
             "romulus_pause_seconds_count 2",
+            "romulus_chunks_resent_total 5",
             "# HELP romulus_protected Whether a failure now would lose nothing: 1 or 0.",
         ] {
             assert!(text.contains(line), "{line} is not in:\n{text}");

@@ -61,7 +61,7 @@ impl Whereabouts {
         match status.role {
             Role::Primary => Self::Here(format!("{vm} on {node}")),
             Role::Promoting => Self::Elsewhere(format!("{node} is about to take {vm} over")),
-            Role::Fenced => Self::Elsewhere(format!("{node} is fenced and runs {vm} no more")),
+            Role::Claiming => Self::Elsewhere(format!("{node} waits for the right to boot {vm}")),
             Role::Backup => {
                 let primary = peers.iter().find(|peer| peer.state == PeerState::Primary);
                 let place = primary.map_or_else(
