@@ -91,7 +91,7 @@ pub enum Command {
     Console(ConsoleArgs),
     /// Hand the guest over to a backup, by plan and without loss
     #[command(
-        after_help = "Examples:\n  romulus failover web-1\n  romulus failover web-1 --to node-b"
+        after_help = "On a backup this is refused without --take-over, which promotes the backup now: the primary\nis fenced if it lives, the guest goes on from the last commit, and has no backup at first.\n\nExamples:\n  romulus failover web-1\n  romulus failover web-1 --to node-b\n  romulus failover web-1 --take-over"
     )]
     Failover(FailoverArgs),
     /// Take a backup and bring it in sync while the guest runs
@@ -217,6 +217,9 @@ pub struct FailoverArgs {
 #[derive(Debug, Args)]
 pub struct ProtectArgs {
     /// Which VM.
+    /// On a backup: promote this node now, without its primary, which is fenced if it lives
+    #[arg(long)]
+    pub take_over: bool,
     #[command(flatten)]
     pub vm: VmArg,
     /// The new backup; every configured peer if not given
