@@ -6,6 +6,7 @@ mod control_commands;
 mod failure;
 mod host_commands;
 mod progress;
+mod register_commands;
 mod render;
 mod target;
 
@@ -54,7 +55,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             let settings = crate::backup::Settings { config: config::read_vm(&file)? };
             Ok(crate::backup::run(settings)?)
         }
-        Command::Arbiter { file } => Ok(crate::arbiter_daemon::run(config::read_arbiter(&file)?)?),
+        Command::Register { command } => register_commands::register(&command, json),
         Command::Config { command } => host_commands::config(&command, json),
         Command::Doctor => host_commands::doctor(json),
         Command::Pki { command } => host_commands::pki(&command, json),
