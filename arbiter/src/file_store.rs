@@ -66,6 +66,17 @@ pub enum FileError {
         /// What is wrong with it.
         what: String,
     },
+    /// The file's format is another version's.
+    #[error(
+        "register file {path} was written by another version of romulus (format {found}; this one reads {VERSION}): start that version, or shut all guests down and move the file away",
+        path = path.display()
+    )]
+    OtherVersion {
+        /// The file.
+        path: PathBuf,
+        /// The version of its format.
+        found: u32,
+    },
     /// Another arbiter has the file.
     #[error("register file {path} is in use by another arbiter: stop that one first", path = path.display())]
     InUse {
@@ -123,6 +134,7 @@ impl FileStore {
     /// # Errors
     ///
     /// [`FileError::Damaged`] for a torn or corrupted file,
+    /// [`FileError::OtherVersion`] for one of another format,
     /// [`FileError::InUse`] if another process holds it, [`FileError::Io`] if
     /// the disk fails.
     pub fn open(path: &Path) -> Result<Self, FileError> {
@@ -146,10 +158,27 @@ impl<D: Disk> FileStore<D> {
             source,
         })?;
         let records = match read(&disk)? {
-            Some(bytes) => parse(&bytes).map_err(|what| damaged(&disk, what))?,
+            Some(bytes) => parse(&bytes).map_err(|flaw| flaw.of(&disk))?,
             None => BTreeMap::new(),
         };
         Ok(Self { state: RefCell::new(State { disk, records, doubt: None }) })
+    }
+
+    /// Removes the record of `vm`, which can be claimed then as if it had never
+    /// run; returns what it was. No arbiter does this: terms begin anew, so an
+    /// operator must know that no process of the VM lives.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::execute`].
+    pub fn forget(&mut self, vm: &VmId) -> Result<Option<Record>, StoreError> {
+        let mut state = self.sound()?;
+        let mut records = state.records.clone();
+        let removed = records.remove(vm);
+        if removed.is_some() {
+            state.replace(records)?;
+        }
+        Ok(removed)
     }
 
     /// The state, without doubt.
@@ -169,7 +198,7 @@ impl<D: Disk> State<D> {
     fn settle(&mut self) -> Result<(), FileError> {
         let Some(before) = &self.doubt else { return Ok(()) };
         let found = match read(&self.disk)? {
-            Some(bytes) => parse(&bytes).map_err(|what| damaged(&self.disk, what))?,
+            Some(bytes) => parse(&bytes).map_err(|flaw| flaw.of(&self.disk))?,
             None => Records::new(),
         };
         if found != self.records && found != *before {
@@ -186,6 +215,11 @@ impl<D: Disk> State<D> {
     fn change(&mut self, vm: &VmId, record: Record) -> Result<(), StoreError> {
         let mut records = self.records.clone();
         records.insert(vm.clone(), record);
+        self.replace(records)
+    }
+
+    /// Makes these the records.
+    fn replace(&mut self, records: Records) -> Result<(), StoreError> {
         match self.persist(&records) {
             Ok(()) => {
                 self.records = records;
@@ -268,23 +302,48 @@ fn render(records: &BTreeMap<VmId, Record>) -> Vec<u8> {
     format!("{MAGIC} {VERSION} {digest}\n{body}").into_bytes()
 }
 
-fn parse(bytes: &[u8]) -> Result<BTreeMap<VmId, Record>, String> {
+/// Why a register file is not read.
+#[derive(Debug, PartialEq)]
+enum Flaw {
+    Damage(String),
+    Version(u32),
+}
+
+impl Flaw {
+    fn of(self, disk: &impl Disk) -> FileError {
+        match self {
+            Self::Damage(what) => damaged(disk, what),
+            Self::Version(found) => FileError::OtherVersion { path: disk.path().to_owned(), found },
+        }
+    }
+}
+
+impl From<String> for Flaw {
+    fn from(what: String) -> Self {
+        Self::Damage(what)
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<BTreeMap<VmId, Record>, Flaw> {
     let text = std::str::from_utf8(bytes).map_err(|_| "not text".to_owned())?;
-    let (head, body) = text.split_once('\n').ok_or("no first line")?;
+    let (head, body) = text.split_once('\n').ok_or_else(|| "no first line".to_owned())?;
     let [magic, version, digest] = head.split(' ').collect::<Vec<_>>()[..] else {
-        return Err("its first line is not three words".to_owned());
+        return Err("its first line is not three words".to_owned().into());
     };
     if magic != MAGIC {
-        return Err(format!("it does not begin with `{MAGIC}`"));
+        return Err(format!("it does not begin with `{MAGIC}`").into());
     }
     if version != VERSION {
-        return Err(format!("it has version {version:?}, this arbiter reads {VERSION}"));
+        return Err(match version.parse() {
+            Ok(found) => Flaw::Version(found),
+            Err(_) => format!("its version {version:?} is no number").into(),
+        });
     }
     let expected = blake3::Hash::from_hex(digest).map_err(|_| "its digest is none".to_owned())?;
     if blake3::hash(body.as_bytes()) != expected {
-        return Err("its digest does not match".to_owned());
+        return Err("its digest does not match".to_owned().into());
     }
-    serde_json::from_str(body).map_err(|error| error.to_string())
+    Ok(serde_json::from_str(body).map_err(|error| error.to_string())?)
 }
 
 #[cfg(test)]
@@ -336,6 +395,51 @@ mod tests {
         }
         fs::write(&path, &sound[..sound.len() - 1]).unwrap();
         assert!(matches!(FileStore::open(&path), Err(FileError::Damaged { .. })));
+    }
+
+    #[test]
+    fn another_versions_file_is_not_called_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("register");
+        claim(&path);
+        let sound = fs::read_to_string(&path).unwrap();
+        fs::write(&path, sound.replacen(" 2 ", " 3 ", 1)).unwrap();
+        let told = FileStore::open(&path).unwrap_err();
+        assert!(matches!(told, FileError::OtherVersion { found: 3, .. }), "{told:?}");
+        assert!(told.to_string().contains("(format 3; this one reads 2)"), "{told}");
+        fs::write(&path, sound.replacen(" 2 ", " x ", 1)).unwrap();
+        assert!(matches!(FileStore::open(&path), Err(FileError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_forgotten_vm_is_claimed_anew_and_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("register");
+        let (vm, register) = claim(&path);
+        let other: VmId = "web-2".parse().unwrap();
+        let create = Request {
+            caller: "node-b".parse().unwrap(),
+            expected: None,
+            ..admission(register.clone())
+        };
+        let create = Request { operation: Operation::Create, ..create };
+        let mut store = FileStore::open(&path).unwrap();
+        assert!(matches!(store.execute(&other, &create), Ok(Outcome::Set(_))));
+        let Ok(Outcome::Set(admitted)) = store.execute(&vm, &admission(register)) else {
+            panic!("node-b is not admitted")
+        };
+        let held = store.execute(&vm, &create).unwrap();
+        assert_eq!(held, Outcome::Mismatch(Some(admitted.clone())));
+        assert_eq!(store.forget(&vm).unwrap().unwrap().register, admitted);
+        assert_eq!(store.forget(&vm).unwrap(), None);
+        drop(store);
+        let mut store = FileStore::open(&path).unwrap();
+        assert_eq!(store.load(&vm).unwrap(), None);
+        assert_eq!(store.list().unwrap().len(), 1);
+        let Ok(Outcome::Set(anew)) = store.execute(&vm, &create) else {
+            panic!("it is not claimed anew")
+        };
+        assert_eq!((anew.term, anew.primary.as_str()), (Term::FIRST, "node-b"));
     }
 
     #[test]

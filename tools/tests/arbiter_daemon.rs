@@ -198,8 +198,8 @@ fn a_certificate_of_another_node_is_refused() {
     fs::write(&file, text.replace("arbiter.key", "node-a.key")).unwrap();
     let output = Command::new(ROMULUS).arg("arbiter").arg(&file).output().unwrap();
     let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(told.contains("the certificate is that of node-a"), "{told}");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(told.contains("is the certificate of `node-a`, not of `arbiter`"), "{told}");
 }
 
 /// Whether etcd is here; if not, says so, or fails if `ROMULUS_REQUIRE` has

@@ -131,7 +131,7 @@ fn a_disk_that_is_only_read_moves_with_its_guest_to_an_equal_image() {
 
     cluster.start(A, "backup").unwrap();
     cluster.wait_protected(B, PATIENCE).unwrap();
-    let back = FailoverBody { to: Some(A.node()) };
+    let back = FailoverBody { to: Some(A.node()), ..FailoverBody::default() };
     cluster.ask(B, async |control: Client| control.failover(&back).await).unwrap();
     cluster.wait_protected(A, PATIENCE).unwrap();
     client.wait_answers(50, PATIENCE).unwrap();

@@ -135,7 +135,7 @@ impl Drill {
 
     /// Hands the guest from `from` to `to` by plan.
     fn hand_over(&self, from: Place, to: Place) -> Result<Accepted, ClusterError> {
-        let body = FailoverBody { to: Some(to.node()) };
+        let body = FailoverBody { to: Some(to.node()), ..FailoverBody::default() };
         self.cluster.ask(from, async |control: Client| control.failover(&body).await)
     }
 
@@ -504,6 +504,29 @@ fn a_guest_is_handed_to_and_fro() {
     assert_eq!(drill.tap_frames(silent), spoken, "frames from who stands by");
     let report = client.finish().unwrap();
     assert_sound(&report);
+}
+
+#[test]
+fn a_backup_takes_over_by_order_only_if_that_is_said() {
+    let Some(_machine) = machine_for("a_backup_takes_over_by_order_only_if_that_is_said") else {
+        return;
+    };
+    let mut drill = Drill::protected("order", CALM);
+    let term = drill.cluster.status(A).unwrap().term;
+    let ask = |place: Place, take_over: bool| {
+        let body = FailoverBody { to: None, take_over };
+        drill.cluster.ask(place, async |control: Client| control.failover(&body).await)
+    };
+    let refused = ask(B, false).unwrap_err().to_string();
+    assert!(refused.contains(&format!("run it on `{}`", A.node())), "{refused}");
+    assert!(refused.contains("--take-over"), "{refused}");
+    let refused = ask(A, true).unwrap_err().to_string();
+    assert!(refused.contains("nothing to take over"), "{refused}");
+    assert_eq!(drill.cluster.status(A).unwrap().term, term, "nobody asked the arbiter");
+    ask(B, true).unwrap();
+    let primary = |status: &Status| status.role == Role::Primary;
+    drill.cluster.wait_for(B, "runs the guest", PATIENCE, primary).unwrap();
+    assert_eq!(drill.cluster.exit_code(A, PATIENCE), Some(3), "it is fenced");
 }
 
 /// The start of a bzImage whose code asks for more than an emulator knows

@@ -249,7 +249,7 @@ fn daemons_live_in_the_jail_whatever_their_role() {
     cluster.wait_protected(B, PATIENCE).unwrap();
     for (from, to) in [(B, A), (A, B), (B, A)] {
         let pids = [A, B].map(|place| cluster.pid(place));
-        let body = FailoverBody { to: Some(to.node()) };
+        let body = FailoverBody { to: Some(to.node()), ..FailoverBody::default() };
         cluster.ask(from, async |control: Client| control.failover(&body).await).unwrap();
         cluster.wait_protected(to, PATIENCE).unwrap();
         client.wait_answers(50, PATIENCE).unwrap();

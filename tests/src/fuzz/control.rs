@@ -105,7 +105,7 @@ async fn core(mut requests: ControlRequests) {
             ControlRequest::Status(reply) => {
                 drop(reply.send(Err(refused(RefusedKind::Unavailable))));
             }
-            ControlRequest::Failover { to, reply } => {
+            ControlRequest::Failover { to, reply, .. } => {
                 drop(reply.send(if to.is_some() {
                     accepted()
                 } else {

@@ -13,7 +13,9 @@ impl Core {
         request.record(&self.host.telemetry.events);
         match request {
             ControlRequest::Status(reply) => drop(reply.send(Ok(self.status()))),
-            ControlRequest::Failover { to, reply } => self.on_failover(to, reply),
+            ControlRequest::Failover { to, take_over, reply } => {
+                self.on_failover(to, take_over, reply);
+            }
             ControlRequest::Protect { reply, .. } => on_the_primary(reply, "protect"),
             ControlRequest::Unprotect { reply, .. } => on_the_primary(reply, "unprotect"),
             ControlRequest::Verify(reply) => on_the_primary(reply, "verify"),
@@ -28,10 +30,22 @@ impl Core {
     }
 
     /// An operator on the backup's host wants it to take over: the arbiter is
-    /// asked at once, and the primary is fenced if it lives.
-    fn on_failover(&mut self, to: Option<arbiter::NodeId>, reply: Reply<Accepted>) {
+    /// asked at once, and the primary is fenced if it lives. Who does not say
+    /// that may have wanted a handover, and is on the wrong host.
+    fn on_failover(
+        &mut self,
+        to: Option<arbiter::NodeId>,
+        take_over: bool,
+        reply: Reply<Accepted>,
+    ) {
         if to.is_some_and(|to| to != self.host.config.node.name) {
             return on_the_primary(reply, "a switchover to another node");
+        }
+        if !take_over {
+            let registered = self.machine.register().map(|register| &register.primary);
+            let primary = self.machine.primary().or(registered);
+            let _ = reply.send(Err(not_by_plan(primary)));
+            return;
         }
         if self.machine.standing() != Standing::Whole {
             let remedy = "wait until `romulus status` says that the guest is protected";
@@ -132,6 +146,15 @@ impl Core {
             })
             .collect()
     }
+}
+
+/// A backup is asked for a handover, which only a primary can do.
+fn not_by_plan(primary: Option<&arbiter::NodeId>) -> Refused {
+    let node = primary.map_or("the primary".to_owned(), |node| format!("`{node}`"));
+    let remedy = format!(
+        "run it on {node} for a handover without loss; --take-over promotes this node now and fences {node}"
+    );
+    Refused::new(RefusedKind::State, "this node is the backup", remedy)
 }
 
 fn on_the_primary<T>(reply: Reply<T>, what: &str) {

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use arbiter::NodeId;
+use arbiter::{NodeId, VmId};
 use clap::{Args, Parser, Subcommand};
 use transport::identity::pki;
 
@@ -89,9 +89,9 @@ pub enum Command {
         after_help = "Ctrl-] leaves the console; the guest goes on. What is shown was released: every\nin-sync backup has the state that it was said from.\n\nExamples:\n  romulus console web-1\n  echo uptime | romulus console web-1\n  romulus console web-1 --no-follow"
     )]
     Console(ConsoleArgs),
-    /// Hand the guest over to a backup, by plan and without loss
+    /// On the primary: hand the guest over to a backup, by plan and without loss
     #[command(
-        after_help = "Examples:\n  romulus failover web-1\n  romulus failover web-1 --to node-b"
+        after_help = "On a backup this is refused without --take-over, which promotes the backup now: the primary\nis fenced if it lives, the guest goes on from the last commit, and has no backup at first.\n\nExamples:\n  romulus failover web-1\n  romulus failover web-1 --to node-b\n  romulus failover web-1 --take-over"
     )]
     Failover(FailoverArgs),
     /// Take a backup and bring it in sync while the guest runs
@@ -142,6 +142,12 @@ pub enum Command {
         /// What to measure
         #[command(subcommand)]
         command: BenchCommand,
+    },
+    /// Look into an arbiter's register file, and forget a VM that no node has any more
+    Register {
+        /// What to do
+        #[command(subcommand)]
+        command: RegisterCommand,
     },
     /// Look into configuration files
     Config {
@@ -211,6 +217,9 @@ pub struct FailoverArgs {
     /// The new primary; the best in-sync backup if not given
     #[arg(long, value_name = "NODE")]
     pub to: Option<NodeId>,
+    /// On a backup: promote this node now, without its primary, which is fenced if it lives
+    #[arg(long)]
+    pub take_over: bool,
 }
 
 /// Arguments of `protect`.
@@ -295,6 +304,35 @@ pub enum PkiCommand {
         /// A certificate, PEM, or a folder of them
         #[arg(value_name = "PATH", default_value = "pki")]
         path: PathBuf,
+    },
+}
+
+/// What `register` does.
+#[derive(Debug, Subcommand)]
+pub enum RegisterCommand {
+    /// Show every VM with its term, its primary and who is in sync
+    #[command(
+        after_help = "The arbiter must be stopped. While it runs, `romulus status` shows the same.\n\nExample:\n  romulus register show /etc/romulus/arbiter.toml"
+    )]
+    Show {
+        /// The arbiter's configuration
+        #[arg(value_name = "ARBITER.toml")]
+        file: PathBuf,
+    },
+    /// Forget a VM whose guest is lost on all nodes: it is claimed as if it had never run
+    #[command(
+        after_help = "The arbiter must be stopped, and no process of the VM may live on any node: it could\nrun twice. See docs/failover.md, \"All copies are lost\".\n\nExample:\n  romulus register forget web-1 /etc/romulus/arbiter.toml"
+    )]
+    Forget {
+        /// The VM's name
+        #[arg(value_name = "VM")]
+        vm: VmId,
+        /// The arbiter's configuration
+        #[arg(value_name = "ARBITER.toml")]
+        file: PathBuf,
+        /// Do not ask for the VM's name
+        #[arg(long)]
+        yes: bool,
     },
 }
 

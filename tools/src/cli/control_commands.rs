@@ -58,7 +58,7 @@ pub(super) fn events(arguments: &EventsArgs, json: bool) -> Result<Exit, Failure
 
 pub(super) fn failover(arguments: &FailoverArgs, json: bool) -> Result<Exit, Failure> {
     let client = target::client(&arguments.vm.vm)?;
-    let body = FailoverBody { to: arguments.to.clone() };
+    let body = FailoverBody { to: arguments.to.clone(), take_over: arguments.take_over };
     accepted(json, &wait(client.failover(&body))??)
 }
 

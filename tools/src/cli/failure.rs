@@ -5,7 +5,7 @@ use std::io;
 use thiserror::Error;
 use transport::identity::pki::PkiError;
 
-use super::target::TargetError;
+use super::{register_commands::RegisterError, target::TargetError};
 use crate::{
     arbiter_daemon,
     bench::BenchError,
@@ -37,6 +37,9 @@ pub enum Failure {
     /// The arbiter could not go on.
     #[error(transparent)]
     Arbiter(#[from] arbiter_daemon::ArbiterError),
+    /// Registers were not shown or forgotten.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
     /// It could not be jailed.
     #[error(transparent)]
     Jail(#[from] JailError),
@@ -95,6 +98,7 @@ impl Failure {
             Self::Client(_)
             | Self::Node(_)
             | Self::Arbiter(_)
+            | Self::Register(_)
             | Self::Jail(_)
             | Self::Shell(_)
             | Self::Pki(_)

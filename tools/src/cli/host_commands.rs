@@ -30,6 +30,7 @@ use crate::{
 pub(super) fn config(command: &ConfigCommand, json: bool) -> Result<Exit, Failure> {
     let ConfigCommand::Check { file } = command;
     let understood = config::read_any(file)?;
+    understood.check_identity()?;
     print(json, &understood, || {
         let shown = serde_json::to_value(&understood).unwrap_or_default();
         let mut text = format!("{} is sound; this is what was understood:\n", file.display());

@@ -6,10 +6,11 @@ mod control_commands;
 mod failure;
 mod host_commands;
 mod progress;
+mod register_commands;
 mod render;
 mod target;
 
-use std::{ffi::OsString, io::Write};
+use std::{ffi::OsString, io::Write, path::Path};
 
 use clap::{Parser, error::ErrorKind};
 
@@ -18,7 +19,12 @@ pub use self::{
     failure::Failure,
     target::{ENV_RUN_DIR, RUN_DIR},
 };
-use crate::{config, exit::Exit, primary, telemetry};
+use crate::{
+    backup,
+    config::{self, VmConfig},
+    exit::Exit,
+    primary, telemetry,
+};
 
 /// Runs the command line `args`, the program's name first.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Exit {
@@ -47,14 +53,17 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     let json = cli.global.json;
     match cli.command {
         Command::Run { file } => {
-            let settings = primary::Settings { config: config::read_vm(&file)? };
-            Ok(primary::run(settings)?)
+            Ok(primary::run(primary::Settings { config: vm_of_this_node(&file)? })?)
         }
         Command::Backup { file } => {
-            let settings = crate::backup::Settings { config: config::read_vm(&file)? };
-            Ok(crate::backup::run(settings)?)
+            Ok(backup::run(backup::Settings { config: vm_of_this_node(&file)? })?)
         }
-        Command::Arbiter { file } => Ok(crate::arbiter_daemon::run(config::read_arbiter(&file)?)?),
+        Command::Arbiter { file } => {
+            let config = config::read_arbiter(&file)?;
+            config.identity.check(&config.name)?;
+            Ok(crate::arbiter_daemon::run(config)?)
+        }
+        Command::Register { command } => register_commands::register(&command, json),
         Command::Config { command } => host_commands::config(&command, json),
         Command::Doctor => host_commands::doctor(json),
         Command::Pki { command } => host_commands::pki(&command, json),
@@ -71,6 +80,13 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Shutdown(arguments) => control_commands::shutdown(&arguments, json),
         Command::Verify(arguments) => control_commands::verify(&arguments, json),
     }
+}
+
+/// The configuration of a VM, with the certificates that it needs.
+fn vm_of_this_node(file: &Path) -> Result<VmConfig, Failure> {
+    let config = config::read_vm(file)?;
+    config.node.identity.check(&config.node.name)?;
+    Ok(config)
 }
 
 /// With `--json` the error is an object on stdout, so that scripts find it

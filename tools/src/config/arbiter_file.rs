@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{
     error::Fault,
     host_files::HostFiles,
-    section::{Found, Section, Source},
+    section::{Found, Kind, Section, Source},
     types::{ArbiterConfig, StoreConfig},
 };
 
@@ -15,12 +15,16 @@ const ENDPOINTS_EXAMPLE: &str = "endpoints = [\"https://10.1.0.9:2379\"]";
 
 pub(super) fn parse(text: &str, files: &HostFiles) -> Result<ArbiterConfig, Fault> {
     let mut root = Source::new(text).parse()?;
+    if Kind::of(&root) == Kind::Vm {
+        let remedy = "use `romulus run` or `romulus backup`";
+        return Err(root.misplaced("this is a VM's file", remedy));
+    }
     let mut section = root.section("arbiter")?.ok_or_else(|| {
         root.missing("arbiter", "[arbiter] with name, listen, store, ca, cert and key")
     })?;
     root.finish()?;
     let name = section.parsed_required("name", "name = \"arbiter\"")?.value;
-    let listen = section.parsed_required("listen", "listen = \"10.1.0.9:7800\"")?.value;
+    let listen = section.address_required("listen", "listen = \"10.1.0.9:7800\"")?.value;
     let etcd = section.section("etcd")?;
     let store = section.path("store")?;
     let store = match (store, etcd) {

@@ -2,7 +2,9 @@
 
 use std::{fmt, io, path::PathBuf};
 
+use arbiter::NodeId;
 use thiserror::Error;
+use transport::identity::IdentityError;
 
 /// A configuration that cannot be used.
 #[derive(Debug, Error)]
@@ -22,6 +24,22 @@ pub enum ConfigError {
         path: PathBuf,
         /// What, and where.
         fault: Fault,
+    },
+    /// The certificate, its key or the authority do not serve.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The certificate is another node's.
+    #[error(
+        "{certificate} is the certificate of `{certified}`, not of `{configured}`, which the configuration names: issue one with `romulus pki issue {configured}`, or correct `name`",
+        certificate = certificate.display()
+    )]
+    Misnamed {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// Whose it is.
+        certified: NodeId,
+        /// Whose it should be.
+        configured: NodeId,
     },
 }
 

@@ -28,7 +28,10 @@ pub use self::{
         OnReboot, Peer, Replication, StoreConfig, Vm, VmConfig,
     },
 };
-use self::{host_files::HostFiles, section::Source};
+use self::{
+    host_files::HostFiles,
+    section::{Kind, Source},
+};
 
 /// Largest configuration file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -41,6 +44,20 @@ pub enum AnyConfig {
     Vm(Box<VmConfig>),
     /// The arbiter.
     Arbiter(Box<ArbiterConfig>),
+}
+
+impl AnyConfig {
+    /// Whether the certificates that it names are those of its node.
+    ///
+    /// # Errors
+    ///
+    /// As [`IdentityFiles::check`].
+    pub fn check_identity(&self) -> Result<(), ConfigError> {
+        match self {
+            Self::Vm(config) => config.node.identity.check(&config.node.name),
+            Self::Arbiter(config) => config.identity.check(&config.name),
+        }
+    }
 }
 
 /// Reads the configuration of a VM on a node.
@@ -74,10 +91,13 @@ pub fn read_any(path: &Path) -> Result<AnyConfig, ConfigError> {
     let text = read_text(path)?;
     let files = HostFiles::beside(path);
     let root = Source::new(&text).parse().map_err(|fault| faulty(path, fault))?;
-    let parsed = if root.has("arbiter") && !root.has("vm") && !root.has("node") {
-        arbiter_file::parse(&text, &files).map(|config| AnyConfig::Arbiter(Box::new(config)))
-    } else {
-        vm_file::parse(&text, &files).map(|config| AnyConfig::Vm(Box::new(config)))
+    let parsed = match Kind::of(&root) {
+        Kind::Arbiter => {
+            arbiter_file::parse(&text, &files).map(|config| AnyConfig::Arbiter(Box::new(config)))
+        }
+        Kind::Vm | Kind::Neither => {
+            vm_file::parse(&text, &files).map(|config| AnyConfig::Vm(Box::new(config)))
+        }
     };
     parsed.map_err(|fault| faulty(path, fault))
 }

@@ -4,7 +4,7 @@
 //! closed by [`Section::finish`] is an unknown key, and refused with the name
 //! that was probably meant. Lines count from 1.
 
-use std::{cell::RefCell, ops::RangeInclusive, path::PathBuf, str::FromStr};
+use std::{cell::RefCell, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr};
 
 use toml::{
     Spanned,
@@ -37,6 +37,29 @@ impl<'a> Source<'a> {
                 problem: error.message().lines().collect::<Vec<_>>().join(", "),
                 remedy: "correct the TOML syntax".to_owned(),
             }),
+        }
+    }
+}
+
+/// What a file is, by its sections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It has `[vm]` or `[node]`.
+    Vm,
+    /// It has `[arbiter]`, as a VM's has, and nothing else of a VM's.
+    Arbiter,
+    /// It has none of them.
+    Neither,
+}
+
+impl Kind {
+    pub(super) fn of(root: &Section<'_>) -> Self {
+        if root.has("vm") || root.has("node") {
+            Self::Vm
+        } else if root.has("arbiter") {
+            Self::Arbiter
+        } else {
+            Self::Neither
         }
     }
 }
@@ -205,6 +228,23 @@ impl<'a> Section<'a> {
         example: &str,
     ) -> Result<Found<T>, Fault> {
         self.parsed(key, example)?.ok_or_else(|| self.missing(key, example))
+    }
+
+    /// An address and port that must be there. Names are not looked up: a
+    /// daemon has to start, and to find its peers, without a name server.
+    pub(super) fn address_required(
+        &mut self,
+        key: &'static str,
+        example: &str,
+    ) -> Result<Found<SocketAddr>, Fault> {
+        let Some(found) = self.text(key)? else { return Err(self.missing(key, example)) };
+        match found.value.parse() {
+            Ok(address) => Ok(found.with(address)),
+            Err(_) => Err(found.fault(
+                format!("\"{}\" is no IP address with a port", found.value),
+                format!("write it like {example} (names are not looked up)"),
+            )),
+        }
     }
 
     /// A list of texts that are parsed further; empty if it is not there.

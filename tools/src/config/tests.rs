@@ -1,10 +1,11 @@
 //! Every complaint, word for word where operators read it.
 
-use std::{fs, path::PathBuf};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use tempfile::TempDir;
 
 use checkpoint::{choice::Way, pacing::Goal};
+use transport::identity::pki;
 
 use super::*;
 
@@ -72,6 +73,57 @@ fn a_sound_file_and_its_defaults() {
     assert_eq!(config.replication.arbiter_timeout.as_millis(), 500);
     assert_eq!(config.replication.compression, Codec::Zstd);
     assert!(config.vm.rng && config.disks.is_empty());
+}
+
+/// `SOUND`, and an arbiter's.
+fn both_kinds() -> [(TempDir, PathBuf); 2] {
+    [written(SOUND), written(ARBITER)]
+}
+
+#[test]
+fn a_file_of_the_other_kind_is_told_apart() {
+    let [(_vm, vm), (_arbiter, arbiter)] = both_kinds();
+    let told = read_arbiter(&vm).unwrap_err().to_string();
+    assert!(told.contains("is a VM's file: use `romulus run` or `romulus backup`"), "{told}");
+    let told = read_vm(&arbiter).unwrap_err().to_string();
+    assert!(told.contains("is an arbiter's file: use `romulus arbiter`"), "{told}");
+}
+
+#[test]
+fn names_of_hosts_are_not_looked_up() {
+    for (before, after) in [
+        ("listen = \"10.1.0.1:7700\"", "listen = \"node-a:7700\""),
+        ("address = \"10.1.0.2:7700\"", "address = \"node-b.example:7700\""),
+        ("address = \"10.1.0.9:7800\"", "address = \"arbiter:7800\""),
+    ] {
+        let told = complaint(&SOUND.replace(before, after));
+        assert!(told.contains("is no IP address with a port"), "{told}");
+        assert!(told.contains("names are not looked up"), "{told}");
+    }
+}
+
+#[test]
+fn an_identity_is_the_nodes_own() {
+    let (folder, path) = written(SOUND);
+    let base = folder.path();
+    pki::create_authority(base, 1, true).unwrap();
+    let config = read_vm(&path).unwrap();
+    let issue = |name: &str| {
+        let made = pki::issue(base, &name.parse().unwrap(), 1, true).unwrap();
+        fs::rename(made.certificate, base.join("node.pem")).unwrap();
+        fs::rename(made.key, base.join("node.key")).unwrap();
+    };
+    let check = || config.node.identity.check(&config.node.name).map_err(|it| it.to_string());
+    issue("node-a");
+    assert_eq!(check(), Ok(()));
+    fs::set_permissions(base.join("node.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(check().unwrap_err().contains("can be read by others"));
+    issue("node-b");
+    let told = check().unwrap_err();
+    assert!(told.contains("node.pem is the certificate of `node-b`, not of `node-a`"), "{told}");
+    issue("node-a");
+    pki::create_authority(base, 1, true).unwrap();
+    assert!(check().unwrap_err().contains("was not issued by"));
 }
 
 #[test]
@@ -265,7 +317,7 @@ const MISTAKES: &[(&str, &str, &str)] = &[
     (
         "listen = \"10.1.0.1:7700\"",
         "listen = \"10.1.0.1\"",
-        "vm.toml:13: node.listen: \"10.1.0.1\": invalid socket address syntax: write it like listen = \"10.1.0.1:7700\"",
+        "vm.toml:13: node.listen: \"10.1.0.1\" is no IP address with a port: write it like listen = \"10.1.0.1:7700\" (names are not looked up)",
     ),
     (
         "state_dir = \"state\"",

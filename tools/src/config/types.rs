@@ -16,7 +16,10 @@ use checkpoint::{
 };
 use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
+use transport::Identity;
 use vmm::host::{feature::Feature, model::CpuModel};
+
+use super::error::ConfigError;
 
 /// Everything about one VM on one node: the content of `VM.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -220,6 +223,25 @@ pub struct IdentityFiles {
     pub cert: PathBuf,
     /// The node's private key, PEM.
     pub key: PathBuf,
+}
+
+impl IdentityFiles {
+    /// Whether the files are those of `node`, fit each other and may be used.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Identity`] and [`ConfigError::Misnamed`], with the remedy.
+    pub fn check(&self, node: &NodeId) -> Result<(), ConfigError> {
+        let identity = Identity::load(&self.ca, &self.cert, &self.key)?;
+        if identity.node() == node {
+            return Ok(());
+        }
+        Err(ConfigError::Misnamed {
+            certificate: self.cert.clone(),
+            certified: identity.node().clone(),
+            configured: node.clone(),
+        })
+    }
 }
 
 /// Another host.

@@ -12,7 +12,7 @@ use super::{
     error::Fault,
     host_files::HostFiles,
     pace,
-    section::{Found, Section, Source},
+    section::{Found, Kind, Section, Source},
     types::{
         ArbiterPeer, BootProtocol, Capture, Codec, Console, DirtyTracking, Kernel, Network, Node,
         OnPanic, OnReboot, Peer, Replication, Vm, VmConfig,
@@ -35,6 +35,9 @@ pub const ZSTD_LEVEL: i32 = 1;
 
 pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
     let mut root = Source::new(text).parse()?;
+    if Kind::of(&root) == Kind::Arbiter {
+        return Err(root.misplaced("this is an arbiter's file", "use `romulus arbiter`"));
+    }
     let mut required = |key, example| root.section(key)?.ok_or_else(|| root.missing(key, example));
     let vm = required("vm", "[vm] with name, memory_mib, vcpus and kernel")?;
     let node = required("node", "[node] with name, listen, state_dir, control, ca, cert and key")?;
@@ -180,7 +183,7 @@ fn parse_console(mut section: Section<'_>, files: &HostFiles) -> Result<Console,
 
 fn parse_node(mut section: Section<'_>, files: &HostFiles) -> Result<Node, Fault> {
     let name = section.parsed_required("name", "name = \"node-a\"")?.value;
-    let listen = section.parsed_required("listen", "listen = \"10.1.0.1:7700\"")?.value;
+    let listen = section.address_required("listen", "listen = \"10.1.0.1:7700\"")?.value;
     let state = section.path_required("state_dir", "state_dir = \"/var/lib/romulus\"")?;
     let control = section.path_required("control", "control = \"/run/romulus/web-1.sock\"")?;
     let node = Node {
@@ -214,8 +217,7 @@ fn parse_arbiters(sections: Vec<Section<'_>>, node: &Node) -> Result<Vec<Arbiter
     let mut arbiters: Vec<ArbiterPeer> = Vec::new();
     for mut section in sections {
         let name: Found<arbiter::NodeId> = section.parsed_required("name", "name = \"arbiter\"")?;
-        let address: Found<std::net::SocketAddr> =
-            section.parsed_required("address", "address = \"10.1.0.9:7800\"")?;
+        let address = section.address_required("address", "address = \"10.1.0.9:7800\"")?;
         section.finish()?;
         if name.value == node.name {
             return Err(name.fault(
@@ -241,7 +243,7 @@ fn parse_peers(
     let mut peers = Vec::new();
     for mut section in sections {
         let name: Found<arbiter::NodeId> = section.parsed_required("name", "name = \"node-b\"")?;
-        let address = section.parsed_required("address", "address = \"10.1.0.2:7700\"")?.value;
+        let address = section.address_required("address", "address = \"10.1.0.2:7700\"")?.value;
         section.finish()?;
         if name.value == node.name {
             return Err(name.fault(

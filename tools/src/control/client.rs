@@ -33,7 +33,7 @@ const VERIFY_PATIENCE: Duration = Duration::from_secs(310);
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// Nobody serves the socket.
-    #[error("nobody serves {path} ({source}): is its process running on this host?", path = path.display())]
+    #[error("nobody serves {path} ({source}): is its process running on this host, and does its configuration set `control` to this path?", path = path.display())]
     Absent {
         /// The socket.
         path: PathBuf,

@@ -34,10 +34,13 @@ pub type ControlRequests = mpsc::Receiver<ControlRequest>;
 pub enum ControlRequest {
     /// How is the VM?
     Status(Reply<Status>),
-    /// Hand over to a backup, by plan and without loss.
+    /// Hand over to a backup, by plan and without loss; or, of a backup, take
+    /// over.
     Failover {
         /// To whom; `None`: the best in sync.
         to: Option<NodeId>,
+        /// Whether a backup is to take over although its primary may live.
+        take_over: bool,
         /// Answered when it is done, or given up. By a backup that is to take
         /// over although its primary lives: when the arbiter is asked.
         reply: Reply<Accepted>,
@@ -89,7 +92,10 @@ impl ControlRequest {
         let named = |node: &Option<NodeId>| node.as_ref().map_or("any".into(), NodeId::to_string);
         let text = match self {
             Self::Status(_) | Self::ConsoleInput { .. } => return,
-            Self::Failover { to, .. } => format!("failover (to: {})", named(to)),
+            Self::Failover { to, take_over, .. } => {
+                let how = if *take_over { ", take over" } else { "" };
+                format!("failover (to: {}{how})", named(to))
+            }
             Self::Protect { backup, .. } => format!("protect (backup: {})", named(backup)),
             Self::Unprotect { backup, .. } => format!("unprotect (backup: {})", named(backup)),
             Self::Verify(_) => "verify".to_owned(),

@@ -208,8 +208,9 @@ async fn console_input(
 }
 
 async fn failover(State(surface): State<Surface>, body: Bytes) -> Result<Json<Accepted>, ApiError> {
-    let FailoverBody { to } = parse(&body, "{\"to\": \"node-b\"}, or nothing")?;
-    surface.ask(FAILOVER_TIMEOUT, |reply| ControlRequest::Failover { to, reply }).await
+    let FailoverBody { to, take_over } =
+        parse(&body, "{\"to\": \"node-b\"}, {\"take_over\": true}, or nothing")?;
+    surface.ask(FAILOVER_TIMEOUT, |reply| ControlRequest::Failover { to, take_over, reply }).await
 }
 
 async fn protect(State(surface): State<Surface>, body: Bytes) -> Result<Json<Accepted>, ApiError> {

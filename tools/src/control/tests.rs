@@ -94,7 +94,10 @@ fn obliging_core(mut requests: ControlRequests) {
         while let Some(request) = requests.blocking_recv() {
             match request {
                 ControlRequest::Status(reply) => drop(reply.send(Ok(sample_status()))),
-                ControlRequest::Failover { to, reply } => {
+                ControlRequest::Failover { take_over: true, reply, .. } => {
+                    let _ = reply.send(Ok(accepted("taken over")));
+                }
+                ControlRequest::Failover { to, reply, .. } => {
                     let answer = match to {
                         Some(to) => Ok(accepted(to.as_str())),
                         None => Err(Refused::new(RefusedKind::State, "nobody in sync", "wait")),
@@ -136,7 +139,10 @@ async fn every_route_round_trip() {
     let client = daemon.client;
     assert_eq!(client.status().await.unwrap(), sample_status());
     let to = Some("node-b".parse().unwrap());
-    assert_eq!(client.failover(&FailoverBody { to }).await.unwrap(), accepted("node-b"));
+    let to = FailoverBody { to, ..FailoverBody::default() };
+    assert_eq!(client.failover(&to).await.unwrap(), accepted("node-b"));
+    let take_over = FailoverBody { to: None, take_over: true };
+    assert_eq!(client.failover(&take_over).await.unwrap(), accepted("taken over"));
     let refused = refusal(client.failover(&FailoverBody::default()).await);
     assert_eq!(refused, (409, "nobody in sync: wait".to_owned()));
     assert!(client.protect(&ProtectBody::default()).await.unwrap().message.contains("None"));

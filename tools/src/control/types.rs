@@ -405,6 +405,9 @@ pub struct FailoverBody {
     /// The new primary; the best in-sync backup if absent.
     #[serde(default)]
     pub to: Option<NodeId>,
+    /// To a backup: take over now, though a primary that lives is fenced.
+    #[serde(default)]
+    pub take_over: bool,
 }
 
 /// Body of `POST /protect`.

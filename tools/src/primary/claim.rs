@@ -239,7 +239,7 @@ impl<F: Fn() -> Features> Claimant<'_, F> {
 fn restartable(register: &Register, caller: &NodeId) -> Result<(), String> {
     if register.primary != *caller {
         return Err(format!(
-            "the register names `{}` as primary (term {}): start this node with `romulus backup`",
+            "the register names `{0}` as primary (term {1}): if `{0}` runs, start this node with `romulus backup`; if it never will again, see docs/failover.md, \"The solo primary's host is gone\", or \"All copies are lost\"",
             register.primary, register.term
         ));
     }
@@ -248,7 +248,7 @@ fn restartable(register: &Register, caller: &NodeId) -> Result<(), String> {
     }
     let backups: Vec<_> = register.in_sync.keys().map(NodeId::as_str).collect();
     Err(format!(
-        "the guest of this node's last life is in the hands of {} (term {}): let it take over, and start this node with `romulus backup`",
+        "the guest of this node's last life is in the hands of {} (term {}): let it take over, and start this node with `romulus backup`; if no process there has the guest any more, see `romulus register forget` and docs/failover.md, \"All copies are lost\"",
         backups.join(", "),
         register.term
     ))

@@ -112,7 +112,12 @@ impl Core {
         request.record(&self.host.telemetry.events);
         match request {
             ControlRequest::Status(reply) => drop(reply.send(Ok(self.status()))),
-            ControlRequest::Failover { to, reply } => self.on_failover(to, reply),
+            ControlRequest::Failover { take_over: true, reply, .. } => {
+                let remedy = "leave out `--take-over`: the guest is handed over by plan";
+                let error = "this node is the primary, it has nothing to take over";
+                let _ = reply.send(Err(Refused::new(RefusedKind::State, error, remedy)));
+            }
+            ControlRequest::Failover { to, reply, .. } => self.on_failover(to, reply),
             ControlRequest::Protect { backup, address, reply } => {
                 self.on_protect(backup, address, reply);
             }

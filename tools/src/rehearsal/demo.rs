@@ -342,7 +342,7 @@ impl<'a> Demo<'a> {
         std::thread::sleep(PHASE);
         let mut observer = self.observer(2 * LANES)?;
         let before = self.cluster.status(SECOND)?;
-        let to = FailoverBody { to: Some(FIRST.node()) };
+        let to = FailoverBody { to: Some(FIRST.node()), ..FailoverBody::default() };
         self.cluster.ask(SECOND, async |control: Client| control.failover(&to).await)?;
         self.cluster.wait_primary(FIRST, self.settings.patience)?;
         observer.wait_answers(100, self.settings.patience)?;

@@ -42,7 +42,7 @@ const BACKDATED: Duration = Duration::hours(1);
 #[derive(Debug, Error)]
 pub enum PkiError {
     /// The file is there.
-    #[error("{path} is already there: remove it, or force its replacement", path = .0.display())]
+    #[error("{path} is already there: remove it, or replace it with `--force`", path = .0.display())]
     Exists(PathBuf),
     /// A file could not be read or written.
     #[error("cannot {action} {path}: check the folder and its permissions", path = .path.display())]

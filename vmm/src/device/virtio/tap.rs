@@ -41,7 +41,7 @@ pub enum TapError {
     },
     /// It has to exist and does not.
     #[error(
-        "tap `{0}` does not exist: create it with `ip tuntap add {0} mode tap`, or set `create = true`"
+        "tap `{0}` does not exist: create it with `ip tuntap add {0} mode tap` and put it on the bridge with `ip link set {0} master br0 up`"
     )]
     Missing(String),
     /// Another process has it.
