@@ -18,6 +18,11 @@ pub enum GuestEvent {
         /// Whether that is a failure.
         failed: bool,
     },
+    /// Its host cannot run it; another one may.
+    HostFailed {
+        /// Why, in words for an operator.
+        reason: String,
+    },
     /// It wants its machine to be restarted, and waits for it.
     WantsRestart {
         /// How it asked.
@@ -37,15 +42,16 @@ impl GuestEvent {
             VmEvent::Reset { cause, .. } => return Some(Self::WantsRestart { cause: *cause }),
             VmEvent::Panicked { panic } => return Some(Self::Panicked { panic: *panic }),
             VmEvent::DirtyRingStorm { .. } | VmEvent::DirtyLogFailed { .. } => return None,
+            VmEvent::FailEntry { .. } | VmEvent::Unexpected { .. } => {
+                return Some(Self::HostFailed { reason: event.to_string() });
+            }
             VmEvent::GuestExit { code } => *code != EXIT_DONE,
             VmEvent::PowerOff { .. } | VmEvent::SystemEvent { .. } | VmEvent::Halted { .. } => {
                 false
             }
             VmEvent::UnmappedMemory { .. }
             | VmEvent::Emulation { .. }
-            | VmEvent::InternalError { .. }
-            | VmEvent::FailEntry { .. }
-            | VmEvent::Unexpected { .. } => true,
+            | VmEvent::InternalError { .. } => true,
         };
         Some(Self::Ended { reason: event.to_string(), failed })
     }

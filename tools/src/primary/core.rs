@@ -165,7 +165,7 @@ pub(super) struct Core {
     tracker: Arc<Tracker>,
     pool: BlockPool,
     pub(super) cutter: Cutter,
-    copier: Option<Arc<Copier>>,
+    pub(super) copier: Option<Arc<Copier>>,
     _encoders: Encoders,
     asker: Asker,
     requests: Requests,
@@ -174,6 +174,9 @@ pub(super) struct Core {
     /// When the event that is being handled was received.
     pub(super) received: Instant,
     failed: bool,
+    pub(super) cuts_failed: u32,
+    /// Why this host cannot run the guest, which its backups can.
+    pub(super) host_failure: Option<String>,
     held_bytes: u64,
     /// Pieces of output that had left when the figures were last updated.
     pub(super) released_frames: u64,
@@ -294,6 +297,8 @@ impl Core {
             inputs,
             received: Instant::now(),
             failed: false,
+            cuts_failed: 0,
+            host_failure: None,
             held_bytes: 0,
             released_frames: 0,
             ending: None,
@@ -332,6 +337,10 @@ impl Core {
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => unreachable!("we hold a sender"),
             }
+            if let Some(why) = self.host_failure.take() {
+                self.leave_to_backups(&why);
+                return End::Finished { failed: true };
+            }
             self.look_at_outlet();
             if self.beat.due(self.received, super::status::GAUGE_INTERVAL) {
                 self.gauge();
@@ -368,7 +377,10 @@ impl Core {
     fn take(&mut self, input: Input) {
         match input {
             Input::CutDone(cut) => self.on_cut_done(&cut),
-            Input::CutFailed { epoch, why } => self.tell(Event::CutFailed { epoch, why }),
+            Input::CutFailed { epoch, why } => {
+                self.on_cut_failed(&why);
+                self.tell(Event::CutFailed { epoch, why });
+            }
             Input::Encoded(Complete { close, wire_bytes, encode, lesson }) => {
                 let metrics = &self.host.telemetry.metrics;
                 metrics.record_wire(wire_bytes);
@@ -408,13 +420,14 @@ impl Core {
             Input::Control(request) => self.on_control(request),
             Input::Guest(event) => self.on_guest_event(event),
             Input::Restarted(result) => self.on_restarted(result),
-            Input::GuestLost(why) => self.finish(why, true),
+            Input::GuestLost(why) => self.on_host_failure(why),
             Input::StaleRelease => self.tell(Event::Stalled),
             Input::OutputWaits => self.tell(Event::OutputWaits),
         }
     }
 
     fn on_cut_done(&mut self, cut: &Cut) {
+        self.cuts_failed = 0;
         let metrics = &self.host.telemetry.metrics;
         metrics.pause.record(cut.timings.pause);
         metrics.harvest.record(cut.timings.harvest);

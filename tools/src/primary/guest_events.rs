@@ -25,10 +25,15 @@ use crate::{
 const FAULTS_MAX: usize = 5;
 const FAULTS_WITHIN: Duration = Duration::from_secs(60);
 
+/// So many checkpoints fail in a row before the guest is left to its backups: half a
+/// minute, as the machine waits longer and longer between them.
+const CUTS_FAILED_MAX: u32 = 30;
+
 impl Core {
     pub(super) fn on_guest_event(&mut self, event: GuestEvent) {
         match event {
             GuestEvent::Ended { reason, failed } => self.finish(reason, failed),
+            GuestEvent::HostFailed { reason } => self.on_host_failure(reason),
             GuestEvent::WantsRestart { cause: ResetCause::TripleFault } => self.on_triple_fault(),
             GuestEvent::WantsRestart { cause } => {
                 self.tell_of(Severity::Info, EventKind::GuestRestarting, restarting(cause));
@@ -80,6 +85,37 @@ impl Core {
             }
             Err(why) => self.finish(format!("it cannot be restarted: {why}"), true),
         }
+    }
+
+    /// This host cannot run the guest any more, or cannot tell how it stands. With
+    /// backups in sync that is no end of the guest.
+    pub(super) fn on_host_failure(&mut self, why: String) {
+        if self.machine.register().in_sync.is_empty() {
+            self.finish(why, true);
+        } else {
+            self.host_failure = Some(why);
+        }
+    }
+
+    pub(super) fn on_cut_failed(&mut self, why: &str) {
+        self.cuts_failed += 1;
+        if self.cuts_failed >= CUTS_FAILED_MAX {
+            let reason = format!("{CUTS_FAILED_MAX} checkpoints in a row have failed: {why}");
+            self.on_host_failure(reason);
+        }
+    }
+
+    /// Stops, and tells the backups nothing: what they have committed is all that
+    /// the guest has said, and silence is what they take over after.
+    pub(super) fn leave_to_backups(&mut self, why: &str) {
+        self.guest.outlet().fence();
+        if let Some(copier) = &self.copier {
+            copier.abandon();
+        }
+        let _ = self.cutter.stop();
+        self.answer_handover(Err("this host cannot run the guest any more"));
+        let text = format!("this host has failed, and leaves the guest to its backups: {why}");
+        self.tell_of(Severity::Error, EventKind::GuestStopped, text);
     }
 
     fn tell_of(&self, severity: Severity, kind: EventKind, text: String) {
