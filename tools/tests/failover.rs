@@ -14,7 +14,7 @@ use std::{
 use nix::{
     sys::{
         ptrace,
-        wait::{WaitPidFlag, waitpid},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::Pid,
 };
@@ -190,6 +190,34 @@ impl Drop for Hung {
     }
 }
 
+/// The next entry into the guest fails on this host, for want of memory.
+fn fail_to_enter(process: u32) {
+    const KVM_RUN: u64 = 0xae80;
+    let hung = Hung::threads(process, "vcpu-0");
+    let vcpu = hung.0[0];
+    ptrace::setoptions(vcpu, ptrace::Options::PTRACE_O_TRACESYSGOOD).unwrap();
+    let next_stop = || {
+        ptrace::syscall(vcpu, None).unwrap();
+        let stop = waitpid(vcpu, Some(WaitPidFlag::__WALL)).unwrap();
+        matches!(stop, WaitStatus::PtraceSyscall(_))
+    };
+    for _ in 0..1000 {
+        if !next_stop() {
+            continue;
+        }
+        let mut registers = ptrace::getregs(vcpu).unwrap();
+        let enters = registers.orig_rax == nix::libc::SYS_ioctl as u64 && registers.rsi == KVM_RUN;
+        // A call that has only begun says so in what it would return.
+        let begins = registers.rax as i64 == -i64::from(nix::libc::ENOSYS);
+        if enters && !begins {
+            registers.rax = -i64::from(nix::libc::ENOMEM) as u64;
+            ptrace::setregs(vcpu, registers).unwrap();
+            return;
+        }
+    }
+    panic!("vcpu-0 does not enter the guest");
+}
+
 fn assert_sound(report: &ProbeReport) {
     assert!(report.sound(), "{report:#?}");
 }
@@ -317,6 +345,22 @@ fn a_backup_that_hangs_and_speaks_is_dropped() {
     }
     let log = drill.cluster.log_end(A);
     assert!(log.contains("got nothing done"), "{log}");
+    assert_sound(&client.finish().unwrap());
+}
+
+#[test]
+fn a_host_that_cannot_run_its_guest_leaves_it_to_the_backup() {
+    let test = "a_host_that_cannot_run_its_guest_leaves_it_to_the_backup";
+    let Some(_machine) = machine_for(test) else { return };
+    let mut drill = Drill::protected("broken", CALM);
+    let mut client = drill.cluster.client(LANES, &[]).unwrap();
+    client.wait_answers(50, PATIENCE).unwrap();
+    fail_to_enter(drill.cluster.pid(A).unwrap());
+    drill.cluster.wait_primary(B, PATIENCE).unwrap();
+    client.wait_answers(50, PATIENCE).unwrap();
+    assert_eq!(drill.cluster.exit_code(A, PATIENCE), Some(1), "{}", drill.cluster.log_end(A));
+    let log = drill.cluster.log_end(A);
+    assert!(log.contains("leaves the guest to its backups"), "{log}");
     assert_sound(&client.finish().unwrap());
 }
 
