@@ -139,6 +139,9 @@ fn seeds_that_found_something() {
         // A chunk of an epoch from before a seed lay where room was short, and the
         // epoch that the seed ended with was passed over for it, for ever.
         50_167_063,
+        // A backup was promoted by order, died and began the guest anew while its former
+        // primary still released what another one acknowledged late.
+        100_012_575,
     ];
     sum(seeds.map(|seed| (seed, attempt(seed, None, false))).into());
 }

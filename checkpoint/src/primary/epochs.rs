@@ -229,11 +229,15 @@ impl Primary {
 
     /// A member that is silent may have been promoted, whatever it acknowledged
     /// before: nothing is said until it is heard or dropped. Another member's late
-    /// word would release what this one had long committed. So may one whose name
-    /// somebody without its image answers to, and one that is perhaps admitted.
+    /// word would release what this one had long committed, and it may be lost
+    /// again since. So may one that has ended its session, as it does before it
+    /// asks, one whose name somebody without its image answers to, and one that is
+    /// perhaps admitted.
     fn a_member_is_silent(&self) -> bool {
-        let silent =
-            |link: &Link| !link.follows() || self.now >= link.heard_at + self.config.drop_after;
+        let silent = |link: &Link| {
+            let silent = self.now >= link.heard_at + self.config.drop_after;
+            silent || !link.connected || !link.follows()
+        };
         let in_sync = &self.register.in_sync;
         in_sync.keys().any(|node| !self.links.contains_key(node))
             || self.followers().any(|(_, link)| silent(link))

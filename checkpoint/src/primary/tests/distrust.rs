@@ -104,6 +104,22 @@ fn nobody_joins_while_the_arbiter_is_asked_who_runs_the_guest() {
 }
 
 #[test]
+fn what_a_lost_member_had_acknowledged_is_not_said_at_anothers_late_word() {
+    let mut bench = Bench::two_in_sync();
+    bench.pass(Duration::from_millis(12));
+    bench.finish_cut(4);
+    bench.ack(3, 4);
+    bench.take();
+    // It ends its session before it asks for a promotion; and may be promoted, die
+    // and begin the guest anew before it counts as silent.
+    bench.tell(Event::LinkDown { backup: node("b") });
+    bench.ack_from("c", 3, 4);
+    assert!(releases(&bench.take()).is_empty());
+    bench.link_up(Some(4));
+    assert_eq!(releases(&bench.take()), [4], "it was a blink");
+}
+
+#[test]
 fn backups_keep_their_images_until_the_register_lets_them_go() {
     let mut bench = Bench::in_sync();
     bench.tell(Event::Commanded(Command::Finish { reason: "it powered off".into() }));
