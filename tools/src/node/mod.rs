@@ -11,6 +11,7 @@
 mod arbiter_watch;
 mod asker;
 mod audit;
+mod backlog;
 pub mod crash_point;
 mod devices;
 mod guest;
@@ -32,6 +33,7 @@ use transport::{ArbiterClient, BindError, Endpoint, Identity, Options, identity:
 pub use arbiter_watch::ArbiterWatch;
 pub use asker::Asker;
 pub use audit::Audit;
+pub use backlog::{Backlog, UNHANDLED_MAX, Unhandled};
 pub use guest::{Guest, GuestError};
 pub use guest_event::GuestEvent;
 pub use notes::record_note;

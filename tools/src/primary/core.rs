@@ -33,7 +33,7 @@ use crate::{
     control::{Accepted, ControlRequest, Reply},
     exit::Exit,
     node::{
-        ArbiterWatch, Asker, Guest, GuestEvent, Host, NodeError, Requests,
+        ArbiterWatch, Asker, Guest, GuestEvent, Host, NodeError, Requests, Unhandled,
         crash_point::{self, Moment},
         record_note,
     },
@@ -72,6 +72,7 @@ pub(crate) enum Input {
         backup: NodeId,
         term: Term,
         message: ToPrimary,
+        unhandled: Unhandled,
     },
     SeedRoundSent {
         backup: NodeId,
@@ -383,8 +384,9 @@ impl Core {
                 self.verification.lost(&backup);
                 self.tell(Event::LinkDown { backup });
             }
-            Input::Heard { backup, term, message } => {
+            Input::Heard { backup, term, message, unhandled } => {
                 self.tell(Event::Heard { backup, term, message });
+                drop(unhandled);
             }
             Input::SeedRoundSent { backup, chunks, pages_left } => {
                 self.tell(Event::SeedRoundSent { backup, chunks, pages_left });
@@ -500,8 +502,8 @@ impl Core {
                 self.cutter.cut(order);
             }
             Action::Follow { backup, after, joins } => {
-                if let Some(queue) = self.peers.chunk_queue(&backup) {
-                    self.flights.follow(backup, after, joins, queue);
+                if let Some(outbox) = self.peers.outbox(&backup) {
+                    self.flights.follow(backup, after, joins, outbox);
                 }
             }
             Action::Resend { backup, epoch, chunks } => {

@@ -15,7 +15,7 @@ use std::{
     num::NonZeroU64,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -68,6 +68,17 @@ pub(super) struct Tools {
 pub(super) struct Progress {
     pub(super) sent_pages: AtomicU64,
     pub(super) round: AtomicU64,
+    /// Chunks that were begun.
+    chunks: AtomicU32,
+}
+
+impl Progress {
+    /// Those of `chunks` that were sent: a backup may ask for any.
+    fn sent_of(&self, mut chunks: Vec<u32>) -> Vec<u32> {
+        let sent = self.chunks.load(Ordering::Acquire);
+        chunks.retain(|index| *index < sent);
+        chunks
+    }
 }
 
 /// What the thread is to do next.
@@ -118,6 +129,10 @@ impl Seed {
 
     /// Sends the pages of `chunks` again.
     pub(super) fn resend(&self, chunks: Vec<u32>) {
+        let chunks = self.progress.sent_of(chunks);
+        if chunks.is_empty() {
+            return;
+        }
         let mut wanted = self.wanted.lock().expect("no holder panics");
         let idle = wanted.is_empty();
         wanted.extend(chunks);
@@ -236,6 +251,7 @@ impl Worker {
             }
             let (index, page_count) = (self.sent.len() as u32, batch.pages());
             self.sent.push(batch.runs.clone().into());
+            self.progress.chunks.store(index + 1, Ordering::Release);
             let Some(wire_bytes) = self.send_chunk(index, batch) else { return false };
             sent_bytes += wire_bytes;
             self.progress.sent_pages.fetch_add(page_count, Ordering::Relaxed);
@@ -250,8 +266,7 @@ impl Worker {
         loop {
             let next = self.wanted.lock().expect("no holder panics").pop_first();
             let Some(index) = next else { return true };
-            // A backup may ask for what was never sent.
-            let Some(runs) = self.sent.get(index as usize) else { continue };
+            let runs = &self.sent[index as usize];
             let batch = copy_runs(runs.to_vec(), guest.memory(), pool.take_patiently());
             if self.stop.load(Ordering::Relaxed) || self.send_chunk(index, batch).is_none() {
                 return false;
@@ -278,5 +293,30 @@ impl Worker {
         let Some(rate) = self.tools.mib_per_s_max else { return };
         let due = Duration::from_secs_f64(sent_bytes as f64 / (rate.get() << 20) as f64);
         std::thread::sleep(due.saturating_sub(begun.elapsed()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_never_sent_is_not_wanted() {
+        let (orders, ordered) = mpsc::channel();
+        let seed = Seed {
+            orders: Some(orders),
+            wanted: Arc::default(),
+            stop: Arc::default(),
+            progress: Arc::default(),
+            thread: None,
+        };
+        seed.resend(vec![0, 7, u32::MAX]);
+        assert!(ordered.try_recv().is_err());
+        seed.progress.chunks.store(2, Ordering::Relaxed);
+        seed.resend(vec![1, 2, u32::MAX]);
+        seed.resend(vec![0, 1]);
+        assert_eq!(*seed.wanted.lock().unwrap(), [0, 1].into());
+        assert!(matches!(ordered.try_recv(), Ok(Order::Look)));
+        assert!(ordered.try_recv().is_err(), "one order waits");
     }
 }
