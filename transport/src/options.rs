@@ -6,7 +6,7 @@
 //! large for the congestion window leave room for one of them, whose acknowledgement
 //! is delayed.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt, congestion::CubicConfig};
 use thiserror::Error;
@@ -47,8 +47,12 @@ pub struct Options {
     /// Size of the UDP socket's buffers that is asked for; the kernel's
     /// `net.core.rmem_max` and `wmem_max` bound it.
     pub socket_buffer_bytes: usize,
-    /// Most handshakes at once; more callers wait or are turned away.
+    /// Most handshakes at once, an eighth of them with one address; more callers
+    /// are turned away.
     pub handshakes_max: usize,
+    /// Addresses from which honest callers come: as many places as one address may
+    /// have are kept for them beside [`Options::handshakes_max`].
+    pub callers: Vec<IpAddr>,
 }
 
 impl Default for Options {
@@ -62,6 +66,7 @@ impl Default for Options {
             idle_timeout: Duration::from_secs(10),
             socket_buffer_bytes: 8 << 20,
             handshakes_max: 64,
+            callers: Vec::new(),
         }
     }
 }

@@ -62,7 +62,8 @@ pub(super) async fn keep_door(endpoint: Arc<Endpoint>, inputs: mpsc::Sender<Inpu
                     return;
                 }
             }
-            Err(error) => tracing::warn!(%error, "a caller was turned away"),
+            // The transport has warned of it, though not every time.
+            Err(error) => tracing::debug!(%error, "a caller was turned away"),
         }
     }
 }

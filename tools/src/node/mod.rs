@@ -181,6 +181,7 @@ impl Host {
             data_streams: usize::from(config.replication.data_streams.get()).min(16),
             request_timeout: config.replication.arbiter_timeout,
             connect_timeout: Duration::from_millis(500),
+            callers: config.peers.iter().map(|peer| peer.address.ip()).collect(),
             ..Options::default()
         };
         let endpoint = Arc::new(Endpoint::bind(config.node.listen, &identity, &options)?);
