@@ -27,6 +27,15 @@ const WINDOW_BYTES: u32 = 32 << 20;
 /// As [`WINDOW_BYTES`], for one stream.
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 
+/// Most requests that a node may have open at once on one connection to an arbiter.
+const REGISTER_STREAMS_MAX: u32 = 16;
+/// As [`WINDOW_BYTES`], at an arbiter: requests have 8 KiB at most.
+const REGISTER_WINDOW_BYTES: u32 = 256 << 10;
+/// As [`STREAM_WINDOW_BYTES`], at an arbiter.
+const REGISTER_STREAM_WINDOW_BYTES: u32 = 64 << 10;
+/// Answers that wait on one connection for a node to read them, in bytes.
+const REGISTER_SEND_WINDOW_BYTES: u64 = 1 << 20;
+
 /// Settings of an endpoint. Both ends need not agree.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -126,6 +135,19 @@ impl Options {
     /// As [`Options::dialler`], for the side that is called: it has little to say.
     pub(crate) fn acceptor(&self) -> Arc<TransportConfig> {
         Arc::new(self.transport(self.mtu_bytes_max.min(MTU_BYTES_UNKNOWN), None))
+    }
+
+    /// As [`Options::acceptor`], for an arbiter: many nodes ask little, each by a
+    /// stream of its own.
+    pub(crate) fn register(&self) -> Arc<TransportConfig> {
+        let mut transport = self.transport(self.mtu_bytes_max.min(MTU_BYTES_UNKNOWN), None);
+        transport
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .max_concurrent_bidi_streams(VarInt::from_u32(REGISTER_STREAMS_MAX))
+            .receive_window(VarInt::from_u32(REGISTER_WINDOW_BYTES))
+            .stream_receive_window(VarInt::from_u32(REGISTER_STREAM_WINDOW_BYTES))
+            .send_window(REGISTER_SEND_WINDOW_BYTES);
+        Arc::new(transport)
     }
 
     fn transport(&self, mtu_bytes_max: u16, keep_alive: Option<Duration>) -> TransportConfig {
