@@ -313,6 +313,7 @@ impl Core {
                 let knock = self.knock.take().expect("somebody knocked");
                 self.sessions += 1;
                 self.staging.begin(self.sessions);
+                self.applier.give_up_digest();
                 let _entered = self.host.runtime.enter();
                 match knock.welcome(self.machine.term(), welcome) {
                     Ok(session) => {
