@@ -1,7 +1,6 @@
 //! The guest of a configuration: the VM, its way out, and its shape.
 
 use std::{
-    fs::File,
     io::Write,
     ops::ControlFlow,
     path::PathBuf,
@@ -32,6 +31,7 @@ use vmm::{
 
 use super::{
     GuestEvent, Openings,
+    console_log::ConsoleLog,
     devices::{device_config, device_traits},
 };
 use crate::{
@@ -134,7 +134,7 @@ impl Guest {
             release_age_max: replication.detection / 2,
             held_bytes_max: (replication.held_output_mib_max.get() as usize) << 20,
         };
-        let log = openings.console_log.as_ref().map(File::try_clone).transpose();
+        let log = openings.console_log.as_ref().map(ConsoleLog::try_clone).transpose();
         let log = log.map_err(|source| GuestError::Console {
             path: config.console.log.clone().unwrap_or_default(),
             source,
@@ -433,7 +433,7 @@ fn require_memory(needed_mib: u64) -> Result<(), GuestError> {
 /// Released console bytes: kept for the control API, and logged.
 struct Console {
     tail: Arc<ConsoleTail>,
-    log: Option<File>,
+    log: Option<ConsoleLog>,
 }
 
 impl Write for Console {

@@ -12,6 +12,7 @@ mod arbiter_watch;
 mod asker;
 mod audit;
 mod backlog;
+mod console_log;
 pub mod crash_point;
 mod devices;
 mod guest;
