@@ -39,7 +39,7 @@ use crate::{Outcome, Record, Request, Store, StoreError, StoreId, VmId};
 const MAGIC: &str = "romulus-register";
 const VERSION: &str = "2";
 
-/// Largest register file that is read, in bytes: some 100,000 VMs.
+/// Largest register file that is written and read, in bytes: some 100,000 VMs.
 const FILE_BYTES_MAX: u64 = 32 << 20;
 
 /// Why a register file cannot be used.
@@ -80,6 +80,12 @@ pub enum FileError {
     /// Another arbiter has the file.
     #[error("register file {path} is in use by another arbiter: stop that one first", path = path.display())]
     InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There would be more in the file than is read again.
+    #[error("register file {path} is full, it may have {FILE_BYTES_MAX} bytes: give some VMs an arbiter with another file", path = path.display())]
+    Full {
         /// The file.
         path: PathBuf,
     },
@@ -234,6 +240,10 @@ impl<D: Disk> State<D> {
     }
 
     fn persist(&mut self, records: &Records) -> Result<(), Failure> {
+        let rendered = render(records);
+        if rendered.len() as u64 > FILE_BYTES_MAX {
+            return Err(Failure::Before(FileError::Full { path: self.disk.path().to_owned() }));
+        }
         let staged = beside(self.disk.path(), "new");
         let fail = |action| {
             let path = staged.clone();
@@ -244,7 +254,7 @@ impl<D: Disk> State<D> {
             move |source| Failure::Before(fail(source))
         };
         self.disk.begin_beside().map_err(before("create"))?;
-        self.disk.write_beside(&render(records)).map_err(before("write"))?;
+        self.disk.write_beside(&rendered).map_err(before("write"))?;
         self.disk.flush_beside().map_err(before("flush"))?;
         let halfway = |action| {
             let fail = fail(action);
@@ -492,6 +502,37 @@ mod tests {
         drop(store);
         let reopened = FileStore::open(&path).unwrap();
         assert_eq!(reopened.load(&vm).unwrap().unwrap().register, admitted);
+    }
+
+    #[test]
+    fn what_would_not_be_read_again_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("register");
+        let (vm, register) = claim(&path);
+        let mut store = FileStore::open(&path).unwrap();
+        let backup = |number| (format!("{number:0>63}").parse().unwrap(), ImageId::new(u64::MAX));
+        let crowd = Register { in_sync: (0..64).map(backup).collect(), ..register.clone() };
+        let record = Record { register: crowd, stamp: Stamp::new(u64::MAX) };
+        let named = |number: usize| format!("other-{number}").parse::<VmId>().unwrap();
+        let each = render(&[(named(0), record.clone())].into()).len();
+        let others = 2 * FILE_BYTES_MAX as usize / each;
+        let known = store.state.get_mut().records.clone();
+        store
+            .state
+            .get_mut()
+            .records
+            .extend((1..others).map(|other| (named(other), record.clone())));
+        let request = admission(register.clone());
+        let told = store.execute(&vm, &request).unwrap_err();
+        assert!(matches!(told, StoreError::Untouched { .. }), "{told:?}");
+        assert!(told.to_string().contains("is full"), "{told}");
+        assert_eq!(store.load(&vm).unwrap().unwrap().register, register);
+        assert!(!beside(&path, "new").exists(), "nothing was begun");
+        // With fewer VMs it goes on.
+        store.state.get_mut().records = known;
+        assert!(matches!(store.execute(&vm, &request).unwrap(), Outcome::Set(_)));
+        drop(store);
+        assert_eq!(FileStore::open(&path).unwrap().list().unwrap().len(), 1);
     }
 
     #[test]

@@ -27,5 +27,5 @@ mod store;
 pub use file_store::{Disk, FileError, FileStore, OsDisk};
 pub use id::{InvalidId, NodeId, VmId};
 pub use register::{ImageId, Register, Stamp, Term};
-pub use request::{Illegal, Operation, Outcome, Record, Request};
+pub use request::{IN_SYNC_MAX, Illegal, Operation, Outcome, Record, Request};
 pub use store::{Store, StoreError, StoreId};

@@ -132,7 +132,16 @@ pub enum Illegal {
         /// What the caller believes in.
         expected: Register,
     },
+    /// More backups would be in the set than a register has room for.
+    #[error("{operation:?} would count more than {IN_SYNC_MAX} backups in sync")]
+    Crowded {
+        /// What was asked.
+        operation: Operation,
+    },
 }
+
+/// Most backups that a register counts in sync; the wire spells no more.
+pub const IN_SYNC_MAX: usize = 64;
 
 impl Request {
     /// Decides this request against `current`, the record in force.
@@ -208,15 +217,17 @@ impl Request {
                 member
             }
         };
-        if member {
-            Ok(target)
-        } else {
-            Err(Illegal::Membership {
+        if !member {
+            return Err(Illegal::Membership {
                 caller: self.caller.clone(),
                 operation: self.operation.clone(),
                 expected: expected.clone(),
-            })
+            });
         }
+        if target.in_sync.len() > IN_SYNC_MAX {
+            return Err(Illegal::Crowded { operation: self.operation.clone() });
+        }
+        Ok(target)
     }
 
     fn unexpected(&self) -> Illegal {
@@ -340,6 +351,21 @@ mod tests {
         let asked = request("b", Some(current.clone()), PROMOTE);
         let told = Illegal::LastTerm { expected: current };
         assert_eq!(asked.decide(None), Err(told));
+    }
+
+    #[test]
+    fn a_register_has_room_for_so_many_backups() {
+        let mut current = register(3, "p", &[]);
+        for number in 1..=IN_SYNC_MAX {
+            let asked = request("p", Some(current), admit(&format!("b-{number}")));
+            current = asked.target().unwrap();
+        }
+        let asked = request("p", Some(current.clone()), admit("one-more"));
+        assert_eq!(asked.target(), Err(Illegal::Crowded { operation: admit("one-more") }));
+        let successor = node("b-1");
+        let operation = Operation::Switchover { successor, stands_by: Some(IMAGE) };
+        let handed_over = request("p", Some(current), operation).target().unwrap();
+        assert_eq!(handed_over.in_sync.len(), IN_SYNC_MAX);
     }
 
     #[test]

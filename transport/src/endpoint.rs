@@ -34,7 +34,7 @@ const KNOCKS_MAX: usize = 16;
 #[derive(Debug, Error)]
 pub enum DialError {
     /// The peer does not take the session.
-    #[error("{peer} refused: {}", refusal_words(refusal))]
+    #[error("{peer} refused: {refusal}")]
     Refused {
         /// The other node.
         peer: NodeId,
@@ -114,20 +114,6 @@ pub enum DialError {
     /// Our Hello is beyond the protocol's limits.
     #[error("cannot introduce this node")]
     Unsendable(#[from] WireError),
-}
-
-fn refusal_words(refusal: &Refusal) -> String {
-    match refusal {
-        Refusal::Version { spoken } => {
-            format!("no protocol version in common (it speaks {})", spoken.join(", "))
-        }
-        Refusal::Machine { difference } => difference.clone(),
-        Refusal::Stale { current } => {
-            format!("this node's term is stale, the current one is {current}")
-        }
-        Refusal::Promoting => "it is taking over".to_owned(),
-        Refusal::Unready { reason } => reason.clone(),
-    }
 }
 
 /// A node's UDP socket. Must be made and used within a tokio runtime.

@@ -6,7 +6,7 @@
 //! large for the congestion window leave room for one of them, whose acknowledgement
 //! is delayed.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt, congestion::CubicConfig};
 use thiserror::Error;
@@ -26,6 +26,15 @@ const CONTROL_STREAMS_MAX: u32 = 64;
 const WINDOW_BYTES: u32 = 32 << 20;
 /// As [`WINDOW_BYTES`], for one stream.
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+
+/// Most requests that a node may have open at once on one connection to an arbiter.
+const REGISTER_STREAMS_MAX: u32 = 16;
+/// As [`WINDOW_BYTES`], at an arbiter: requests have 8 KiB at most.
+const REGISTER_WINDOW_BYTES: u32 = 256 << 10;
+/// As [`STREAM_WINDOW_BYTES`], at an arbiter.
+const REGISTER_STREAM_WINDOW_BYTES: u32 = 64 << 10;
+/// Answers that wait on one connection for a node to read them, in bytes.
+const REGISTER_SEND_WINDOW_BYTES: u64 = 1 << 20;
 
 /// Settings of an endpoint. Both ends need not agree.
 #[derive(Debug, Clone)]
@@ -47,8 +56,12 @@ pub struct Options {
     /// Size of the UDP socket's buffers that is asked for; the kernel's
     /// `net.core.rmem_max` and `wmem_max` bound it.
     pub socket_buffer_bytes: usize,
-    /// Most handshakes at once; more callers wait or are turned away.
+    /// Most handshakes at once, an eighth of them with one address; more callers
+    /// are turned away.
     pub handshakes_max: usize,
+    /// Addresses from which honest callers come: as many places as one address may
+    /// have are kept for them beside [`Options::handshakes_max`].
+    pub callers: Vec<IpAddr>,
 }
 
 impl Default for Options {
@@ -62,6 +75,7 @@ impl Default for Options {
             idle_timeout: Duration::from_secs(10),
             socket_buffer_bytes: 8 << 20,
             handshakes_max: 64,
+            callers: Vec::new(),
         }
     }
 }
@@ -121,6 +135,19 @@ impl Options {
     /// As [`Options::dialler`], for the side that is called: it has little to say.
     pub(crate) fn acceptor(&self) -> Arc<TransportConfig> {
         Arc::new(self.transport(self.mtu_bytes_max.min(MTU_BYTES_UNKNOWN), None))
+    }
+
+    /// As [`Options::acceptor`], for an arbiter: many nodes ask little, each by a
+    /// stream of its own.
+    pub(crate) fn register(&self) -> Arc<TransportConfig> {
+        let mut transport = self.transport(self.mtu_bytes_max.min(MTU_BYTES_UNKNOWN), None);
+        transport
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .max_concurrent_bidi_streams(VarInt::from_u32(REGISTER_STREAMS_MAX))
+            .receive_window(VarInt::from_u32(REGISTER_WINDOW_BYTES))
+            .stream_receive_window(VarInt::from_u32(REGISTER_STREAM_WINDOW_BYTES))
+            .send_window(REGISTER_SEND_WINDOW_BYTES);
+        Arc::new(transport)
     }
 
     fn transport(&self, mtu_bytes_max: u16, keep_alive: Option<Duration>) -> TransportConfig {

@@ -43,6 +43,9 @@ pub enum BindError {
     /// TLS does not take the identity.
     #[error("the node's identity cannot be used for TLS")]
     Tls(#[from] rustls::Error),
+    /// A thread for the registers could not be started.
+    #[error("cannot start a thread: raise the limit of processes (`romulus doctor`)")]
+    Thread(#[source] io::Error),
 }
 
 /// Binds `address` for dialling and, with `server`, accepting.

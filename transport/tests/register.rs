@@ -2,7 +2,11 @@
 
 mod cluster;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
 
 use arbiter::{
     FileError, FileStore, ImageId, Operation, Outcome, Record, Register, Request, Stamp, Store,
@@ -244,4 +248,104 @@ async fn long_lists_come_whole_and_many_nodes_at_once_are_served() {
     let list = within(clients[0].list()).await.unwrap();
     assert_eq!(list.len(), 300);
     assert!(list.is_sorted_by(|(first, _), (second, _)| first < second));
+}
+
+#[tokio::test]
+async fn a_node_has_so_many_connections_and_no_streams_but_requests() {
+    let cluster = Cluster::new();
+    let inner = FileStore::open(&path_of(&cluster.dir, "register")).unwrap();
+    let (identity, options) = (cluster.identity("arbiter"), long_lived());
+    let server =
+        ArbiterServer::serve(ANYWHERE, &identity, &options, vec![Box::new(inner)]).unwrap();
+    let to = server.local_address();
+    let connect = |name| {
+        let (cluster, files) = (&cluster, cluster.files(name));
+        async move { within(cluster.raw_of(&files, to, "arbiter", "romulus-arbiter")).await.unwrap() }
+    };
+    let other = connect("b").await;
+    let first = connect("a").await;
+    let opened = tokio::time::timeout(Duration::from_millis(200), first.open_uni()).await;
+    assert!(opened.is_err(), "{opened:?}");
+    let mut later = Vec::new();
+    while first.close_reason().is_none() {
+        assert!(later.len() < 1000, "a thousand connections of one node are too many");
+        later.push(connect("a").await);
+    }
+    let reason = first.closed().await.to_string();
+    assert!(reason.contains("too many connections"), "{reason}");
+    assert!(other.close_reason().is_none());
+    assert!(later.iter().all(|connection| connection.close_reason().is_none()));
+    within(server.shutdown()).await;
+}
+
+/// A store that does nothing before it is told to, and tells the order.
+struct Gated {
+    inner: FileStore,
+    gate: mpsc::Receiver<()>,
+    asked: Arc<Mutex<Vec<VmId>>>,
+}
+
+impl Store for Gated {
+    fn id(&self) -> Result<StoreId, StoreError> {
+        self.inner.id()
+    }
+
+    fn load(&self, vm: &VmId) -> Result<Option<Record>, StoreError> {
+        // It stays open once its other end is gone.
+        let _ = self.gate.recv();
+        self.asked.lock().unwrap().push(vm.clone());
+        self.inner.load(vm)
+    }
+
+    fn execute(&mut self, vm: &VmId, request: &Request) -> Result<Outcome, StoreError> {
+        self.inner.execute(vm, request)
+    }
+
+    fn list(&self) -> Result<Vec<(VmId, Record)>, StoreError> {
+        self.inner.list()
+    }
+}
+
+/// Lets all tasks of this thread do what they can.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn who_asks_without_end_keeps_nobody_waiting() {
+    let cluster = Cluster::new();
+    let inner = FileStore::open(&path_of(&cluster.dir, "register")).unwrap();
+    let (open, gate) = mpsc::channel();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let store = Gated { inner, gate, asked: asked.clone() };
+    let (identity, options) = (cluster.identity("arbiter"), long_lived());
+    let server =
+        ArbiterServer::serve(ANYWHERE, &identity, &options, vec![Box::new(store)]).unwrap();
+    let ask = |name: &'static str, of: &'static str| {
+        let options = Options { request_timeout: Duration::from_secs(100), ..long_lived() };
+        let endpoint = Arc::new(cluster.endpoint_at(name, ANYWHERE, &options));
+        let arbiters = vec![(node("arbiter"), server.local_address())];
+        let client = Arc::new(ArbiterClient::new(endpoint, arbiters));
+        move || {
+            let client = client.clone();
+            tokio::spawn(async move { client.load(&vm(of)).await })
+        }
+    };
+    let mut loads = Vec::new();
+    for _ in 0..4 {
+        let load = ask("a", "much");
+        loads.extend((0..16).map(|_| load()));
+    }
+    settle().await;
+    loads.push(ask("b", "little")());
+    settle().await;
+    drop(open);
+    for load in loads {
+        assert_eq!(within(load).await.unwrap().unwrap(), None);
+    }
+    let asked = asked.lock().unwrap();
+    let place = asked.iter().position(|name| *name == vm("little")).unwrap();
+    assert!(place <= 8, "{place} others came first");
 }

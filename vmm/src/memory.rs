@@ -17,7 +17,7 @@
 pub mod guard;
 pub mod written;
 
-use std::{io, thread};
+use std::{io, ops::ControlFlow, thread};
 
 use checkpoint::{MemoryLayout, PAGE_BYTES, PageNumber, PageRun, PageSet};
 use thiserror::Error;
@@ -183,8 +183,13 @@ impl GuestRam {
     }
 
     /// The BLAKE3 digest of each page, in rising order, `run_pages` at a time
-    /// to `f`, with the run that they belong to. For comparing two images.
-    pub fn digest_pages(&self, run_pages: u64, mut f: impl FnMut(PageRun, &[[u8; 32]])) {
+    /// to `f`, with the run that they belong to, until `f` breaks off. For
+    /// comparing two images.
+    pub fn digest_pages(
+        &self,
+        run_pages: u64,
+        mut f: impl FnMut(PageRun, &[[u8; 32]]) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let mut buffer = vec![0; PAGE_BYTES];
         let mut digests = Vec::new();
         for run in self.layout.all_pages().runs(run_pages.max(1)) {
@@ -193,8 +198,9 @@ impl GuestRam {
                 self.copy_out(PageRun { first: page, count: 1 }, &mut buffer);
                 digests.push(*blake3::hash(&buffer).as_bytes());
             }
-            f(run, &digests);
+            f(run, &digests)?;
         }
+        ControlFlow::Continue(())
     }
 
     /// Touches all memory with `threads` threads, keeping its content, so that
@@ -319,9 +325,25 @@ mod tests {
         ram.copy_in(run(9, 1), &[5; PAGE_BYTES]);
         ram.touch(2).unwrap();
         let mut digests = Vec::new();
-        ram.digest_pages(1000, |_, of_run| digests.extend_from_slice(of_run));
+        let whole = ram.digest_pages(1000, |_, of_run| {
+            digests.extend_from_slice(of_run);
+            ControlFlow::Continue(())
+        });
+        assert!(whole.is_continue());
         assert_eq!(digests.len() as u64, ram.layout().page_count());
         assert_eq!(digests[9], *blake3::hash(&[5; PAGE_BYTES]).as_bytes());
         assert_eq!(digests[8], *blake3::hash(&[0; PAGE_BYTES]).as_bytes());
+    }
+
+    #[test]
+    fn digests_are_broken_off_between_two_runs() {
+        let ram = GuestRam::new(64 << 20, false).unwrap();
+        let mut runs = Vec::new();
+        let whole = ram.digest_pages(16, |run, digests| {
+            runs.push((run, digests.len()));
+            if runs.len() < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        assert!(whole.is_break());
+        assert_eq!(runs, [0, 16, 32].map(|first| (run(first, 16), 16)));
     }
 }

@@ -25,7 +25,8 @@ use super::{
 use crate::{
     control::{ControlRequest, EventKind, Severity},
     node::{
-        ArbiterView, ArbiterWatch, Asker, Guest, Host, NodeError, Requests, Sight, record_note,
+        ArbiterView, ArbiterWatch, Asker, Guest, Host, NodeError, Requests, Sight, Unhandled,
+        record_note,
     },
     primary::Promoted,
 };
@@ -44,6 +45,7 @@ pub(crate) enum Input {
         session: u64,
         term: Term,
         message: ToBackup,
+        unhandled: Unhandled,
     },
     Staged {
         session: u64,
@@ -51,18 +53,22 @@ pub(crate) enum Input {
         id: ChunkId,
         digest: Digest,
         pages: u64,
+        unhandled: Unhandled,
     },
     Refused {
         session: u64,
         id: ChunkId,
+        unhandled: Unhandled,
     },
     PassedOver {
         session: u64,
         id: ChunkId,
+        unhandled: Unhandled,
     },
     /// More was sent than may be staged.
     Excess {
         session: u64,
+        unhandled: Unhandled,
     },
     Applied {
         epoch: Epoch,
@@ -238,7 +244,9 @@ impl Core {
         match input {
             Input::Knock(knock) if !self.is_peer(&knock.peer) => {
                 let reason = format!("`{}` is none of this node's [[peers]]", knock.peer);
-                tracing::warn!(peer = %knock.peer, "a node that is no peer was turned away");
+                if self.host.telemetry.events.is_due(EventKind::PeerRefused, Some(&knock.peer)) {
+                    tracing::warn!(peer = %knock.peer, "a node that is no peer was turned away");
+                }
                 let refusal = Refusal::Unready { reason };
                 self.host.runtime.spawn(knock.refuse(self.machine.term(), refusal));
             }
@@ -251,19 +259,28 @@ impl Core {
                 self.session = None;
                 self.tell(Event::LinkDown);
             }
-            Input::Heard { session, term, message } if self.current(session) => {
+            Input::Heard { session, term, message, unhandled } if self.current(session) => {
                 self.tell(Event::Heard { term, message });
+                drop(unhandled);
             }
-            Input::Staged { session, term, id, digest, pages } if self.current(session) => {
+            Input::Staged { session, term, id, digest, pages, unhandled }
+                if self.current(session) =>
+            {
                 self.tell(Event::Staged { term, id, digest, pages });
+                drop(unhandled);
             }
-            Input::Refused { session, id } if self.current(session) => {
+            Input::Refused { session, id, unhandled } if self.current(session) => {
                 self.tell(Event::Refused { id });
+                drop(unhandled);
             }
-            Input::PassedOver { session, id } if self.current(session) => {
+            Input::PassedOver { session, id, unhandled } if self.current(session) => {
                 self.tell(Event::PassedOver { id });
+                drop(unhandled);
             }
-            Input::Excess { session } if self.current(session) => self.tell(Event::Excess),
+            Input::Excess { session, unhandled } if self.current(session) => {
+                self.tell(Event::Excess);
+                drop(unhandled);
+            }
             // Of a session that is over.
             Input::LinkDown { .. }
             | Input::Heard { .. }
@@ -300,6 +317,7 @@ impl Core {
                 let knock = self.knock.take().expect("somebody knocked");
                 self.sessions += 1;
                 self.staging.begin(self.sessions);
+                self.applier.give_up_digest();
                 let _entered = self.host.runtime.enter();
                 match knock.welcome(self.machine.term(), welcome) {
                     Ok(session) => {

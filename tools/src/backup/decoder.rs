@@ -10,7 +10,10 @@ use checkpoint::{MemoryLayout, chunk::Chunk, staging::Placed};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::{core::Input, staging::SharedStaging};
-use crate::jail::{self, ThreadKind};
+use crate::{
+    jail::{self, ThreadKind},
+    node::Unhandled,
+};
 
 /// Chunks that wait for a decoder; more wait in the network.
 const WAITING_MAX: usize = 8;
@@ -21,6 +24,7 @@ pub(super) struct Arrival {
     pub(super) session: u64,
     pub(super) term: Term,
     pub(super) chunk: Chunk,
+    pub(super) unhandled: Unhandled,
 }
 
 /// Where sessions put chunks. Clones share.
@@ -66,22 +70,26 @@ fn work(
     staging: &SharedStaging,
     inputs: &mpsc::Sender<Input>,
 ) {
+    let mut refused = 0_u64;
     loop {
         let next = received.lock().expect("no holder panics").blocking_recv();
-        let Some(Arrival { session, term, chunk }) = next else { return };
+        let Some(Arrival { session, term, chunk, unhandled }) = next else { return };
         let (id, digest) = (chunk.id, chunk.digest);
         let input = match chunk.decode(layout) {
             Ok(content) => {
                 let pages = content.pages();
                 match staging.stage(session, id, digest, content) {
-                    Placed::Staged => Input::Staged { session, term, id, digest, pages },
+                    Placed::Staged => Input::Staged { session, term, id, digest, pages, unhandled },
                     Placed::Passed => continue,
-                    Placed::Excess => Input::Excess { session },
+                    Placed::Excess => Input::Excess { session, unhandled },
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "a chunk was refused");
-                Input::Refused { session, id }
+                refused += 1;
+                if refused.is_power_of_two() {
+                    tracing::warn!(%error, refused, "a chunk was refused");
+                }
+                Input::Refused { session, id, unhandled }
             }
         };
         let _ = inputs.send(input);

@@ -2,8 +2,9 @@
 
 use std::sync::{Arc, mpsc};
 
-use checkpoint::message::ToPrimary;
-use tokio::runtime::Handle;
+use arbiter::Term;
+use checkpoint::{chunk::Chunk, message::ToPrimary};
+use tokio::{runtime::Handle, sync::mpsc::Permit};
 use transport::{
     BackupReceiver, BackupSession, ControlSender, Endpoint, Incoming, Link, SessionError, TermFloor,
 };
@@ -12,6 +13,7 @@ use super::{
     core::Input,
     decoder::{Arrival, Arrivals},
 };
+use crate::node::{Backlog, Unhandled};
 
 /// The session that was taken last.
 #[derive(Debug)]
@@ -32,17 +34,17 @@ impl Session {
         inputs: mpsc::Sender<Input>,
     ) -> Self {
         let BackupSession { control, receiver, floor, link } = session;
-        handle.spawn(read(number, receiver, arrivals, inputs));
+        handle.spawn(read(number, receiver, link.clone(), arrivals, inputs));
         Self { number, control, floor, link }
     }
 
-    pub(super) fn send(&self, term: arbiter::Term, message: ToPrimary) {
+    pub(super) fn send(&self, term: Term, message: ToPrimary) {
         if let Err(error) = self.control.send(term, message) {
             tracing::debug!(%error, "a control message was not sent");
         }
     }
 
-    pub(super) fn raise(&self, floor: arbiter::Term) {
+    pub(super) fn raise(&self, floor: Term) {
         self.floor.raise(floor);
     }
 
@@ -60,7 +62,8 @@ pub(super) async fn keep_door(endpoint: Arc<Endpoint>, inputs: mpsc::Sender<Inpu
                     return;
                 }
             }
-            Err(error) => tracing::warn!(%error, "a caller was turned away"),
+            // The transport has warned of it, though not every time.
+            Err(error) => tracing::debug!(%error, "a caller was turned away"),
         }
     }
 }
@@ -70,40 +73,53 @@ async fn next(receiver: &mut BackupReceiver, chunk_waits: bool) -> Result<Incomi
     if chunk_waits { receiver.next_control().await } else { receiver.next().await }
 }
 
+/// Waits until a decoder takes a chunk, and the core hears of it.
+async fn room<'a>(
+    backlog: &Backlog,
+    arrivals: &'a Arrivals,
+) -> Option<(Unhandled, Permit<'a, Arrival>)> {
+    let unhandled = backlog.place().await;
+    Some((unhandled, arrivals.reserve().await.ok()?))
+}
+
 async fn read(
     session: u64,
     mut receiver: BackupReceiver,
+    link: Link,
     arrivals: Arrivals,
     inputs: mpsc::Sender<Input>,
 ) {
     // A chunk that waits for a decoder must not hold up control messages.
-    let mut waiting: Option<Arrival> = None;
-    loop {
+    let mut waiting: Option<(Term, Chunk)> = None;
+    let (messages, chunks) = (Backlog::default(), Backlog::default());
+    let mut place: Option<Unhandled> = None;
+    let error = loop {
         tokio::select! {
             biased;
-            permit = arrivals.reserve(), if waiting.is_some() => {
-                let (Ok(permit), Some(arrival)) = (permit, waiting.take()) else { return };
-                permit.send(arrival);
+            room = room(&chunks, &arrivals), if waiting.is_some() => {
+                let (Some(room), Some((term, chunk))) = (room, waiting.take()) else { return };
+                let (unhandled, permit) = room;
+                permit.send(Arrival { session, term, chunk, unhandled });
             }
-            incoming = next(&mut receiver, waiting.is_some()) => match incoming {
+            free = messages.place(), if place.is_none() => place = Some(free),
+            error = link.closed(), if place.is_none() => break error,
+            incoming = next(&mut receiver, waiting.is_some()), if place.is_some() => match incoming {
                 Ok(Incoming::Message(term, message)) => {
-                    let _ = inputs.send(Input::Heard { session, term, message });
+                    let unhandled = place.take().expect("there is one");
+                    let _ = inputs.send(Input::Heard { session, term, message, unhandled });
                 }
-                Ok(Incoming::Chunk(term, chunk)) => {
-                    waiting = Some(Arrival { session, term, chunk });
-                }
+                Ok(Incoming::Chunk(term, chunk)) => waiting = Some((term, chunk)),
                 Ok(Incoming::Stale { term: _, chunk: Some(id) }) => {
-                    let _ = inputs.send(Input::PassedOver { session, id });
+                    let unhandled = place.take().expect("there is one");
+                    let _ = inputs.send(Input::PassedOver { session, id, unhandled });
                 }
                 Ok(Incoming::Stale { term, chunk: None }) => {
                     tracing::debug!(%term, "a stale control frame was refused");
                 }
-                Err(error) => {
-                    tracing::debug!(%error, "the session has ended");
-                    break;
-                }
+                Err(error) => break error,
             },
         }
-    }
+    };
+    tracing::debug!(%error, "the session has ended");
     let _ = inputs.send(Input::LinkDown { session });
 }

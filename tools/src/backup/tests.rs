@@ -1,5 +1,5 @@
-//! A primary with a valid certificate that never completes anything, over a
-//! real session: what it may cost is known, and it is told off.
+//! A primary with a valid certificate that never completes anything, or says
+//! more than is handled, over a real session: what it may cost is known.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -12,7 +12,7 @@ use arbiter::Term;
 use checkpoint::{
     Epoch, MemoryLayout, PAGE_BYTES, PageNumber, PageRun,
     chunk::{Chunk, ChunkId, Compression, Encoder},
-    message::{Hello, Machine, Welcome},
+    message::{Hello, Machine, ToBackup, Welcome},
 };
 use transport::{
     BackupSession, Endpoint, Identity, Options, PrimarySession,
@@ -21,6 +21,7 @@ use transport::{
 };
 
 use super::{core::Input, decoder::Decoders, session::Session, staging::SharedStaging};
+use crate::node::UNHANDLED_MAX;
 
 const STAGING_BYTES_MAX: usize = 4 << 20;
 const CHUNK_PAGES: u64 = 64;
@@ -98,7 +99,7 @@ fn a_primary_that_completes_nothing_is_told_off() {
         loop {
             match received.recv_timeout(PATIENCE).expect("it is told off") {
                 Input::Staged { pages, .. } => staged += pages as usize * PAGE_BYTES,
-                Input::Excess { session: 1 } => break,
+                Input::Excess { session: 1, .. } => break,
                 other => panic!("{other:?}"),
             }
             assert!(staged <= 2 * STAGING_BYTES_MAX, "kind {kind} staged {staged} bytes");
@@ -110,4 +111,36 @@ fn a_primary_that_completes_nothing_is_told_off() {
         drop(session);
         decoders.join();
     }
+}
+
+#[test]
+fn a_primary_that_is_faster_than_the_core_waits_for_it() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    pki::create_authority(folder.path(), pki::CA_DAYS, false).unwrap();
+    let _entered = runtime.enter();
+    let [primary, backup] = ["primary", "backup"].map(|name| endpoint(folder.path(), name));
+    let (hostile, victim) = runtime.block_on(async {
+        tokio::time::timeout(PATIENCE, session(&primary, &backup)).await.expect("it hangs")
+    });
+    let staging = Arc::new(SharedStaging::new(STAGING_BYTES_MAX));
+    staging.begin(1);
+    let (inputs, received) = mpsc::channel();
+    let (decoders, arrivals) = Decoders::start(1, &layout(), &staging, &inputs).unwrap();
+    let session = Session::start(1, victim, runtime.handle(), arrivals, inputs);
+    for ping in 0..2 * UNHANDLED_MAX as u64 {
+        hostile.control.send(TERM, ToBackup::Heartbeat { ping }).unwrap();
+    }
+    let next = || received.recv_timeout(PATIENCE).expect("it hangs");
+    let mut waiting: Vec<Input> = (0..UNHANDLED_MAX).map(|_| next()).collect();
+    let early = received.recv_timeout(Duration::from_millis(200));
+    assert!(early.is_err(), "nobody has handled what is there: {early:?}");
+    drop(waiting.pop());
+    waiting.push(next());
+    assert!(waiting.iter().all(|input| matches!(input, Input::Heard { .. })));
+    // Its end is heard of though it waits.
+    hostile.link.close("enough");
+    assert!(matches!(next(), Input::LinkDown { session: 1 }));
+    drop(session);
+    decoders.join();
 }

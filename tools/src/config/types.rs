@@ -175,8 +175,11 @@ pub enum DiskDigest {
 /// Where console bytes go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Console {
-    /// A file that released console bytes are appended to.
+    /// A file that released console bytes are appended to; a second one beside
+    /// it is used in turn.
     pub log: Option<PathBuf>,
+    /// Most bytes of both, in MiB.
+    pub log_mib_max: NonZeroU32,
 }
 
 /// This host.

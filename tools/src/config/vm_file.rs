@@ -62,7 +62,7 @@ pub(super) fn parse(text: &str, files: &HostFiles) -> Result<VmConfig, Fault> {
         network: network.map(parse_network).transpose()?,
         console: match console {
             Some(section) => parse_console(section, files)?,
-            None => Console { log: None },
+            None => parse_console(Source::new("").parse()?, files)?,
         },
         disks,
         vm,
@@ -177,8 +177,10 @@ fn parse_network(mut section: Section<'_>) -> Result<Network, Fault> {
 
 fn parse_console(mut section: Section<'_>, files: &HostFiles) -> Result<Console, Fault> {
     let log = section.path("log")?.map(|found| files.resolve(&found));
+    let log_mib_max = section.number("log_mib_max", 64, 1..=MEMORY_MIB_MAX, " MiB")?;
+    let log_mib_max = nonzero_u32(&log_mib_max)?;
     section.finish()?;
-    Ok(Console { log })
+    Ok(Console { log, log_mib_max })
 }
 
 fn parse_node(mut section: Section<'_>, files: &HostFiles) -> Result<Node, Fault> {

@@ -118,6 +118,9 @@ const STORING: SysnoSet = SysnoSet::new(&[
     Sysno::sync_file_range,
 ]);
 
+/// The console's log, which is emptied when it is full.
+const EMPTYING: SysnoSet = SysnoSet::new(&[Sysno::ftruncate]);
+
 /// Files by name. Landlock says which.
 const NAMING: SysnoSet = SysnoSet::new(&[
     Sysno::chmod,
@@ -225,7 +228,8 @@ const TAKING_OVER: SysnoSet = SysnoSet::new(&[
 /// Calls that `kind` may make whatever their arguments.
 pub(super) const fn allowed(kind: ThreadKind) -> SysnoSet {
     match kind {
-        ThreadKind::Vcpu | ThreadKind::Output => LIVING,
+        ThreadKind::Vcpu => LIVING,
+        ThreadKind::Output => LIVING.union(&EMPTYING),
         ThreadKind::Device | ThreadKind::Pages => LIVING.union(&STORING),
         ThreadKind::Epoch => LIVING.union(&STORING).union(&NAMING),
         ThreadKind::Network => LIVING.union(&STORING).union(&NAMING).union(&TALKING),

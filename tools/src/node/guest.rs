@@ -1,8 +1,8 @@
 //! The guest of a configuration: the VM, its way out, and its shape.
 
 use std::{
-    fs::File,
     io::Write,
+    ops::ControlFlow,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, Weak, mpsc},
     time::Duration,
@@ -31,6 +31,7 @@ use vmm::{
 
 use super::{
     GuestEvent, Openings,
+    console_log::ConsoleLog,
     devices::{device_config, device_traits},
 };
 use crate::{
@@ -43,6 +44,9 @@ use crate::{
 /// When the guest's place is announced after a promotion: at once, and again
 /// for switches that were not listening.
 const ANNOUNCE_AT_MS: [u64; 4] = [0, 50, 200, 1000];
+
+/// Pages that are digested at once: a millisecond of work or two.
+const DIGEST_RUN_PAGES: u64 = 256;
 
 /// Why there is no guest.
 #[derive(Debug, Error)]
@@ -130,7 +134,7 @@ impl Guest {
             release_age_max: replication.detection / 2,
             held_bytes_max: (replication.held_output_mib_max.get() as usize) << 20,
         };
-        let log = openings.console_log.as_ref().map(File::try_clone).transpose();
+        let log = openings.console_log.as_ref().map(ConsoleLog::try_clone).transpose();
         let log = log.map_err(|source| GuestError::Console {
             path: config.console.log.clone().unwrap_or_default(),
             source,
@@ -337,13 +341,14 @@ impl Guest {
     /// BLAKE3 over the pages' digests, rising: meaningful while nothing writes.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        self.ram.digest_pages(512, |_, digests| {
-            for digest in digests {
-                hasher.update(digest);
-            }
-        });
-        hasher.finalize().into()
+        digest_while(&self.ram, || true).expect("it is wanted to the end")
+    }
+
+    /// As [`Guest::digest`], as long as it is `wanted`, which is asked between
+    /// runs of pages: a large memory takes seconds.
+    #[must_use]
+    pub fn digest_while(&self, wanted: impl Fn() -> bool) -> Option<Digest> {
+        digest_while(&self.ram, wanted)
     }
 
     /// Calls `tell`, and nobody else, whenever a release was found too old to act
@@ -373,6 +378,17 @@ impl Guest {
         })?;
         Ok(())
     }
+}
+
+fn digest_while(ram: &GuestRam, wanted: impl Fn() -> bool) -> Option<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    let whole = ram.digest_pages(DIGEST_RUN_PAGES, |_, digests| {
+        for digest in digests {
+            hasher.update(digest);
+        }
+        if wanted() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    whole.is_continue().then(|| hasher.finalize().into())
 }
 
 /// What to boot, with the built-in guest put where it can be read.
@@ -417,7 +433,7 @@ fn require_memory(needed_mib: u64) -> Result<(), GuestError> {
 /// Released console bytes: kept for the control API, and logged.
 struct Console {
     tail: Arc<ConsoleTail>,
-    log: Option<File>,
+    log: Option<ConsoleLog>,
 }
 
 impl Write for Console {
@@ -453,4 +469,28 @@ fn machine(config: &config::VmConfig, vm: &Vm) -> Machine {
     let traits = vm.fingerprint().traits();
     let layout = vm.memory().layout().clone();
     Machine { layout, vcpus: config.vm.vcpus.get(), traits }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_digest_that_is_not_wanted_any_more_stops() {
+        let ram = GuestRam::new(64 << 20, false).unwrap();
+        let asked = Cell::new(0);
+        let wanted_for = |times: u32| {
+            asked.set(0);
+            digest_while(&ram, || {
+                asked.set(asked.get() + 1);
+                asked.get() < times
+            })
+        };
+        assert!(wanted_for(3).is_none());
+        assert_eq!(asked.get(), 3, "nothing is read when it has been told to stop");
+        assert!(wanted_for(u32::MAX).is_some());
+        assert_eq!(u64::from(asked.get()), ram.layout().page_count() / DIGEST_RUN_PAGES);
+    }
 }

@@ -12,7 +12,9 @@ mod arbiter_view;
 mod arbiter_watch;
 mod asker;
 mod audit;
+mod backlog;
 mod causes;
+mod console_log;
 pub mod crash_point;
 mod devices;
 mod guest;
@@ -35,6 +37,7 @@ pub use arbiter_view::ArbiterView;
 pub use arbiter_watch::{ArbiterWatch, Sight};
 pub use asker::Asker;
 pub use audit::Audit;
+pub use backlog::{Backlog, UNHANDLED_MAX, Unhandled};
 pub use causes::with_causes;
 pub use guest::{Guest, GuestError};
 pub use guest_event::GuestEvent;
@@ -183,6 +186,7 @@ impl Host {
             data_streams: usize::from(config.replication.data_streams.get()).min(16),
             request_timeout: config.replication.arbiter_timeout,
             connect_timeout: Duration::from_millis(500),
+            callers: config.peers.iter().map(|peer| peer.address.ip()).collect(),
             ..Options::default()
         };
         let endpoint = Arc::new(Endpoint::bind(config.node.listen, &identity, &options)?);

@@ -1,5 +1,6 @@
 //! Notes of the machines, as events for operators.
 
+use arbiter::NodeId;
 use checkpoint::Note;
 
 use crate::{
@@ -19,7 +20,23 @@ pub fn record_note(telemetry: &Telemetry, note: &Note) {
         _ => {}
     }
     let (severity, kind) = class(note);
+    if let Some(peer) = repeated(note)
+        && !telemetry.events.is_due(kind, peer)
+    {
+        return;
+    }
     telemetry.events.record(severity, kind, note.to_string(), serde_json::Value::Null);
+}
+
+/// Whether a peer can cause `note` with every frame that it sends, and which one
+/// that is, if it is told.
+fn repeated(note: &Note) -> Option<Option<&NodeId>> {
+    match note {
+        Note::StaleFrame { peer, .. } => Some(Some(peer)),
+        Note::ChunksResent { backup, .. } | Note::SeedResent { backup, .. } => Some(Some(backup)),
+        Note::ChunkRefused { .. } | Note::EpochRefused { .. } => Some(None),
+        _ => None,
+    }
 }
 
 fn class(note: &Note) -> (Severity, EventKind) {

@@ -1,10 +1,8 @@
 //! What guests are made of and cannot be opened again in the jail.
 
-use std::fs::File;
-
 use vmm::memory::guard::Userfault;
 
-use super::{GuestError, devices::device_config};
+use super::{GuestError, console_log::ConsoleLog, devices::device_config};
 use crate::config::{Capture, VmConfig};
 
 /// Open for the life of the process, whatever its role.
@@ -13,7 +11,7 @@ pub struct Openings {
     pub(super) vm: vmm::openings::Openings,
     /// For protecting pages; `None` if that is not wanted or not there.
     pub(super) userfault: Option<Userfault>,
-    pub(super) console_log: Option<File>,
+    pub(super) console_log: Option<ConsoleLog>,
 }
 
 impl Openings {
@@ -38,9 +36,9 @@ impl Openings {
     }
 }
 
-fn console_log(config: &VmConfig) -> Result<Option<File>, GuestError> {
+fn console_log(config: &VmConfig) -> Result<Option<ConsoleLog>, GuestError> {
     let Some(path) = &config.console.log else { return Ok(None) };
-    let file = File::options().create(true).append(true).open(path);
+    let log = ConsoleLog::open(path, u64::from(config.console.log_mib_max.get()) << 20);
     let console = |source| GuestError::Console { path: path.clone(), source };
-    file.map(Some).map_err(console)
+    log.map(Some).map_err(console)
 }

@@ -35,6 +35,7 @@ use crate::{
     exit::Exit,
     node::{
         ArbiterView, ArbiterWatch, Asker, Guest, GuestEvent, Host, NodeError, Requests, Sight,
+        Unhandled,
         crash_point::{self, Moment},
         record_note,
     },
@@ -78,6 +79,7 @@ pub(crate) enum Input {
         backup: NodeId,
         term: Term,
         message: ToPrimary,
+        unhandled: Unhandled,
     },
     SeedRoundSent {
         backup: NodeId,
@@ -406,8 +408,9 @@ impl Core {
                 self.verification.lost(&backup);
                 self.tell(Event::LinkDown { backup });
             }
-            Input::Heard { backup, term, message } => {
+            Input::Heard { backup, term, message, unhandled } => {
                 self.tell(Event::Heard { backup, term, message });
+                drop(unhandled);
             }
             Input::SeedRoundSent { backup, chunks, pages_left } => {
                 self.tell(Event::SeedRoundSent { backup, chunks, pages_left });
@@ -523,8 +526,8 @@ impl Core {
                 self.cutter.cut(order);
             }
             Action::Follow { backup, after, joins } => {
-                if let Some(queue) = self.peers.chunk_queue(&backup) {
-                    self.flights.follow(backup, after, joins, queue);
+                if let Some(outbox) = self.peers.outbox(&backup) {
+                    self.flights.follow(backup, after, joins, outbox);
                 }
             }
             Action::Resend { backup, epoch, chunks } => {

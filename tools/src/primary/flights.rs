@@ -21,11 +21,8 @@ use checkpoint::{
     chunk::{Chunk, ChunkId, ChunkKind, epoch_digest},
     message::Close,
 };
-use tokio::sync::mpsc::UnboundedSender;
 
-/// Chunks on their way to one backup. Not bounded here: what is in it is in
-/// flight anyway, and what is in flight is bounded by the machine.
-pub(super) type ChunkQueue = UnboundedSender<Arc<Chunk>>;
+use super::outbox::Outbox;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -61,7 +58,7 @@ struct Follower {
     after: Epoch,
     /// It joins with the epoch that follows.
     joins: bool,
-    queue: ChunkQueue,
+    outbox: Outbox,
 }
 
 impl Follower {
@@ -170,22 +167,22 @@ impl Flights {
             flight.pages += pages;
             for follower in inner.followers.values().filter(|f| f.takes(epoch, flight)) {
                 // A session that has ended takes nothing; the next one resumes.
-                let _ = follower.queue.send(chunk.clone());
+                follower.outbox.push(chunk.clone());
             }
             flight.complete(epoch)
         })
     }
 
-    /// Sends every chunk of every epoch after `after` to `queue`. Who `joins` with
+    /// Sends every chunk of every epoch after `after` to `outbox`. Who `joins` with
     /// the first of them gets only what was encoded since it began anew.
-    pub(super) fn follow(&self, backup: NodeId, after: Epoch, joins: bool, queue: ChunkQueue) {
+    pub(super) fn follow(&self, backup: NodeId, after: Epoch, joins: bool, outbox: Outbox) {
         self.with(|inner| {
-            let follower = Follower { after, joins, queue };
+            let follower = Follower { after, joins, outbox };
             for (epoch, flight) in inner.epochs.range(after.next()..) {
                 for chunk in
                     flight.chunks.iter().flatten().filter(|_| follower.takes(*epoch, flight))
                 {
-                    let _ = follower.queue.send(chunk.clone());
+                    follower.outbox.push(chunk.clone());
                 }
             }
             inner.followers.insert(backup, follower);
@@ -207,7 +204,7 @@ impl Flights {
             };
             for index in chunks {
                 if let Some(Some(chunk)) = flight.chunks.get(*index as usize) {
-                    let _ = follower.queue.send(chunk.clone());
+                    follower.outbox.push(chunk.clone());
                 }
             }
         });
@@ -216,6 +213,9 @@ impl Flights {
     /// Forgets the epochs up to `through`.
     pub(super) fn forget(&self, through: Epoch) {
         let forgotten = self.with(|inner| {
+            for follower in inner.followers.values() {
+                follower.outbox.forget(through);
+            }
             let later = inner.epochs.split_off(&through.next());
             std::mem::replace(&mut inner.epochs, later)
         });
@@ -278,21 +278,42 @@ mod tests {
     #[test]
     fn followers_get_every_later_chunk_once() {
         let flights = Flights::new(Choice::by_cost());
-        let (queue, mut sent) = tokio::sync::mpsc::unbounded_channel();
+        let outbox = Outbox::default();
         let (first, second) = (Epoch::new(4), Epoch::new(5));
         let places = [flights.place(first), flights.place(second), flights.place(second)];
         assert!(flights.publish(&places[0], chunk(&places[0]), 1).is_none(), "not closed");
         assert!(flights.publish(&places[1], chunk(&places[1]), 1).is_none());
-        flights.follow("b".parse().unwrap(), first, false, queue);
+        flights.follow("b".parse().unwrap(), first, false, outbox.clone());
         assert!(flights.close(second).is_none(), "a chunk is missing");
         let complete = flights.publish(&places[2], chunk(&places[2]), 2).expect("the last");
         assert_eq!((complete.close.chunks, complete.close.pages), (2, 3));
         let mut got = Vec::new();
-        while let Ok(chunk) = sent.try_recv() {
+        while let Some(chunk) = outbox.pop() {
             got.push((chunk.id.epoch, chunk.id.index));
         }
         assert_eq!(got, [(second, 0), (second, 1)]);
         assert!(flights.close(first).is_some());
+    }
+
+    #[test]
+    fn who_asks_without_reading_holds_what_is_in_flight_and_no_more() {
+        let flights = Flights::new(Choice::by_cost());
+        let (backup, outbox): (NodeId, _) = ("b".parse().unwrap(), Outbox::default());
+        let (first, second) = (Epoch::new(4), Epoch::new(5));
+        flights.follow(backup.clone(), first.previous(), false, outbox.clone());
+        for epoch in [first, second] {
+            let place = flights.place(epoch);
+            flights.publish(&place, chunk(&place), 1);
+            flights.close(epoch);
+        }
+        for _ in 0..100 {
+            flights.resend(&backup, first, &[0; 1024]);
+            flights.resend(&backup, second, &[0, 1, u32::MAX]);
+        }
+        // It has acknowledged what it did not read.
+        flights.forget(first);
+        assert_eq!(outbox.pop().map(|chunk| chunk.id.epoch), Some(second));
+        assert!(outbox.pop().is_none());
     }
 
     #[test]
@@ -312,19 +333,19 @@ mod tests {
     #[test]
     fn who_joins_gets_nothing_of_what_was_encoded_before() {
         let flights = Flights::new(Choice::by_cost());
-        let (queue, mut sent) = tokio::sync::mpsc::unbounded_channel();
+        let outbox = Outbox::default();
         let (joined, next) = (Epoch::new(4), Epoch::new(5));
         let ahead = [flights.place(joined), flights.place(joined)];
         flights.publish(&ahead[0], chunk(&ahead[0]), 1);
-        flights.follow("b".parse().unwrap(), joined.previous(), true, queue);
+        flights.follow("b".parse().unwrap(), joined.previous(), true, outbox.clone());
         // The encoders have not come to the join yet.
         flights.publish(&ahead[1], chunk(&ahead[1]), 1);
-        assert!(sent.try_recv().is_err());
+        assert!(outbox.pop().is_none());
         flights.reopen(joined);
         let places = [flights.place(joined), flights.place(next)];
         for place in &places {
             flights.publish(place, chunk(place), 1);
-            assert_eq!(sent.try_recv().unwrap().id, place.id);
+            assert_eq!(outbox.pop().unwrap().id, place.id);
         }
     }
 }

@@ -23,6 +23,7 @@ mod cutter;
 mod encoder;
 mod flights;
 mod guest_events;
+mod outbox;
 mod peers;
 mod seeder;
 mod status;

@@ -27,13 +27,13 @@ use checkpoint::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Notify, mpsc as async_mpsc},
-    task::JoinHandle,
+    sync::Notify,
+    task::{AbortHandle, JoinHandle},
 };
 use transport::{ControlSender, DataSender, DialError, Endpoint, Link, PrimarySession};
 
-use super::{core::Input, flights::ChunkQueue};
-use crate::node::with_causes;
+use super::{core::Input, outbox::Outbox};
+use crate::node::{Backlog, with_causes};
 
 const BACK_OFF_MIN: Duration = Duration::from_millis(20);
 const BACK_OFF_MAX: Duration = Duration::from_millis(500);
@@ -66,7 +66,7 @@ pub(super) struct Tools {
 struct Session {
     control: ControlSender<ToBackup>,
     data: DataSender,
-    chunks: ChunkQueue,
+    outbox: Outbox,
     link: Link,
 }
 
@@ -151,9 +151,9 @@ impl Peers {
         }
     }
 
-    /// Where chunks for `name` are queued.
-    pub(super) fn chunk_queue(&self, name: &NodeId) -> Option<ChunkQueue> {
-        self.session(name).map(|session| session.chunks)
+    /// Where chunks for `name` wait.
+    pub(super) fn outbox(&self, name: &NodeId) -> Option<Outbox> {
+        self.session(name).map(|session| session.outbox)
     }
 
     /// Where chunks of a seed for `name` are sent.
@@ -223,37 +223,132 @@ async fn serve(
     up: Input,
 ) {
     let PrimarySession { welcome_term: _, control, data, mut receiver, link } = session;
-    let (chunks, queued) = async_mpsc::unbounded_channel();
-    let pump = tokio::spawn(pump(queued, data.clone(), tools.term.clone()));
-    let parts = Session { control, data, chunks, link };
+    let pump = Pump::start(data.clone(), tools.term.clone());
+    let parts = Session { control, data, outbox: pump.outbox.clone(), link: link.clone() };
     *slot.lock().expect("no holder panics") = Some(parts);
     let _ = tools.inputs.send(up);
-    loop {
-        match receiver.next().await {
-            Ok((term, message)) => {
-                let heard = Input::Heard { backup: name.clone(), term, message };
-                let _ = tools.inputs.send(heard);
-            }
-            Err(error) => {
-                tracing::debug!(peer = %name, %error, "the session has ended");
-                break;
-            }
-        }
-    }
+    let backlog = Backlog::default();
+    let error = loop {
+        let (term, message) = match receiver.next().await {
+            Ok(heard) => heard,
+            Err(error) => break error,
+        };
+        let unhandled = tokio::select! {
+            biased;
+            unhandled = backlog.place() => unhandled,
+            error = link.closed() => break error,
+        };
+        let heard = Input::Heard { backup: name.clone(), term, message, unhandled };
+        let _ = tools.inputs.send(heard);
+    };
+    tracing::debug!(peer = %name, %error, "the session has ended");
     slot.lock().expect("no holder panics").take();
-    pump.abort();
+    drop(pump);
     let _ = tools.inputs.send(Input::LinkDown { backup: name.clone() });
 }
 
-/// Hands queued chunks to the streams, as fast as they take them.
-async fn pump(
-    mut queued: async_mpsc::UnboundedReceiver<Arc<Chunk>>,
-    data: DataSender,
-    term: SharedTerm,
-) {
-    while let Some(chunk) = queued.recv().await {
+/// Hands waiting chunks to the streams, as fast as they take them, until it is
+/// dropped.
+struct Pump {
+    outbox: Outbox,
+    task: AbortHandle,
+}
+
+impl Pump {
+    fn start(data: DataSender, term: SharedTerm) -> Self {
+        let outbox = Outbox::default();
+        let task = tokio::spawn(pump(outbox.clone(), data, term)).abort_handle();
+        Self { outbox, task }
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.outbox.close();
+        self.task.abort();
+    }
+}
+
+async fn pump(outbox: Outbox, data: DataSender, term: SharedTerm) {
+    while let Some(chunk) = outbox.next().await {
         if data.send(term.get(), chunk).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, path::Path};
+
+    use checkpoint::{
+        MemoryLayout, PageNumber, PageRun,
+        message::{Machine, ToPrimary, Welcome},
+    };
+    use tokio::runtime::Runtime;
+    use transport::{
+        Identity, Options,
+        identity::pki::{self, Files},
+        wire,
+    };
+
+    use super::*;
+    use crate::node::UNHANDLED_MAX;
+
+    /// A bound on failure, not a measure.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn endpoint(folder: &Path, name: &str) -> Endpoint {
+        let node = name.parse().unwrap();
+        pki::issue(folder, &node, pki::NODE_DAYS, false).unwrap();
+        let (files, ca) = (Files::of_node(folder, &node), Files::of_authority(folder).certificate);
+        let identity = Identity::load(&ca, &files.certificate, &files.key).unwrap();
+        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Endpoint::bind(anywhere, &identity, &Options::default()).unwrap()
+    }
+
+    fn hello() -> Hello {
+        let ram = PageRun { first: PageNumber::new(0), count: 4096 };
+        let layout = MemoryLayout::new(vec![ram]).unwrap();
+        Hello {
+            versions: wire::VERSIONS.iter().map(|version| (*version).to_owned()).collect(),
+            vm: "web".parse().unwrap(),
+            machine: Machine { layout, vcpus: 1, traits: [].into() },
+        }
+    }
+
+    #[test]
+    fn a_backup_that_is_faster_than_the_core_waits_for_it() {
+        let runtime = Runtime::new().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        pki::create_authority(folder.path(), pki::CA_DAYS, false).unwrap();
+        let _entered = runtime.enter();
+        let [primary, backup] = ["primary", "backup"].map(|name| endpoint(folder.path(), name));
+        let (inputs, received) = mpsc::channel();
+        let (handle, term) = (runtime.handle().clone(), SharedTerm::default());
+        term.set(Term::FIRST);
+        let endpoint = Arc::new(primary);
+        let mut peers = Peers::new(Tools { handle, endpoint, hello: hello(), term, inputs });
+        peers.connect(&"backup".parse().unwrap(), backup.local_address());
+        let session = runtime.block_on(async {
+            let knock = tokio::time::timeout(PATIENCE, backup.accept()).await.expect("it hangs");
+            let (version, image) = (wire::VERSIONS[0].to_owned(), None);
+            let welcome = Welcome { version, image, staging_bytes_max: 1 };
+            knock.unwrap().unwrap().welcome(Term::FIRST, welcome).unwrap()
+        });
+        let next = || received.recv_timeout(PATIENCE).expect("it hangs");
+        assert!(matches!(next(), Input::LinkUp { .. }));
+        for chunks in 0..2 * UNHANDLED_MAX as u32 {
+            session.control.send(Term::FIRST, ToPrimary::SeedAck { chunks }).unwrap();
+        }
+        let mut waiting: Vec<Input> = (0..UNHANDLED_MAX).map(|_| next()).collect();
+        let early = received.recv_timeout(Duration::from_millis(200));
+        assert!(early.is_err(), "nobody has handled what is there: {early:?}");
+        drop(waiting.pop());
+        waiting.push(next());
+        assert!(waiting.iter().all(|input| matches!(input, Input::Heard { .. })));
+        // Its end is heard of though it waits.
+        session.link.close("enough");
+        assert!(matches!(next(), Input::LinkDown { .. }));
     }
 }

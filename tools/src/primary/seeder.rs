@@ -15,7 +15,7 @@ use std::{
     num::NonZeroU64,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
         mpsc,
     },
     thread::JoinHandle,
@@ -64,14 +64,20 @@ pub(super) struct Tools {
     pub(super) mib_per_s_max: Option<NonZeroU64>,
 }
 
-/// How far a seed is, for the status: the figures of one round, seen together.
+/// How far a seed is.
 #[derive(Debug)]
-pub(super) struct Progress(Mutex<SeedProgress>);
+pub(super) struct Progress {
+    /// For the status: the figures of one round, seen together.
+    round: Mutex<SeedProgress>,
+    /// Chunks that were begun.
+    chunks: AtomicU32,
+}
 
 impl Progress {
     /// In a first round, of `total_pages`.
     fn new(total_pages: u64) -> Self {
-        Self(Mutex::new(SeedProgress { sent_pages: 0, total_pages, round: 1 }))
+        let round = SeedProgress { sent_pages: 0, total_pages, round: 1 };
+        Self { round: Mutex::new(round), chunks: AtomicU32::new(0) }
     }
 
     /// A round of `total_pages` begins.
@@ -84,12 +90,19 @@ impl Progress {
         self.lock().sent_pages += pages;
     }
 
+    /// Those of `chunks` that were sent: a backup may ask for any.
+    fn sent_of(&self, mut chunks: Vec<u32>) -> Vec<u32> {
+        let sent = self.chunks.load(Ordering::Acquire);
+        chunks.retain(|index| *index < sent);
+        chunks
+    }
+
     pub(super) fn get(&self) -> SeedProgress {
         *self.lock()
     }
 
     fn lock(&self) -> MutexGuard<'_, SeedProgress> {
-        self.0.lock().expect("no holder panics")
+        self.round.lock().expect("no holder panics")
     }
 }
 
@@ -142,6 +155,10 @@ impl Seed {
 
     /// Sends the pages of `chunks` again.
     pub(super) fn resend(&self, chunks: Vec<u32>) {
+        let chunks = self.progress.sent_of(chunks);
+        if chunks.is_empty() {
+            return;
+        }
         let mut wanted = self.wanted.lock().expect("no holder panics");
         let idle = wanted.is_empty();
         wanted.extend(chunks);
@@ -264,6 +281,7 @@ impl Worker {
             }
             let (index, page_count) = (self.sent.len() as u32, batch.pages());
             self.sent.push(batch.runs.clone().into());
+            self.progress.chunks.store(index + 1, Ordering::Release);
             let Some(wire_bytes) = self.send_chunk(index, batch) else { return false };
             sent_bytes += wire_bytes;
             self.progress.sent(page_count);
@@ -278,8 +296,7 @@ impl Worker {
         loop {
             let next = self.wanted.lock().expect("no holder panics").pop_first();
             let Some(index) = next else { return true };
-            // A backup may ask for what was never sent.
-            let Some(runs) = self.sent.get(index as usize) else { continue };
+            let runs = &self.sent[index as usize];
             let batch = copy_runs(runs.to_vec(), guest.memory(), pool.take_patiently());
             if self.stop.load(Ordering::Relaxed) || self.send_chunk(index, batch).is_none() {
                 return false;
@@ -326,5 +343,25 @@ mod tests {
         assert_eq!(progress.get(), at(0, 30, 2), "what the first round sent does not count");
         progress.sent(15);
         assert_eq!(progress.get(), at(15, 30, 2));
+    }
+
+    #[test]
+    fn what_was_never_sent_is_not_wanted() {
+        let (orders, ordered) = mpsc::channel();
+        let seed = Seed {
+            orders: Some(orders),
+            wanted: Arc::default(),
+            stop: Arc::default(),
+            progress: Arc::new(Progress::new(1000)),
+            thread: None,
+        };
+        seed.resend(vec![0, 7, u32::MAX]);
+        assert!(ordered.try_recv().is_err());
+        seed.progress.chunks.store(2, Ordering::Relaxed);
+        seed.resend(vec![1, 2, u32::MAX]);
+        seed.resend(vec![0, 1]);
+        assert_eq!(*seed.wanted.lock().unwrap(), [0, 1].into());
+        assert!(matches!(ordered.try_recv(), Ok(Order::Look)));
+        assert!(ordered.try_recv().is_err(), "one order waits");
     }
 }

@@ -9,6 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use arbiter::NodeId;
 use tokio::sync::watch;
 
 use crate::control::{EventKind, EventPage, EventRecord, Severity};
@@ -21,11 +22,13 @@ pub const EVENTS_KEPT_MAX: usize = 4096;
 pub struct EventLog {
     kept: Mutex<VecDeque<EventRecord>>,
     last: watch::Sender<u64>,
+    /// How often peers have caused what they can cause as often as they like.
+    repeats: Mutex<BTreeMap<(EventKind, Option<NodeId>), u64>>,
 }
 
 impl Default for EventLog {
     fn default() -> Self {
-        Self { kept: Mutex::default(), last: watch::Sender::new(0) }
+        Self { kept: Mutex::default(), last: watch::Sender::new(0), repeats: Mutex::default() }
     }
 }
 
@@ -66,6 +69,15 @@ impl EventLog {
         });
         // Under the lock, so that numbers rise for whoever is woken.
         self.last.send_replace(sequence);
+    }
+
+    /// Counts one more event of `kind` that `peer` caused. Whether it is to be
+    /// recorded: that is the first, second, fourth, eighth, … of them.
+    pub fn is_due(&self, kind: EventKind, peer: Option<&NodeId>) -> bool {
+        let mut repeats = self.repeats.lock().expect("no holder panics");
+        let count = repeats.entry((kind, peer.cloned())).or_default();
+        *count += 1;
+        count.is_power_of_two()
     }
 
     /// The kept events with numbers above `after`.
@@ -132,6 +144,16 @@ mod tests {
         assert_eq!(page.next_after, EVENTS_KEPT_MAX as u64 + 3);
         assert!(page.events.windows(2).all(|pair| pair[0].sequence + 1 == pair[1].sequence));
         assert_eq!(log.after(page.next_after).events, []);
+    }
+
+    #[test]
+    fn what_a_peer_repeats_is_due_ever_more_rarely() {
+        let log = EventLog::default();
+        let [a, b] = ["a", "b"].map(|name| name.parse::<NodeId>().unwrap());
+        let due = |peer: &NodeId| log.is_due(EventKind::FrameStale, Some(peer));
+        let times: Vec<_> = (1..=100).filter(|_| due(&a)).collect();
+        assert_eq!(times, [1, 2, 4, 8, 16, 32, 64]);
+        assert!(due(&b) && log.is_due(EventKind::ChunkCorrupt, Some(&a)));
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@
 //! store recognises what it has already done.
 
 mod client;
+mod clientele;
 mod server;
 mod way;
 

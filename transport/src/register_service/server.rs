@@ -8,7 +8,7 @@
 //!
 //! A store that waits for a network has several handles, so that one request
 //! that waits does not hold up the others. It orders requests for the same VM
-//! itself.
+//! itself. What one node may take of all this is bounded in `clientele`.
 
 use std::{
     net::SocketAddr,
@@ -17,7 +17,7 @@ use std::{
 };
 
 use arbiter::{NodeId, Store, StoreError};
-use quinn::{Connection, RecvStream, SendStream, ServerConfig};
+use quinn::{Connection, RecvStream, SendStream, ServerConfig, VarInt};
 use tokio::{
     sync::{mpsc, oneshot},
     task::AbortHandle,
@@ -33,12 +33,16 @@ use crate::{
     wire::{self, Answer, Ask, Frame, LIST_RECORDS_MAX, WireError},
 };
 
+use super::clientele::{Clientele, Turn, Visit};
+
 /// Requests that wait for the store.
 const JOBS_MAX: usize = 256;
 
 struct Job {
     ask: Ask,
     answer: oneshot::Sender<Answer>,
+    /// Given back when the store has done it.
+    _turn: Turn,
 }
 
 /// An arbiter that serves until it is dropped. Must be made within a tokio
@@ -60,7 +64,7 @@ impl ArbiterServer {
     ///
     /// # Panics
     ///
-    /// If there is no handle, or the system cannot start a thread.
+    /// If there is no handle.
     pub fn serve(
         address: SocketAddr,
         identity: &Identity,
@@ -71,7 +75,7 @@ impl ArbiterServer {
         options.check()?;
         let options = Arc::new(options.clone());
         let mut config = ServerConfig::with_crypto(Arc::new(identity.server(ALPN_ARBITER)?));
-        config.transport_config(options.acceptor());
+        config.transport_config(options.register());
         let (quinn, local) = socket::bind(address, identity, &options, config)?;
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
         let queue = Arc::new(Mutex::new(queue));
@@ -80,10 +84,11 @@ impl ArbiterServer {
             thread::Builder::new()
                 .name(format!("register-{number}"))
                 .spawn(move || work(store, &queue))
-                .expect("the system starts a thread");
+                .map_err(BindError::Thread)?;
         }
+        let clientele = Arc::new(Clientele::default());
         let door = tokio::spawn(doorway::keep(quinn.clone(), options.clone(), move |admitted| {
-            attend(admitted, jobs.clone(), options.clone())
+            attend(admitted, clientele.clone(), jobs.clone(), options.clone())
         }));
         Ok(Self { quinn, local, door: door.abort_handle() })
     }
@@ -117,7 +122,7 @@ impl Drop for ArbiterServer {
 fn work(mut store: Box<dyn Store + Send>, queue: &Mutex<mpsc::Receiver<Job>>) {
     // Whoever holds the lock waits for the next job, the others for the lock.
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
-    while let Some(Job { ask, answer }) = next() {
+    while let Some(Job { ask, answer, _turn }) = next() {
         // Nobody waits any more: a node that asks again does so with a new job.
         if !answer.is_closed() {
             let _ = answer.send(decide(store.as_mut(), &ask));
@@ -155,20 +160,30 @@ fn decide(store: &mut dyn Store, ask: &Ask) -> Answer {
 
 async fn attend(
     admitted: Result<Caller, AcceptError>,
+    clientele: Arc<Clientele>,
     jobs: mpsc::Sender<Job>,
     options: Arc<Options>,
 ) {
     // The doorway has logged who was not admitted.
     let Ok(Caller { connection, peer, place }) = admitted else { return };
     drop(place);
+    let visit = clientele.admit(&peer, &connection);
     while let Ok((answers, asks)) = connection.accept_bi().await {
         let answering = Answering {
             connection: connection.clone(),
             peer: peer.clone(),
+            visit: visit.clone(),
             jobs: jobs.clone(),
             options: options.clone(),
         };
-        tokio::spawn(answering.run(answers, asks));
+        let connection = connection.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = answering.run(answers, asks) => {}
+                // Nobody is there any more to be answered.
+                _ = connection.closed() => {}
+            }
+        });
     }
 }
 
@@ -176,6 +191,7 @@ async fn attend(
 struct Answering {
     connection: Connection,
     peer: NodeId,
+    visit: Arc<Visit>,
     jobs: mpsc::Sender<Job>,
     options: Arc<Options>,
 }
@@ -203,14 +219,18 @@ impl Answering {
             wire::encode(term, &Frame::Answer(Answer::Failed(words)))
         });
         if let Ok(bytes) = bytes {
-            let _ = answers.write_all(&bytes).await;
-            let _ = answers.finish();
+            match timeout(self.options.answer_timeout, answers.write_all(&bytes)).await {
+                Ok(_) => drop(answers.finish()),
+                // It does not read what it asked for.
+                Err(_) => drop(answers.reset(VarInt::from_u32(CloseCode::Backlog as u32))),
+            }
         }
     }
 
     async fn decided(&self, ask: Ask) -> Option<Answer> {
+        let _turn = self.visit.turn().await;
         let (answer, decided) = oneshot::channel();
-        self.jobs.send(Job { ask, answer }).await.ok()?;
+        self.jobs.send(Job { ask, answer, _turn }).await.ok()?;
         decided.await.ok()
     }
 

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Most backups in a register on the wire.
-pub const MEMBERS_MAX: usize = 64;
+pub const MEMBERS_MAX: usize = arbiter::IN_SYNC_MAX;
 /// Most records in one [`Answer::Records`].
 pub const LIST_RECORDS_MAX: usize = 128;
 

@@ -98,6 +98,17 @@ impl Cluster {
         to: SocketAddr,
         name: &str,
     ) -> Result<quinn::Connection, quinn::ConnectionError> {
+        self.raw_of(files, to, name, "romulus-node").await
+    }
+
+    /// As [`Cluster::raw_attempt`], in the `protocol` of its choice.
+    pub(crate) async fn raw_of(
+        &self,
+        files: &Files,
+        to: SocketAddr,
+        name: &str,
+        protocol: &str,
+    ) -> Result<quinn::Connection, quinn::ConnectionError> {
         let ca = Files::of_authority(self.dir.path()).certificate;
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
@@ -111,10 +122,14 @@ impl Cluster {
                 PrivateKeyDer::from_pem_file(&files.key).unwrap(),
             )
             .unwrap();
-        tls.alpn_protocols = vec![b"romulus-node".to_vec()];
+        tls.alpn_protocols = vec![protocol.into()];
         let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
         let endpoint = quinn::Endpoint::client(ANYWHERE).unwrap();
-        let config = quinn::ClientConfig::new(Arc::new(tls));
+        let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        let mut transport = quinn::TransportConfig::default();
+        // How long it may say nothing is the other side's to decide.
+        transport.max_idle_timeout(None);
+        config.transport_config(Arc::new(transport));
         let name = format!("{name}.romulus.internal");
         within(endpoint.connect_with(config, to, &name).unwrap()).await
     }
