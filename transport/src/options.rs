@@ -22,14 +22,18 @@ const MTU_BYTES_LINE_MAX: u16 = 16_000;
 pub(crate) const DATA_STREAMS_MAX: usize = 16;
 /// Most control or RPC streams that a peer may have open at once.
 const CONTROL_STREAMS_MAX: u32 = 64;
-/// How many QUIC frames may be on their way, in bytes, over a whole connection.
-const WINDOW_BYTES: u32 = 32 << 20;
-/// As [`WINDOW_BYTES`], for one stream.
+/// What may be on its way or wait to be read on one stream, in bytes.
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+/// What a whole connection's window has beside those of its data streams: with all
+/// of them full of chunks that nobody takes, messages still get through.
+const CONTROL_WINDOW_BYTES: u32 = 1 << 20;
+/// So many data streams are reckoned with at least: the peer may use more than this
+/// end.
+const DATA_STREAMS_USUAL: usize = 4;
 
 /// Most requests that a node may have open at once on one connection to an arbiter.
 const REGISTER_STREAMS_MAX: u32 = 16;
-/// As [`WINDOW_BYTES`], at an arbiter: requests have 8 KiB at most.
+/// The same of a whole connection to an arbiter: requests have 8 KiB at most.
 const REGISTER_WINDOW_BYTES: u32 = 256 << 10;
 /// As [`STREAM_WINDOW_BYTES`], at an arbiter.
 const REGISTER_STREAM_WINDOW_BYTES: u32 = 64 << 10;
@@ -150,6 +154,12 @@ impl Options {
         Arc::new(transport)
     }
 
+    /// What may be on its way over a whole connection, or wait to be read.
+    fn window_bytes(&self) -> u32 {
+        let streams = self.data_streams.clamp(DATA_STREAMS_USUAL, DATA_STREAMS_MAX);
+        streams as u32 * STREAM_WINDOW_BYTES + CONTROL_WINDOW_BYTES
+    }
+
     fn transport(&self, mtu_bytes_max: u16, keep_alive: Option<Duration>) -> TransportConfig {
         let idle = IdleTimeout::try_from(self.idle_timeout).expect("options were checked");
         let mut discovery = MtuDiscoveryConfig::default();
@@ -162,9 +172,9 @@ impl Options {
             .max_concurrent_bidi_streams(VarInt::from_u32(CONTROL_STREAMS_MAX))
             .max_idle_timeout(Some(idle))
             .keep_alive_interval(keep_alive)
-            .receive_window(VarInt::from_u32(WINDOW_BYTES))
+            .receive_window(VarInt::from_u32(self.window_bytes()))
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-            .send_window(u64::from(WINDOW_BYTES))
+            .send_window(self.window_bytes().into())
             // Whole chunks one after the other: the first is complete sooner.
             .send_fairness(false)
             .datagram_receive_buffer_size(None)
