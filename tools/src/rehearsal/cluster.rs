@@ -26,7 +26,7 @@ use super::{
     probe_report::ProbeReport,
 };
 use crate::{
-    control::{ArbiterStatus, Client, ClientError, PeerState, Protection, Role, Status},
+    control::{ArbiterStatus, Client, ClientError, Protection, Role, Status},
     linux_guest::image::GuestImage,
 };
 
@@ -545,12 +545,6 @@ impl Cluster {
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit());
         LoadClient::start(&mut command)
-    }
-
-    /// Whether every backup that `status` lists is in sync.
-    #[must_use]
-    pub fn all_in_sync(status: &Status) -> bool {
-        status.peers.iter().all(|peer| peer.state == PeerState::InSync)
     }
 }
 

@@ -255,17 +255,6 @@ impl Lab {
         Ok(())
     }
 
-    /// Pulls (`false`) or plugs (`true`) the cable of `place` to the guests'
-    /// network; its carrier goes, too.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError`] if `ip` cannot.
-    pub fn plug_lan(&self, place: Place, plugged: bool) -> Result<(), LabError> {
-        let state = if plugged { "up" } else { "down" };
-        ip(&["-n", &self.switch(), "link", "set", &port("lan", place), state])
-    }
-
     /// Frames arrive at the other end of a link that they leave by.
     fn filter(
         &self,
