@@ -354,6 +354,15 @@ pub fn remove_leftovers() -> Result<Vec<String>, LabError> {
     })
 }
 
+/// Removes the namespaces of all labs of the process `pid`.
+///
+/// # Errors
+///
+/// [`LabError`] if `ip` cannot.
+pub(super) fn remove_of(pid: u32) -> Result<Vec<String>, LabError> {
+    remove_all(|name| owner(name) == Some(pid))
+}
+
 /// The process that made a namespace, if a lab did.
 fn owner(namespace: &str) -> Option<u32> {
     namespace.strip_prefix("rom")?.split_once('-')?.0.parse().ok()
