@@ -1,6 +1,8 @@
 //! `romulus arbiter` as a process: it serves, ends at SIGTERM, and remembers;
 //! with etcd, others remember for it.
 
+mod machine;
+
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -12,6 +14,7 @@ use std::{
 };
 
 use arbiter::{Operation, Outcome, Record, Request, Stamp, Term, VmId};
+use machine::{Need, has};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -202,20 +205,6 @@ fn a_certificate_of_another_node_is_refused() {
     assert!(told.contains("is the certificate of `node-a`, not of `arbiter`"), "{told}");
 }
 
-/// Whether etcd is here; if not, says so, or fails if `ROMULUS_REQUIRE` has
-/// `etcd` in it.
-fn etcd_for(test: &str) -> bool {
-    let version = Command::new("etcd").arg("--version").output();
-    if version.is_ok_and(|output| output.status.success()) {
-        return true;
-    }
-    let reason = "etcd cannot be run: apt-get install etcd-server";
-    let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|need| need == "etcd"), "{test}: {reason}");
-    println!("skipped: {test}: {reason}");
-    false
-}
-
 /// One member on loopback; killed when it is dropped.
 struct Etcd(Child);
 
@@ -267,7 +256,7 @@ fn prepare_two(folder: &Path, port: u16) -> [std::path::PathBuf; 2] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn arbiters_wait_for_etcd_and_share_their_registers() {
-    if !etcd_for("arbiters_wait_for_etcd_and_share_their_registers") {
+    if !has("arbiters_wait_for_etcd_and_share_their_registers", &[Need::Etcd]) {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -3,29 +3,12 @@
 
 #![forbid(unsafe_code)]
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::Path,
-    process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+mod machine;
 
+use std::{collections::BTreeSet, fs, process::Command};
+
+use machine::{GUESTS, machine_for};
 use serde_json::Value;
-
-static MACHINE: Mutex<()> = Mutex::new(());
-
-/// Says why a test is skipped, or fails where `ROMULUS_REQUIRE` wants it run.
-fn machine_for(test: &str) -> Option<MutexGuard<'static, ()>> {
-    let missing = ["/dev/kvm", "/dev/net/tun"].into_iter().find(|path| !Path::new(path).exists());
-    if missing.is_none() && nix::unistd::geteuid().is_root() {
-        return Some(MACHINE.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-    let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
-    assert!(!required.contains("kvm") && !required.contains("tun"), "{missing:?}, or not root");
-    println!("skipped {test}: a benchmark needs KVM, a tap and root");
-    None
-}
 
 /// Runs `bench NAME --quick` and returns its report, having looked at its files.
 fn bench(name: &str, arguments: &[&str]) -> Value {
@@ -86,7 +69,9 @@ fn all_above(values: &[f64], bound: f64) -> bool {
 
 #[test]
 fn bench_sweep_measures_both_kinds_of_epochs() {
-    let Some(_machine) = machine_for("bench_sweep_measures_both_kinds_of_epochs") else { return };
+    let Some(_machine) = machine_for("bench_sweep_measures_both_kinds_of_epochs", GUESTS) else {
+        return;
+    };
     let report = bench("sweep", &["--intervals", "20", "--memory", "128"]);
     let of = |name: &str| numbers(&report, "intervals", name);
     let kinds: Vec<Value> = column(&report, "intervals", "epochs end");
@@ -105,7 +90,7 @@ fn bench_sweep_measures_both_kinds_of_epochs() {
 
 #[test]
 fn bench_failover_tells_every_part() {
-    let Some(_machine) = machine_for("bench_failover_tells_every_part") else { return };
+    let Some(_machine) = machine_for("bench_failover_tells_every_part", GUESTS) else { return };
     let report = bench("failover", &["--memory", "128"]);
     let victims: BTreeSet<String> =
         column(&report, "runs", "victim").iter().map(ToString::to_string).collect();
@@ -129,7 +114,7 @@ fn bench_failover_tells_every_part() {
 #[test]
 fn bench_pause_compares_with_the_naive_way_and_leaves_out_what_does_not_fit() {
     let name = "bench_pause_compares_with_the_naive_way_and_leaves_out_what_does_not_fit";
-    let Some(_machine) = machine_for(name) else { return };
+    let Some(_machine) = machine_for(name, GUESTS) else { return };
     let small = ["--memory", "256", "--dirty", "50,400", "--sizes", "1048576", "--count", "3"];
     let report = bench("pause", &small);
     let ways = column(&report, "by-dirty", "way");
@@ -148,7 +133,9 @@ fn bench_pause_compares_with_the_naive_way_and_leaves_out_what_does_not_fit() {
 
 #[test]
 fn bench_refuses_a_folder_that_cannot_be() {
-    let Some(_machine) = machine_for("bench_refuses_a_folder_that_cannot_be") else { return };
+    let Some(_machine) = machine_for("bench_refuses_a_folder_that_cannot_be", GUESTS) else {
+        return;
+    };
     let output = Command::new(env!("CARGO_BIN_EXE_romulus"))
         .args(["bench", "failover", "--quick", "--runs", "1", "--memory", "128"])
         .args(["--out", "/proc/romulus"])

@@ -3,8 +3,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::{path::Path, process::Command};
+mod machine;
 
+use std::process::Command;
+
+use machine::{GUESTS, machine_for};
 use serde_json::Value;
 
 /// The report of a short run.
@@ -53,13 +56,10 @@ fn every_stage_of_the_wire_moves_something() {
 
 #[test]
 fn the_same_guest_stands_still_under_each_of_them() {
-    let missing = ["/dev/kvm", "/dev/net/tun"].into_iter().find(|path| !Path::new(path).exists());
-    if missing.is_some() || !nix::unistd::geteuid().is_root() {
-        let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
-        assert!(!required.contains("kvm") && !required.contains("tun"), "{missing:?}, or not root");
-        println!("skipped: a comparison needs KVM, a tap and root");
+    let Some(_machine) = machine_for("the_same_guest_stands_still_under_each_of_them", GUESTS)
+    else {
         return;
-    }
+    };
     let report = report("peer");
     let pauses = rows(&report, "pauses");
     assert_eq!(pauses.len(), 3, "{report:#}");

@@ -1,5 +1,7 @@
 //! The built binary: help, exit codes and answers.
 
+mod machine;
+
 use std::{
     fs,
     io::Write,
@@ -8,6 +10,7 @@ use std::{
 };
 
 use arbiter::{FileStore, ImageId, Operation, Outcome, Register, Request, Stamp, Store, VmId};
+use machine::{Need, skip};
 
 fn romulus(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_romulus"))
@@ -279,9 +282,7 @@ fn the_doctor_answers_in_json() {
     assert!(findings.len() >= 8);
     let named = |name| findings.iter().find(|finding| finding["name"] == name);
     if named("/dev/kvm").unwrap()["verdict"] != "ok" {
-        let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
-        assert!(!required.contains("kvm"), "{report}");
-        println!("skipped: what the doctor says of guests, as KVM cannot be used");
+        skip("the_doctor_answers_in_json", Need::Kvm, &format!("KVM cannot be used: {report}"));
         return;
     }
     let text = stdout(&romulus(&["doctor"]));

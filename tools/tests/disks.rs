@@ -1,14 +1,16 @@
 //! Guests with disks, between real processes: nodes compare what must be
 //! equal, and the disk moves with the guest.
 
+mod machine;
+
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use machine::{GUESTS, machine_for};
 use romulus::{
     control::{Client, ClientError, FailoverBody, ProtectBody},
     rehearsal::{
@@ -21,23 +23,6 @@ const A: Place = Place::Host(1);
 const B: Place = Place::Host(2);
 /// A bound on failure, not a measure.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Two guests at once would take each other's time.
-static MACHINE: Mutex<()> = Mutex::new(());
-
-/// Says why a test is skipped, or fails where `ROMULUS_REQUIRE` wants it run.
-fn machine_for(test: &str) -> Option<MutexGuard<'static, ()>> {
-    let missing = ["/dev/kvm", "/dev/net/tun"].into_iter().find(|path| !Path::new(path).exists());
-    let reason = match (missing, nix::unistd::geteuid().is_root()) {
-        (None, true) => return Some(MACHINE.lock().unwrap_or_else(PoisonError::into_inner)),
-        (Some(path), _) => format!("{path} is missing"),
-        (None, false) => "namespaces and taps need root".to_owned(),
-    };
-    let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
-    assert!(!required.contains("kvm") && !required.contains("tun"), "{test}: {reason}");
-    println!("skipped {test}: {reason}");
-    None
-}
 
 /// Two hosts and an arbiter; each host has `HOST.img` as a disk.
 fn cluster(prefix: &str, folder: &Path, disk: &str) -> Cluster {
@@ -84,7 +69,7 @@ fn await_event(cluster: &Cluster, place: Place, words: &str) {
 #[test]
 fn a_disk_that_is_only_read_moves_with_its_guest_to_an_equal_image() {
     let test = "a_disk_that_is_only_read_moves_with_its_guest_to_an_equal_image";
-    let Some(_machine) = machine_for(test) else { return };
+    let Some(_machine) = machine_for(test, GUESTS) else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut cluster = cluster("disks", folder.path(), "read_only = true");
     let mut other = vec![7; 1 << 20];
@@ -141,7 +126,9 @@ fn a_disk_that_is_only_read_moves_with_its_guest_to_an_equal_image() {
 
 #[test]
 fn a_guest_that_writes_a_disk_is_not_protected() {
-    let Some(_machine) = machine_for("a_guest_that_writes_a_disk_is_not_protected") else { return };
+    let Some(_machine) = machine_for("a_guest_that_writes_a_disk_is_not_protected", GUESTS) else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
     let mut cluster = cluster("writes", folder.path(), "read_only = false");
     cluster.start(A, "run").unwrap();

@@ -4,13 +4,11 @@
 
 #![forbid(unsafe_code)]
 
-use std::{
-    path::Path,
-    process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+mod machine;
 
+use std::{path::Path, time::Duration};
+
+use machine::{Need, machine_for};
 use romulus::{
     control::{ArbiterStatus, Client, Protection, Readiness, Role},
     rehearsal::{
@@ -24,37 +22,12 @@ const A: Place = Place::Host(1);
 const B: Place = Place::Host(2);
 const ARBITERS: [Place; 2] = [Place::Arbiter, Place::OtherArbiter(2)];
 const MEMBERS: [Place; 3] = [Place::Etcd(1), Place::Etcd(2), Place::Etcd(3)];
+const NEEDS: &[Need] = &[Need::Kvm, Need::Tun, Need::Etcd];
 /// A bound on failure, not a measure.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LANES: u32 = 4;
 /// Longer than detection and drop, and than an election in etcd, by far.
 const LONG: Duration = Duration::from_secs(3);
-
-static MACHINE: Mutex<()> = Mutex::new(());
-
-/// Says why a test is skipped, or fails where `ROMULUS_REQUIRE` wants it run.
-fn machine_for(test: &str) -> Option<MutexGuard<'static, ()>> {
-    let reasons = [
-        ("kvm", (!Path::new("/dev/kvm").exists()).then_some("/dev/kvm is missing")),
-        ("tun", (!Path::new("/dev/net/tun").exists()).then_some("/dev/net/tun is missing")),
-        ("tun", (!nix::unistd::geteuid().is_root()).then_some("namespaces and taps need root")),
-        ("etcd", etcd_is_missing().then_some("etcd cannot be run: apt-get install etcd-server")),
-    ];
-    let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
-    for (need, reason) in reasons {
-        if let Some(reason) = reason {
-            assert!(!required.split(',').any(|word| word == need), "{test}: {reason}");
-            println!("skipped: {test}: {reason}");
-            return None;
-        }
-    }
-    Some(MACHINE.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
-fn etcd_is_missing() -> bool {
-    let version = Command::new("etcd").arg("--version").output();
-    !version.is_ok_and(|output| output.status.success())
-}
 
 struct Drill {
     cluster: Cluster,
@@ -127,7 +100,7 @@ fn assert_sound(report: &ProbeReport) {
 
 #[test]
 fn a_member_is_killed_during_a_failover() {
-    let Some(_machine) = machine_for("a_member_is_killed_during_a_failover") else { return };
+    let Some(_machine) = machine_for("a_member_is_killed_during_a_failover", NEEDS) else { return };
     let mut drill = Drill::new("member");
     let mut client = drill.client();
     let mut primary = A;
@@ -144,7 +117,9 @@ fn a_member_is_killed_during_a_failover() {
 
 #[test]
 fn an_arbiter_is_killed_during_a_failover() {
-    let Some(_machine) = machine_for("an_arbiter_is_killed_during_a_failover") else { return };
+    let Some(_machine) = machine_for("an_arbiter_is_killed_during_a_failover", NEEDS) else {
+        return;
+    };
     let mut drill = Drill::new("arbiters");
     let mut client = drill.client();
     let mut primary = A;
@@ -169,7 +144,7 @@ fn an_arbiter_is_killed_during_a_failover() {
 
 #[test]
 fn without_a_majority_nobody_takes_over() {
-    let Some(_machine) = machine_for("without_a_majority_nobody_takes_over") else { return };
+    let Some(_machine) = machine_for("without_a_majority_nobody_takes_over", NEEDS) else { return };
     let mut drill = Drill::new("majority");
     let mut client = drill.client();
     let term = drill.term(A);
@@ -212,7 +187,7 @@ fn without_a_majority_nobody_takes_over() {
 
 #[test]
 fn a_member_is_cut_off_and_comes_back() {
-    let Some(_machine) = machine_for("a_member_is_cut_off_and_comes_back") else { return };
+    let Some(_machine) = machine_for("a_member_is_cut_off_and_comes_back", NEEDS) else { return };
     let mut drill = Drill::new("cutoff");
     let mut client = drill.client();
     let mut primary = A;

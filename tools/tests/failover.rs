@@ -4,13 +4,15 @@
 //! Every test makes a cluster of its own and holds the machine while it runs:
 //! two guests at once would take each other's time.
 
+mod machine;
+
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use machine::{GUESTS, machine_for};
 use nix::{
     sys::{
         ptrace,
@@ -41,23 +43,6 @@ const LANES: u32 = 4;
 const CALM: &str = "detection_ms = 1000\ndrop_ms = 800";
 /// Longer than detection and drop with those settings, by far.
 const LONG: Duration = Duration::from_millis(2500);
-
-static MACHINE: Mutex<()> = Mutex::new(());
-
-/// Says why a test is skipped, or fails where `ROMULUS_REQUIRE` wants it run.
-fn machine_for(test: &str) -> Option<MutexGuard<'static, ()>> {
-    let missing = ["/dev/kvm", "/dev/net/tun"].into_iter().find(|path| !Path::new(path).exists());
-    let root = nix::unistd::geteuid().is_root();
-    let reason = match (missing, root) {
-        (None, true) => return Some(MACHINE.lock().unwrap_or_else(PoisonError::into_inner)),
-        (Some(path), _) => format!("{path} is missing"),
-        (None, false) => "namespaces and taps need root".to_owned(),
-    };
-    let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
-    assert!(!required.contains("kvm") && !required.contains("tun"), "{test}: {reason}");
-    println!("skipped {test}: {reason}");
-    None
-}
 
 struct Drill {
     cluster: Cluster,
@@ -257,7 +242,7 @@ fn promotions_as_cut(folder: &Path) -> usize {
 
 #[test]
 fn a_primary_killed_at_any_moment_loses_nothing() {
-    let Some(_machine) = machine_for("a_primary_killed_at_any_moment_loses_nothing") else {
+    let Some(_machine) = machine_for("a_primary_killed_at_any_moment_loses_nothing", GUESTS) else {
         return;
     };
     // Every page is captured after the pause, while the guest writes.
@@ -289,7 +274,7 @@ fn a_primary_killed_at_any_moment_loses_nothing() {
 #[test]
 fn a_successor_killed_at_any_moment_gives_the_guest_back() {
     let test = "a_successor_killed_at_any_moment_gives_the_guest_back";
-    let Some(_machine) = machine_for(test) else { return };
+    let Some(_machine) = machine_for(test, GUESTS) else { return };
     let replication = format!("epoch_ms = 40\naudit = true\n{CALM}");
     let mut drill = Drill::idle("return", &replication);
     drill.cluster.start(A, "run").unwrap();
@@ -311,7 +296,9 @@ fn a_successor_killed_at_any_moment_gives_the_guest_back() {
 
 #[test]
 fn a_lost_backup_is_dropped_and_seeded_again() {
-    let Some(_machine) = machine_for("a_lost_backup_is_dropped_and_seeded_again") else { return };
+    let Some(_machine) = machine_for("a_lost_backup_is_dropped_and_seeded_again", GUESTS) else {
+        return;
+    };
     let mut drill = Drill::protected("lostb", CALM);
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
     for _ in 0..3 {
@@ -329,7 +316,9 @@ fn a_lost_backup_is_dropped_and_seeded_again() {
 
 #[test]
 fn a_backup_that_hangs_and_speaks_is_dropped() {
-    let Some(_machine) = machine_for("a_backup_that_hangs_and_speaks_is_dropped") else { return };
+    let Some(_machine) = machine_for("a_backup_that_hangs_and_speaks_is_dropped", GUESTS) else {
+        return;
+    };
     let settings = format!("{CALM}\nlag_ms = 1500\nstaging_mib_max = 48");
     let drill = Drill::protected("hung", &settings);
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
@@ -366,7 +355,7 @@ fn a_host_that_cannot_run_its_guest_leaves_it_to_the_backup() {
 
 #[test]
 fn a_blinking_link_changes_nothing() {
-    let Some(_machine) = machine_for("a_blinking_link_changes_nothing") else { return };
+    let Some(_machine) = machine_for("a_blinking_link_changes_nothing", GUESTS) else { return };
     let mut drill = Drill::protected("blink", "detection_ms = 3000\ndrop_ms = 3000");
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
     let term = drill.cluster.status(A).unwrap().term;
@@ -386,7 +375,7 @@ fn a_blinking_link_changes_nothing() {
 
 #[test]
 fn of_two_sides_of_a_cut_one_goes_on() {
-    let Some(_machine) = machine_for("of_two_sides_of_a_cut_one_goes_on") else { return };
+    let Some(_machine) = machine_for("of_two_sides_of_a_cut_one_goes_on", GUESTS) else { return };
     for direction in [Direction::Both, Direction::Incoming, Direction::Outgoing] {
         let mut drill = Drill::protected("cut", CALM);
         let mut client = drill.cluster.client(LANES, &[]).unwrap();
@@ -404,7 +393,7 @@ fn of_two_sides_of_a_cut_one_goes_on() {
 
 #[test]
 fn an_isolated_primary_is_fenced() {
-    let Some(_machine) = machine_for("an_isolated_primary_is_fenced") else { return };
+    let Some(_machine) = machine_for("an_isolated_primary_is_fenced", GUESTS) else { return };
     let mut drill = Drill::protected("isolated", CALM);
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
     client.wait_answers(50, PATIENCE).unwrap();
@@ -422,7 +411,9 @@ fn an_isolated_primary_is_fenced() {
 
 #[test]
 fn a_frozen_primary_wakes_and_says_nothing() {
-    let Some(_machine) = machine_for("a_frozen_primary_wakes_and_says_nothing") else { return };
+    let Some(_machine) = machine_for("a_frozen_primary_wakes_and_says_nothing", GUESTS) else {
+        return;
+    };
     let mut drill = Drill::protected("frozen", CALM);
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
     client.wait_answers(100, PATIENCE).unwrap();
@@ -440,7 +431,7 @@ fn a_frozen_primary_wakes_and_says_nothing() {
 /// its hypervisor: every process stands still, and they wake one by one.
 #[test]
 fn a_machine_that_stood_still_goes_on() {
-    let Some(_machine) = machine_for("a_machine_that_stood_still_goes_on") else { return };
+    let Some(_machine) = machine_for("a_machine_that_stood_still_goes_on", GUESTS) else { return };
     for woken in [[A, B, Place::Arbiter], [B, Place::Arbiter, A], [Place::Arbiter, B, A]] {
         let mut drill = Drill::protected("stall", CALM);
         let mut client = drill.cluster.client(LANES, &[]).unwrap();
@@ -461,7 +452,9 @@ fn a_machine_that_stood_still_goes_on() {
 
 #[test]
 fn without_an_arbiter_nobody_takes_over() {
-    let Some(_machine) = machine_for("without_an_arbiter_nobody_takes_over") else { return };
+    let Some(_machine) = machine_for("without_an_arbiter_nobody_takes_over", GUESTS) else {
+        return;
+    };
     let mut drill = Drill::protected("arbiter", CALM);
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
     // Replication needs no arbiter, and the operator hears of it.
@@ -500,7 +493,7 @@ fn without_an_arbiter_nobody_takes_over() {
 /// did not get through follows its primary again.
 #[test]
 fn a_link_blinks_while_the_arbiter_stands_still() {
-    let Some(_machine) = machine_for("a_link_blinks_while_the_arbiter_stands_still") else {
+    let Some(_machine) = machine_for("a_link_blinks_while_the_arbiter_stands_still", GUESTS) else {
         return;
     };
     let drill = Drill::protected("still", CALM);
@@ -525,7 +518,7 @@ fn a_link_blinks_while_the_arbiter_stands_still() {
 
 #[test]
 fn a_guest_is_handed_to_and_fro() {
-    let Some(_machine) = machine_for("a_guest_is_handed_to_and_fro") else { return };
+    let Some(_machine) = machine_for("a_guest_is_handed_to_and_fro", GUESTS) else { return };
     let drill = Drill::protected("handover", CALM);
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
     let mut primary = A;
@@ -597,7 +590,7 @@ fn bzimage() -> Vec<u8> {
 
 #[test]
 fn what_is_missing_is_named() {
-    let Some(_machine) = machine_for("what_is_missing_is_named") else { return };
+    let Some(_machine) = machine_for("what_is_missing_is_named", GUESTS) else { return };
     let mut drill = Drill::idle("missing", "");
     let path = drill.cluster.folder().join("host-1.toml");
     let sound = std::fs::read_to_string(&path).unwrap();

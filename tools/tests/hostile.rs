@@ -5,14 +5,16 @@
 //! what it can see: a device that serves no more, that writes after its reset, or
 //! a page that changed by itself ends the run with a code of its own.
 
+mod machine;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
+use machine::{GUESTS, machine_for};
 use romulus::{
     control::Client,
     rehearsal::{
@@ -33,23 +35,6 @@ const ROUNDS: u64 = 15;
 const OWN_MEMORY_KIB_MAX: u64 = 192 << 10;
 /// What a daemon may write to its log meanwhile.
 const LOG_BYTES_MAX: u64 = 256 << 10;
-
-/// Two guests at once would take each other's time.
-static MACHINE: Mutex<()> = Mutex::new(());
-
-/// Says why a test is skipped, or fails where `ROMULUS_REQUIRE` wants it run.
-fn machine_for(test: &str) -> Option<MutexGuard<'static, ()>> {
-    let missing = ["/dev/kvm", "/dev/net/tun"].into_iter().find(|path| !Path::new(path).exists());
-    let reason = match (missing, nix::unistd::geteuid().is_root()) {
-        (None, true) => return Some(MACHINE.lock().unwrap_or_else(PoisonError::into_inner)),
-        (Some(path), _) => format!("{path} is missing"),
-        (None, false) => "namespaces and taps need root".to_owned(),
-    };
-    let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
-    assert!(!required.contains("kvm") && !required.contains("tun"), "{test}: {reason}");
-    println!("skipped {test}: {reason}");
-    None
-}
 
 /// A cluster whose guest has a network, a disk that is only read, and an
 /// entropy device; of it the arbiter runs.
@@ -186,7 +171,9 @@ fn survive(prefix: &str, vcpus: u16, seed: u64, kinds: &str) {
 
 #[test]
 fn a_guest_at_war_with_its_devices_stays_exact() {
-    let Some(_machine) = machine_for("a_guest_at_war_with_its_devices_stays_exact") else { return };
+    let Some(_machine) = machine_for("a_guest_at_war_with_its_devices_stays_exact", GUESTS) else {
+        return;
+    };
     let kinds = "chains+resets+registers+races+ports+space";
     for (seed, vcpus) in [(1, 2), (2, 1)] {
         survive("siege", vcpus, seed, kinds);
@@ -195,7 +182,9 @@ fn a_guest_at_war_with_its_devices_stays_exact() {
 
 #[test]
 fn a_guest_at_war_with_its_network_stays_exact() {
-    let Some(_machine) = machine_for("a_guest_at_war_with_its_network_stays_exact") else { return };
+    let Some(_machine) = machine_for("a_guest_at_war_with_its_network_stays_exact", GUESTS) else {
+        return;
+    };
     survive("siegenet", 2, 3, "chains+resets+registers+races+net");
 }
 
@@ -204,7 +193,7 @@ fn a_guest_at_war_with_its_network_stays_exact() {
 #[test]
 fn a_guest_that_ends_itself_is_ended_with_a_reason() {
     let test = "a_guest_that_ends_itself_is_ended_with_a_reason";
-    let Some(_machine) = machine_for(test) else { return };
+    let Some(_machine) = machine_for(test, GUESTS) else { return };
     let attacks: Vec<_> = (0..2)
         .map(|_| {
             let kinds = "chains+resets+registers+races+ports+space+end";
@@ -225,7 +214,7 @@ fn a_guest_that_ends_itself_is_ended_with_a_reason() {
 
 #[test]
 fn a_flood_of_panics_is_told_once() {
-    let Some(_machine) = machine_for("a_flood_of_panics_is_told_once") else { return };
+    let Some(_machine) = machine_for("a_flood_of_panics_is_told_once", GUESTS) else { return };
     let mut siege = Siege::lay("siegeport", 1, "seed:5,rounds:40,kinds:ports");
     siege.cluster.start(A, "run").unwrap();
     siege.cluster.wait_console(A, "attack over", PATIENCE).unwrap();

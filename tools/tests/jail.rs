@@ -1,17 +1,19 @@
 //! What the jail forbids is refused, to every kind of thread; and daemons live
 //! in it through failovers and handovers without missing anything.
 
+mod machine;
+
 use std::{
     collections::BTreeMap,
     fs,
     os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::Path,
     process::{Command, Output},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use clap::ValueEnum;
+use machine::{GUESTS, Need, has, machine_for};
 use nix::sys::signal::Signal;
 use romulus::{
     config::JailMode,
@@ -32,8 +34,6 @@ const B: Place = Place::Host(2);
 /// A bound on failure, not a measure.
 const PATIENCE: Duration = Duration::from_secs(60);
 const CALM: &str = "detection_ms = 1000\ndrop_ms = 800";
-
-static MACHINE: Mutex<()> = Mutex::new(());
 
 fn attempt(kind: ThreadKind, what: &str) -> Output {
     let kind = kind.to_possible_value().unwrap();
@@ -97,9 +97,7 @@ fn what_a_thread_does_not_need_fails_and_is_told() {
 
 #[test]
 fn files_and_networks_of_others_are_out_of_reach() {
-    let landlock = landlock_available();
-    if landlock < 4 {
-        println!("skipped: this kernel's landlock is of version {landlock}, 4 restricts TCP");
+    if !has("files_and_networks_of_others_are_out_of_reach", &[Need::Landlock]) {
         return;
     }
     for kind in [ThreadKind::Process, ThreadKind::Network] {
@@ -144,21 +142,6 @@ fn a_key_that_others_can_read_is_refused() {
     assert_eq!(output.status.code(), Some(1));
     let words = words(&output);
     assert!(words.contains("mode 644") && words.contains("chmod 600"), "{words}");
-}
-
-/// Says why a test is skipped, or fails where `ROMULUS_REQUIRE` wants it run.
-fn machine_for(test: &str) -> Option<MutexGuard<'static, ()>> {
-    let missing = ["/dev/kvm", "/dev/net/tun"].into_iter().find(|path| !Path::new(path).exists());
-    let root = nix::unistd::geteuid().is_root();
-    let reason = match (missing, root) {
-        (None, true) => return Some(MACHINE.lock().unwrap_or_else(PoisonError::into_inner)),
-        (Some(path), _) => format!("{path} is missing"),
-        (None, false) => "namespaces and taps need root".to_owned(),
-    };
-    let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
-    assert!(!required.contains("kvm") && !required.contains("tun"), "{test}: {reason}");
-    println!("skipped {test}: {reason}");
-    None
 }
 
 fn cluster(prefix: &str, folder: &Path) -> Cluster {
@@ -222,7 +205,7 @@ fn assert_nothing_told(cluster: &Cluster) {
 
 #[test]
 fn daemons_live_in_the_jail_whatever_their_role() {
-    let Some(_machine) = machine_for("daemons_live_in_the_jail_whatever_their_role") else {
+    let Some(_machine) = machine_for("daemons_live_in_the_jail_whatever_their_role", GUESTS) else {
         return;
     };
     let folder = tempfile::tempdir().unwrap();
@@ -267,7 +250,7 @@ fn daemons_live_in_the_jail_whatever_their_role() {
 
 #[test]
 fn the_jail_is_a_setting() {
-    let Some(_machine) = machine_for("the_jail_is_a_setting") else { return };
+    let Some(_machine) = machine_for("the_jail_is_a_setting", GUESTS) else { return };
     let folder = tempfile::tempdir().unwrap();
     let mut cluster = cluster("jailset", folder.path());
     for (place, mode) in [(A, "log"), (B, "off")] {

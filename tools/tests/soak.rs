@@ -2,20 +2,17 @@
 
 #![forbid(unsafe_code)]
 
-use std::{path::Path, process::Command};
+mod machine;
 
+use std::process::Command;
+
+use machine::{GUESTS, machine_for};
 use serde_json::Value;
 
 /// One round at least, whatever the machine.
 #[test]
 fn a_short_soak_survives_and_says_so() {
-    let missing = ["/dev/kvm", "/dev/net/tun"].into_iter().find(|path| !Path::new(path).exists());
-    if missing.is_some() || !nix::unistd::geteuid().is_root() {
-        let required = std::env::var("ROMULUS_REQUIRE").unwrap_or_default();
-        assert!(!required.contains("kvm") && !required.contains("tun"), "{missing:?}, or not root");
-        println!("skipped: a soak needs KVM, a tap and root");
-        return;
-    }
+    let Some(_machine) = machine_for("a_short_soak_survives_and_says_so", GUESTS) else { return };
     let output = Command::new(env!("CARGO_BIN_EXE_romulus"))
         .args(["soak", "--json", "--seconds", "15", "--seed", "4", "--memory", "64"])
         .output()

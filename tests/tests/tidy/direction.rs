@@ -1,4 +1,4 @@
-//! Which crate may depend on which.
+//! Which crate may depend on which, and that every dependency is told of.
 //!
 //! ```text
 //!   arbiter ◀── checkpoint ◀─┬─ vmm ◀───────┬─ tools ◀─┬─ tests
@@ -7,7 +7,7 @@
 //!   probe (what guest and clients agree on) ◀── guest, tools, tests, benches
 //! ```
 
-use crate::checkout::Crate;
+use crate::checkout::{Crate, Text};
 
 /// Others' crates by the beginnings of their names.
 const ASYNC: &[&str] = &["async", "futures", "tokio"];
@@ -79,6 +79,33 @@ fn objection(rule: &Rule, dependency: &str) -> Option<String> {
     })
 }
 
+/// Others' crates that `krate` depends on and that `architecture`, the text of
+/// `ARCHITECTURE.md`, has no row for.
+pub(crate) fn check_told(krate: &Crate, architecture: &Text) -> Vec<String> {
+    let path = &architecture.path;
+    let told: Vec<&str> = told(&architecture.text).collect();
+    let is_ours = |name: &str| RULES.iter().any(|rule| rule.package == name);
+    let mut untold = dependencies(krate);
+    untold.retain(|name| !is_ours(name) && !told.contains(&name.as_str()));
+    untold.sort();
+    untold.dedup();
+    let package = krate.manifest["package"]["name"].as_str().expect("a package has a name");
+    let complaint = |name: String| {
+        format!(
+            "{package}: {path} does not tell what {name} is for: add it to the table of dependencies"
+        )
+    };
+    untold.into_iter().map(complaint).collect()
+}
+
+/// What stands in code marks in the first column of the table of dependencies.
+fn told(architecture: &str) -> impl Iterator<Item = &str> {
+    let sections = architecture.split("\n## ");
+    let section = sections.skip(1).find(|section| section.starts_with("Dependencies\n"));
+    let rows = section.unwrap_or_default().lines().filter_map(|line| line.strip_prefix("| `"));
+    rows.flat_map(|row| row.split('|').next().unwrap_or_default().split('`').step_by(2))
+}
+
 /// The packages that a manifest names, whatever it calls them.
 fn dependencies(krate: &Crate) -> Vec<String> {
     let mut names = Vec::new();
@@ -110,4 +137,26 @@ fn a_wrong_direction_is_found() {
     assert!(told.iter().any(|complaint| complaint.contains("may not know romulus-transport")));
     assert!(told.iter().any(|complaint| complaint.contains("may not know tokio")));
     assert_eq!(check(&krate("[package]\nname = \"new\"\n")).len(), 1);
+}
+
+#[test]
+fn a_dependency_that_nobody_tells_of_is_found() {
+    let text = "# A\n\n| `late` | elsewhere |\n\n## Dependencies\n\n| crate | for |\n|---|---|\n\
+                | `one`, `two` (tests) | `three` |\n\n## End\n\n| `four` | |\n";
+    let architecture = Text { path: "ARCHITECTURE.md".into(), text: text.into() };
+    let krate = |text: &str| Crate { folder: "x".into(), manifest: text.parse().unwrap() };
+    let told = krate(
+        "[package]\nname = \"x\"\n[dependencies]\none = \"1\"\nromulus-arbiter = \"1\"\n\
+         [dev-dependencies]\nother = { package = \"two\" }\n",
+    );
+    assert_eq!(check_told(&told, &architecture), Vec::<String>::new());
+    let untold = krate(
+        "[package]\nname = \"x\"\n[dependencies]\nlate = \"1\"\nthree = \"1\"\n\
+         [dev-dependencies]\nthree = \"1\"\n[build-dependencies]\nfour = \"1\"\n",
+    );
+    let complaints = check_told(&untold, &architecture);
+    assert_eq!(complaints.len(), 3, "{complaints:?}");
+    for (complaint, name) in complaints.iter().zip(["four", "late", "three"]) {
+        assert!(complaint.contains(&format!("does not tell what {name} is for")), "{complaint}");
+    }
 }

@@ -90,3 +90,12 @@ fn dependencies_point_one_way() {
     let checkout = Checkout::read();
     demand_none(&checkout.crates.iter().flat_map(direction::check).collect::<Vec<_>>());
 }
+
+#[test]
+fn every_dependency_is_told_of() {
+    let checkout = Checkout::read();
+    let architecture = checkout.texts.iter().find(|text| text.path == "ARCHITECTURE.md");
+    let architecture = architecture.expect("the checkout has an ARCHITECTURE.md");
+    let untold = |krate: &checkout::Crate| direction::check_told(krate, architecture);
+    demand_none(&checkout.crates.iter().flat_map(untold).collect::<Vec<_>>());
+}

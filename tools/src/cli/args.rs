@@ -369,15 +369,16 @@ pub struct DemoArgs {
     /// Pages that the guest dirties per second
     #[arg(long, value_name = "PAGES", default_value_t = 4000)]
     pub dirty_rate: u64,
-    /// Silence after which the backup asks for promotion, in ms
-    #[arg(long, value_name = "MS", default_value_t = 150, value_parser = clap::value_parser!(u32).range(10..=600_000))]
-    pub detection: u32,
-    /// Silence after which the primary asks to go on without its backup, in ms
-    #[arg(long, value_name = "MS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(10..=600_000))]
-    pub drop: u32,
-    /// How long anything may take before the demo gives up, in s
-    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    pub patience: u64,
+    /// Silence after which the backup asks for promotion, in ms [default: 150, or three epochs]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(10..=600_000))]
+    pub detection: Option<u32>,
+    /// Silence after which the primary asks to go on without its backup, in ms [default: 120, or
+    /// three epochs]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(10..=600_000))]
+    pub drop: Option<u32>,
+    /// How long anything may take before the demo gives up, in s [default: 30 and 60 epochs]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub patience: Option<u64>,
     /// Leave it running to play with
     #[arg(long)]
     pub keep: bool,

@@ -72,6 +72,9 @@ pub enum Failure {
         /// How long that was waited for.
         seconds: u64,
     },
+    /// Nothing would end in order.
+    #[error("cannot catch signals: {0}: check the limits of this process")]
+    Signals(#[source] std::io::Error),
     /// The demo could not go on.
     #[error(transparent)]
     Demo(#[from] DemoError),
@@ -107,6 +110,7 @@ impl Failure {
             | Self::Output(_)
             | Self::NotProtected { .. }
             | Self::StillRuns { .. }
+            | Self::Signals(_)
             | Self::Demo(_)
             | Self::Soak(_)
             | Self::Bench(_)

@@ -23,6 +23,7 @@ use crate::{
     rehearsal::{
         self,
         demo::{self, DemoSettings, GuestKind},
+        ending::Ending,
         soak::{self, SoakSettings},
     },
 };
@@ -178,13 +179,21 @@ pub(super) fn demo(arguments: &DemoArgs, json: bool) -> Result<Exit, Failure> {
         dirty_rate: arguments.dirty_rate,
         detection_ms: arguments.detection,
         drop_ms: arguments.drop,
-        patience: Duration::from_secs(arguments.patience),
+        patience: arguments.patience.map(Duration::from_secs),
         keep: arguments.keep,
         quiet: json,
     };
-    let report = demo::play(&settings)?;
+    let report = ended_in_order(|| demo::play(&settings))??;
     print(json, &report, || demo::render(&report))?;
     Ok(if report.sound() { Exit::Done } else { Exit::Failed })
+}
+
+/// A signal ends what is started by `rehearse`, too.
+fn ended_in_order<T>(rehearse: impl FnOnce() -> T) -> Result<T, Failure> {
+    let ending = Ending::on_signals().map_err(Failure::Signals)?;
+    let result = rehearse();
+    ending.over();
+    Ok(result)
 }
 
 pub(super) fn soak(arguments: &SoakArgs, json: bool) -> Result<Exit, Failure> {
@@ -198,13 +207,13 @@ pub(super) fn soak(arguments: &SoakArgs, json: bool) -> Result<Exit, Failure> {
         hostile: arguments.hostile,
         quiet: json,
     };
-    let report = soak::run(&settings)?;
+    let report = ended_in_order(|| soak::run(&settings))??;
     print(json, &report, || soak::render(&report))?;
     Ok(if report.sound() { Exit::Done } else { Exit::Failed })
 }
 
 pub(super) fn bench(command: &BenchCommand, json: bool) -> Result<Exit, Failure> {
-    let report = bench::run(command, &Progress::new(json))?;
+    let report = ended_in_order(|| bench::run(command, &Progress::new(json)))??;
     let files = report.write(&command.options().out).map_err(BenchError::from)?;
     print(json, &report, || {
         let page = files.first().map(|page| page.display().to_string()).unwrap_or_default();

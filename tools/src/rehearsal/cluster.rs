@@ -16,6 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    unistd::Pid,
+};
 use thiserror::Error;
 use tokio::runtime::Runtime;
 use transport::identity::pki::{self, PkiError};
@@ -26,7 +30,7 @@ use super::{
     probe_report::ProbeReport,
 };
 use crate::{
-    control::{ArbiterStatus, Client, ClientError, PeerState, Protection, Role, Status},
+    control::{ArbiterStatus, Client, ClientError, Protection, Role, Status},
     linux_guest::image::GuestImage,
 };
 
@@ -121,6 +125,16 @@ pub enum ClusterError {
         /// How long.
         waited_s: u64,
         /// The end of the log of who should have done it.
+        log: String,
+    },
+    /// A process that something was waited for of is gone.
+    #[error("waited in vain until {what}: it has ended ({how}); the end of its log:\n{log}")]
+    Ended {
+        /// For what.
+        what: String,
+        /// Its exit code, or what killed it.
+        how: String,
+        /// The end of its log.
         log: String,
     },
     /// The client ended without a report.
@@ -390,6 +404,18 @@ impl Cluster {
         }
     }
 
+    /// How the process at `place` has ended, if it has by itself. It stays to be
+    /// waited for.
+    fn ended(&self, place: Place) -> Option<String> {
+        let pid = Pid::from_raw(self.pid(place)?.cast_signed());
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        match waitid(Id::Pid(pid), look).ok()? {
+            WaitStatus::Exited(_, code) => Some(format!("exit code {code}")),
+            WaitStatus::Signaled(_, signal, _) => Some(signal.to_string()),
+            _ => None,
+        }
+    }
+
     /// A client of the control API at `place`.
     #[must_use]
     pub fn control(&self, place: Place) -> Client {
@@ -425,7 +451,7 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// [`ClusterError::Waited`] with the end of its log.
+    /// [`ClusterError::Waited`] or [`ClusterError::Ended`], with the end of its log.
     pub fn wait_arbiter(
         &self,
         place: Place,
@@ -441,7 +467,7 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// [`ClusterError::Waited`] with the end of its log.
+    /// [`ClusterError::Waited`] or [`ClusterError::Ended`], with the end of its log.
     pub fn wait_for(
         &self,
         place: Place,
@@ -460,6 +486,7 @@ impl Cluster {
         ask: impl Fn() -> Result<T, ClusterError>,
         holds: impl Fn(&T) -> bool,
     ) -> Result<T, ClusterError> {
+        let what = format!("{place} {what}");
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             if let Ok(status) = ask()
@@ -467,20 +494,19 @@ impl Cluster {
             {
                 return Ok(status);
             }
+            if let Some(how) = self.ended(place) {
+                return Err(ClusterError::Ended { what, how, log: self.log_end(place) });
+            }
             std::thread::sleep(LOOK);
         }
-        Err(ClusterError::Waited {
-            what: format!("{place} {what}"),
-            waited_s: patience.as_secs(),
-            log: self.log_end(place),
-        })
+        Err(ClusterError::Waited { what, waited_s: patience.as_secs(), log: self.log_end(place) })
     }
 
     /// Waits until `place` runs the guest, protected.
     ///
     /// # Errors
     ///
-    /// [`ClusterError::Waited`]
+    /// As [`Cluster::wait_for`].
     pub fn wait_protected(&self, place: Place, patience: Duration) -> Result<Status, ClusterError> {
         self.wait_for(place, "runs a protected guest", patience, |status| {
             status.role == Role::Primary && status.protection == Protection::Protected
@@ -491,7 +517,7 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// [`ClusterError::Waited`]
+    /// As [`Cluster::wait_for`].
     pub fn wait_primary(&self, place: Place, patience: Duration) -> Result<Status, ClusterError> {
         self.wait_for(place, "runs the guest", patience, |status| status.role == Role::Primary)
     }
@@ -500,7 +526,8 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// [`ClusterError::Waited`] with the end of log and console.
+    /// [`ClusterError::Waited`] or [`ClusterError::Ended`], with the end of log and
+    /// console.
     pub fn wait_console(
         &self,
         place: Place,
@@ -509,18 +536,23 @@ impl Cluster {
     ) -> Result<(), ClusterError> {
         let console = self.folder.join(format!("{place}.console"));
         let said = || String::from_utf8_lossy(&fs::read(&console).unwrap_or_default()).into_owned();
+        let what = || format!("the guest at {place} says `{words}`");
+        let log = || format!("{}\n{}", self.log_end(place), last_lines(&said()));
         let deadline = Instant::now() + patience;
-        while !said().contains(words) {
+        loop {
+            let ended = self.ended(place);
+            if said().contains(words) {
+                return Ok(());
+            }
+            if let Some(how) = ended {
+                return Err(ClusterError::Ended { what: what(), how, log: log() });
+            }
             if Instant::now() >= deadline {
-                return Err(ClusterError::Waited {
-                    what: format!("the guest at {place} says `{words}`"),
-                    waited_s: patience.as_secs(),
-                    log: format!("{}\n{}", self.log_end(place), last_lines(&said())),
-                });
+                let waited_s = patience.as_secs();
+                return Err(ClusterError::Waited { what: what(), waited_s, log: log() });
             }
             std::thread::sleep(LOOK);
         }
-        Ok(())
     }
 
     /// The last lines of the log at `place`.
@@ -545,12 +577,6 @@ impl Cluster {
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit());
         LoadClient::start(&mut command)
-    }
-
-    /// Whether every backup that `status` lists is in sync.
-    #[must_use]
-    pub fn all_in_sync(status: &Status) -> bool {
-        status.peers.iter().all(|peer| peer.state == PeerState::InSync)
     }
 }
 

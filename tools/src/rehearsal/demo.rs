@@ -35,6 +35,18 @@ const PHASE: Duration = Duration::from_secs(3);
 const LANES: u32 = 4;
 /// Heartbeats within the time after which silence is noticed.
 const HEARTBEATS: u32 = 6;
+/// The most that a configuration takes.
+const HEARTBEAT_MS_MAX: u32 = 10_000;
+/// Silence after which a backup asks for promotion, and a primary to go on alone,
+/// in ms.
+const DETECTION_MS: u32 = 150;
+const DROP_MS: u32 = 120;
+/// Nobody is silent who speaks once an epoch.
+const EPOCHS_OF_SILENCE: u32 = 3;
+/// How long anything may take, and how many epochs longer: clients wait for their
+/// answers' epochs.
+const PATIENCE: Duration = Duration::from_secs(30);
+const EPOCHS_OF_PATIENCE: u32 = 60;
 /// Shortest time after which clients ask again, in ms, and how much shorter
 /// than the detection it is.
 const RETRANSMIT_MS_MIN: u32 = 20;
@@ -97,16 +109,44 @@ pub struct DemoSettings {
     pub vcpus: u16,
     /// Pages that it dirties per second.
     pub dirty_rate: u64,
-    /// Silence after which the backup asks for promotion, in ms.
-    pub detection_ms: u32,
-    /// Silence after which the primary asks to go on alone, in ms.
-    pub drop_ms: u32,
-    /// How long anything may take.
-    pub patience: Duration,
+    /// Silence after which the backup asks for promotion, in ms; `None`: 150, or as
+    /// many as the epochs need.
+    pub detection_ms: Option<u32>,
+    /// Silence after which the primary asks to go on alone, in ms; `None`: 120, or
+    /// as many as the epochs need.
+    pub drop_ms: Option<u32>,
+    /// How long anything may take; `None`: 30 s, and longer with long epochs.
+    pub patience: Option<Duration>,
     /// Leave everything running until Ctrl-C.
     pub keep: bool,
     /// Say nothing on the way.
     pub quiet: bool,
+}
+
+impl DemoSettings {
+    fn detection_ms(&self) -> u32 {
+        self.detection_ms.unwrap_or(DETECTION_MS.max(self.epoch_ms * EPOCHS_OF_SILENCE))
+    }
+
+    fn drop_ms(&self) -> u32 {
+        self.drop_ms.unwrap_or(DROP_MS.max(self.epoch_ms * EPOCHS_OF_SILENCE))
+    }
+
+    fn patience(&self) -> Duration {
+        let epoch = Duration::from_millis(self.epoch_ms.into());
+        self.patience.unwrap_or(PATIENCE + epoch * EPOCHS_OF_PATIENCE)
+    }
+
+    /// The section `[replication]`.
+    fn replication(&self) -> String {
+        let (epoch_ms, detection_ms, drop_ms) =
+            (self.epoch_ms, self.detection_ms(), self.drop_ms());
+        let heartbeat_ms = (detection_ms.min(drop_ms) / HEARTBEATS).clamp(1, HEARTBEAT_MS_MAX);
+        format!(
+            "epoch_ms = {epoch_ms}\nheartbeat_ms = {heartbeat_ms}\n\
+             detection_ms = {detection_ms}\ndrop_ms = {drop_ms}\nmtu_max = 65000"
+        )
+    }
 }
 
 /// What came of it. `lost` must be 0.
@@ -215,15 +255,6 @@ struct Seen {
     switchover_ms: f64,
 }
 
-fn replication(settings: &DemoSettings) -> String {
-    let DemoSettings { epoch_ms, detection_ms, drop_ms, .. } = settings;
-    let heartbeat_ms = (detection_ms.min(drop_ms) / HEARTBEATS).max(1);
-    format!(
-        "epoch_ms = {epoch_ms}\nheartbeat_ms = {heartbeat_ms}\n\
-         detection_ms = {detection_ms}\ndrop_ms = {drop_ms}\nmtu_max = 65000"
-    )
-}
-
 impl<'a> Demo<'a> {
     fn new(
         settings: &'a DemoSettings,
@@ -244,7 +275,7 @@ impl<'a> Demo<'a> {
             cmdline: dirty,
             linux: linux.clone(),
             vm: String::new(),
-            replication: replication(settings),
+            replication: settings.replication(),
         };
         let cluster = Cluster::new("demo", folder, program, shape)?;
         Ok(Self { settings, cluster, linux, begun })
@@ -259,7 +290,7 @@ impl<'a> Demo<'a> {
     fn play(mut self) -> Result<DemoReport, ClusterError> {
         self.begin()?;
         let mut client = self.client(0)?;
-        client.wait_answers(1, self.settings.patience)?;
+        client.wait_answers(1, self.settings.patience())?;
         self.say("clients ask, and check every answer");
         let calm = self.calm()?;
         let (killed, failover_ms) = self.kill(&mut client)?;
@@ -278,11 +309,11 @@ impl<'a> Demo<'a> {
         self.cluster.start(FIRST, "run")?;
         if let Some(image) = &self.linux {
             // What a boot dirties goes into the seed once.
-            self.cluster.wait_console(FIRST, READY, self.settings.patience)?;
+            self.cluster.wait_console(FIRST, READY, self.settings.patience())?;
             self.say(&format!("Linux {} has booted at {FIRST}", image.release));
         }
         self.cluster.start(SECOND, "backup")?;
-        self.cluster.wait_protected(FIRST, self.settings.patience)?;
+        self.cluster.wait_protected(FIRST, self.settings.patience())?;
         self.say(&format!(
             "{FIRST} runs a guest of {} MiB and {} vCPUs, {SECOND} is its backup: protected",
             self.settings.memory_mib, self.settings.vcpus
@@ -292,7 +323,7 @@ impl<'a> Demo<'a> {
 
     /// A client on lanes of its own.
     fn client(&self, first_lane: u32) -> Result<LoadClient, ClusterError> {
-        let retransmit_ms = (self.settings.detection_ms / RETRANSMITS).max(RETRANSMIT_MS_MIN);
+        let retransmit_ms = (self.settings.detection_ms() / RETRANSMITS).max(RETRANSMIT_MS_MIN);
         let (lane, ms) = (first_lane.to_string(), retransmit_ms.to_string());
         self.cluster.client(LANES, &["--first-lane", &lane, "--retransmit-ms", &ms])
     }
@@ -307,7 +338,7 @@ impl<'a> Demo<'a> {
     /// A client that measures one interruption.
     fn observer(&self, first_lane: u32) -> Result<LoadClient, ClusterError> {
         let mut observer = self.client(first_lane)?;
-        observer.wait_answers(100, self.settings.patience)?;
+        observer.wait_answers(100, self.settings.patience())?;
         Ok(observer)
     }
 
@@ -316,9 +347,9 @@ impl<'a> Demo<'a> {
         let before = self.cluster.status(FIRST)?;
         self.cluster.kill(FIRST);
         self.say(&format!("{FIRST} is killed (SIGKILL) in epoch {}", before.epoch));
-        let status = self.cluster.wait_primary(SECOND, self.settings.patience)?;
-        observer.wait_answers(100, self.settings.patience)?;
-        client.wait_answers(100, self.settings.patience)?;
+        let status = self.cluster.wait_primary(SECOND, self.settings.patience())?;
+        observer.wait_answers(100, self.settings.patience())?;
+        client.wait_answers(100, self.settings.patience())?;
         let gap = observer.finish()?.longest_gap.ms;
         self.say(&format!(
             "{SECOND} has taken over (term {}); the client waited {gap:.0} ms",
@@ -330,7 +361,7 @@ impl<'a> Demo<'a> {
     fn reprotect(&mut self) -> Result<(), ClusterError> {
         self.cluster.start(FIRST, "backup")?;
         let begun = Instant::now();
-        self.cluster.wait_protected(SECOND, self.settings.patience)?;
+        self.cluster.wait_protected(SECOND, self.settings.patience())?;
         self.say(&format!(
             "{FIRST} is back as a backup, seeded in {:.1} s while the guest ran: protected",
             begun.elapsed().as_secs_f64()
@@ -344,12 +375,12 @@ impl<'a> Demo<'a> {
         let before = self.cluster.status(SECOND)?;
         let to = FailoverBody { to: Some(FIRST.node()), ..FailoverBody::default() };
         self.cluster.ask(SECOND, async |control: Client| control.failover(&to).await)?;
-        self.cluster.wait_primary(FIRST, self.settings.patience)?;
-        observer.wait_answers(100, self.settings.patience)?;
-        client.wait_answers(100, self.settings.patience)?;
+        self.cluster.wait_primary(FIRST, self.settings.patience())?;
+        observer.wait_answers(100, self.settings.patience())?;
+        client.wait_answers(100, self.settings.patience())?;
         let gap = observer.finish()?.longest_gap.ms;
         self.say(&format!("handed back to {FIRST} by plan; the client waited {gap:.0} ms"));
-        self.cluster.wait_protected(FIRST, self.settings.patience)?;
+        self.cluster.wait_protected(FIRST, self.settings.patience())?;
         self.say(&format!("{SECOND} stands by again: protected"));
         Ok((before, gap))
     }
@@ -444,4 +475,68 @@ pub fn render(report: &DemoReport) -> String {
 
 fn ms(thousandths: u64) -> f64 {
     thousandths as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Replication};
+
+    fn settings(epoch_ms: u32) -> DemoSettings {
+        DemoSettings {
+            guest: GuestKind::Probe,
+            epoch_ms,
+            memory_mib: 64,
+            vcpus: 1,
+            dirty_rate: 0,
+            detection_ms: None,
+            drop_ms: None,
+            patience: None,
+            keep: false,
+            quiet: true,
+        }
+    }
+
+    /// Writes `settings` as the demo does, into a host's configuration.
+    fn understood(settings: &DemoSettings) -> Replication {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("host-1.toml");
+        let text = format!(
+            "[vm]\nname = \"demo\"\nmemory_mib = 64\nkernel = \"probe\"\n\n\
+             [node]\nname = \"host-1\"\nlisten = \"127.0.0.1:7700\"\nstate_dir = \"s\"\n\
+             control = \"s.sock\"\nca = \"ca.pem\"\ncert = \"c.pem\"\nkey = \"c.key\"\n\n\
+             [arbiter]\nname = \"arbiter\"\naddress = \"127.0.0.1:7800\"\n\n\
+             [replication]\n{}\n",
+            settings.replication()
+        );
+        std::fs::write(&file, text).unwrap();
+        config::read_vm(&file).unwrap_or_else(|error| panic!("{error}")).replication
+    }
+
+    #[test]
+    fn every_epoch_that_may_be_chosen_can_be_configured() {
+        for epoch_ms in [1, 25, 40, 50, 51, 120, 150, 200, 10_000] {
+            let replication = understood(&settings(epoch_ms));
+            let epochs = |silence: Duration| silence.as_millis() / u128::from(epoch_ms);
+            assert!(epochs(replication.detection) >= 3, "{epoch_ms} ms");
+            assert!(epochs(replication.drop) >= 3, "{epoch_ms} ms");
+        }
+        let usual = understood(&settings(25));
+        assert_eq!((usual.detection.as_millis(), usual.drop.as_millis()), (150, 120));
+    }
+
+    #[test]
+    fn what_the_operator_says_of_silence_holds() {
+        let chosen = DemoSettings { detection_ms: Some(250), drop_ms: Some(230), ..settings(200) };
+        let replication = understood(&chosen);
+        assert_eq!((replication.detection.as_millis(), replication.drop.as_millis()), (250, 230));
+    }
+
+    #[test]
+    fn long_epochs_are_waited_for() {
+        assert!(settings(25).patience() >= PATIENCE);
+        assert!(settings(10_000).patience() >= Duration::from_secs(600));
+        let chosen = DemoSettings { patience: Some(Duration::from_secs(5)), ..settings(10_000) };
+        assert_eq!(chosen.patience(), Duration::from_secs(5));
+    }
 }

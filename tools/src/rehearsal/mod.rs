@@ -3,7 +3,9 @@
 
 pub mod cluster;
 pub mod demo;
+pub mod ending;
 mod etcd_member;
+mod leftovers;
 pub mod netns;
 mod probe_args;
 pub mod probe_client;

@@ -255,17 +255,6 @@ impl Lab {
         Ok(())
     }
 
-    /// Pulls (`false`) or plugs (`true`) the cable of `place` to the guests'
-    /// network; its carrier goes, too.
-    ///
-    /// # Errors
-    ///
-    /// [`LabError`] if `ip` cannot.
-    pub fn plug_lan(&self, place: Place, plugged: bool) -> Result<(), LabError> {
-        let state = if plugged { "up" } else { "down" };
-        ip(&["-n", &self.switch(), "link", "set", &port("lan", place), state])
-    }
-
     /// Frames arrive at the other end of a link that they leave by.
     fn filter(
         &self,
@@ -363,6 +352,15 @@ pub fn remove_leftovers() -> Result<Vec<String>, LabError> {
     remove_all(|name| {
         owner(name).is_some_and(|pid| !fs::exists(format!("/proc/{pid}")).unwrap_or(true))
     })
+}
+
+/// Removes the namespaces of all labs of the process `pid`.
+///
+/// # Errors
+///
+/// [`LabError`] if `ip` cannot.
+pub(super) fn remove_of(pid: u32) -> Result<Vec<String>, LabError> {
+    remove_all(|name| owner(name) == Some(pid))
 }
 
 /// The process that made a namespace, if a lab did.

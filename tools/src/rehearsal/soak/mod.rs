@@ -36,6 +36,7 @@ use self::{
 };
 use super::{
     cluster::{Cluster, ClusterError, LoadClient, Registers, Shape},
+    leftovers,
     netns::{Direction, Place},
 };
 use crate::{
@@ -125,7 +126,8 @@ pub fn run(settings: &SoakSettings) -> Result<SoakReport, ClusterError> {
     if report.sound() {
         let _ = std::fs::remove_dir_all(folder);
     } else {
-        eprintln!("logs and configurations are in {}", folder.display());
+        let kept = leftovers::keep_folder(folder);
+        eprintln!("logs and configurations are in {}", kept.display());
     }
     Ok(report)
 }
