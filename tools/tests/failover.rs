@@ -340,7 +340,7 @@ fn a_backup_that_hangs_and_speaks_is_dropped() {
 #[test]
 fn a_host_that_cannot_run_its_guest_leaves_it_to_the_backup() {
     let test = "a_host_that_cannot_run_its_guest_leaves_it_to_the_backup";
-    let Some(_machine) = machine_for(test) else { return };
+    let Some(_machine) = machine_for(test, GUESTS) else { return };
     let mut drill = Drill::protected("broken", CALM);
     let mut client = drill.cluster.client(LANES, &[]).unwrap();
     client.wait_answers(50, PATIENCE).unwrap();
@@ -545,7 +545,8 @@ fn a_guest_is_handed_to_and_fro() {
 
 #[test]
 fn a_backup_takes_over_by_order_only_if_that_is_said() {
-    let Some(_machine) = machine_for("a_backup_takes_over_by_order_only_if_that_is_said") else {
+    let Some(_machine) = machine_for("a_backup_takes_over_by_order_only_if_that_is_said", GUESTS)
+    else {
         return;
     };
     let mut drill = Drill::protected("order", CALM);
