@@ -204,6 +204,12 @@ pub struct DeviceStats {
     pub unknown_accesses: u64,
 }
 
+/// Data of the CMOS clock. There is none, and ACPI says so, but Linux before
+/// 5.17 without kvm-clock reads it nevertheless, and waits for ever while all
+/// ones say "update in progress". From zeros it takes the time to be the end of
+/// November 1999, until its NTP client has another.
+const CMOS_DATA_PORT: u16 = 0x71;
+
 /// What a write to a port means beyond its device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortEffect {
@@ -293,7 +299,8 @@ impl Devices {
         })
     }
 
-    /// A vCPU reads `port`: each byte of `data` is one access.
+    /// A vCPU reads `port`: each byte of `data` is one access. Where nothing
+    /// answers it reads all ones.
     pub fn pio_read(&self, port: u16, data: &mut [u8]) {
         match self.ports.find(u64::from(port), 1) {
             Some((PortDevice::Serial(serial), offset)) => serial.read(offset, data),
@@ -301,6 +308,7 @@ impl Devices {
                 data.iter_mut().for_each(|byte| *byte = power.read(port));
             }
             Some((PortDevice::Panic(panic), _)) => data.fill(panic.read()),
+            None if port == CMOS_DATA_PORT => data.fill(0),
             None => {
                 data.fill(0xff);
                 self.count_unknown();
