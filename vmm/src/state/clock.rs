@@ -26,7 +26,9 @@
 //!   a leap, would fire all timers at once, and watchdogs with them.
 //!
 //! A guest on kvm-clock is also told that it was stopped (`KVM_KVMCLOCK_CTRL`),
-//! so that watchdogs that were due look again.
+//! so that watchdogs that were due look again. It is told too after the whole
+//! process was stopped (SIGSTOP, the freezer of control groups): nobody winds
+//! its clocks back then, and they leap.
 //!
 //! **A long pause** of a primary (output that cannot be released) counts like
 //! a failover: beyond [`LONG_PAUSE`] time is wound back by its length. An
