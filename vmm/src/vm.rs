@@ -495,7 +495,7 @@ impl Vm {
     }
 
     fn set_all(&mut self, sections: &Arc<Sections>, saved: &SavedClocks) -> Result<(), VmError> {
-        machine::restore(&self.fd, sections, saved.moment)?;
+        machine::restore(&self.fd, sections)?;
         let shift = self.clocks.restore(&self.fd, &self.vcpus, saved)?;
         self.fingerprint.tsc_khz = self.clocks.rate().guest_khz;
         self.vcpus.restore(sections, shift)?;

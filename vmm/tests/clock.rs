@@ -30,7 +30,7 @@ impl Clocks {
         let tsc = |index| sections.body(&format!("vcpu.{index:02}.tsc"), 1).unwrap();
         Self {
             kvm_ns: number(clock, 0),
-            tsc_khz: u32::from_le_bytes(clock[24..].try_into().unwrap()),
+            tsc_khz: u32::from_le_bytes(clock[16..].try_into().unwrap()),
             tscs: (0..VCPUS).map(|index| (number(tsc(index), 0), number(tsc(index), 8))).collect(),
         }
     }
@@ -168,7 +168,7 @@ fn another_frequency_is_scaled_or_refused() {
     for (tsc_khz, native) in [(khz - khz / 10_000, true), (khz - khz / 10, false)] {
         let mut sections = saved.as_slice().to_vec();
         let clock = sections.iter_mut().find(|section| section.name == "vm.clock").unwrap();
-        clock.bytes[24..].copy_from_slice(&tsc_khz.to_le_bytes());
+        clock.bytes[16..].copy_from_slice(&tsc_khz.to_le_bytes());
         let sections = Sections::new(sections).unwrap();
         let mut next = Rig::new(&config(VCPUS, DirtyTracking::Auto));
         next.set_image(&rig.image());
