@@ -79,7 +79,9 @@ pub(crate) fn save(
     add("regs", bytes_of(&[vcpu.get_regs().map_err(at("KVM_GET_REGS"))?]));
     add("sregs", save_sregs(vcpu, index, shape)?);
     let mut xsave = vec![0; shape.xsave_area_bytes];
-    ioctl::get_xsave(vcpu, shape.xsave2, &mut xsave).map_err(kvm_error("KVM_GET_XSAVE", index))?;
+    // SAFETY: the shape has the size that KVM told.
+    unsafe { ioctl::get_xsave(vcpu, shape.xsave2, &mut xsave) }
+        .map_err(kvm_error("KVM_GET_XSAVE", index))?;
     xsave.truncate(shape.xsave_bytes);
     add("xsave", xsave);
     add("xcrs", bytes_of(&[vcpu.get_xcrs().map_err(at("KVM_GET_XCRS"))?]));
@@ -161,7 +163,8 @@ pub(crate) fn restore(
         SpecialRegisters::Old(sregs) => vcpu.set_sregs(sregs).map_err(at("KVM_SET_SREGS"))?,
     }
     vcpu.set_regs(&state.regs).map_err(at("KVM_SET_REGS"))?;
-    ioctl::set_xsave(vcpu, &state.xsave).map_err(kvm_error("KVM_SET_XSAVE", index))?;
+    // SAFETY: `decode` gives it the size that KVM told.
+    unsafe { ioctl::set_xsave(vcpu, &state.xsave) }.map_err(kvm_error("KVM_SET_XSAVE", index))?;
     set_msrs(vcpu, index, &state.msrs)?;
     vcpu.set_lapic(&state.lapic).map_err(at("KVM_SET_LAPIC"))?;
     let deadline: Vec<_> =
