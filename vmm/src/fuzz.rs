@@ -62,9 +62,9 @@ pub fn read_machine_state(sections: &Sections) -> Result<(), StateError> {
     let now = Moment { kvm_ns: 1 << 40, host_tsc: 1 << 50 };
     let shell = Tsc { value: 1 << 49, offset: 7 };
     let _ = TscShift::new(rate, then, first, now, shell);
-    // On a host with the older call, this is state of another size.
-    let _ = VcpuState::decode(0, &shape(false), sections);
     for index in 0..VCPUS {
+        // On a host with the older call, and on one with the newer.
+        VcpuState::decode(index, &shape(false), sections)?;
         VcpuState::decode(index, &shape(true), sections)?;
     }
     Ok(())

@@ -50,7 +50,11 @@ use crate::{
     },
     openings::Openings,
     outlet::Outlet,
-    state::{self, StateError, VcpuShape, clock::Moment, machine},
+    state::{
+        self, StateError, VcpuShape, VcpuState,
+        clock::Moment,
+        machine::{self, MachineState},
+    },
     vcpu::{VcpuContext, VcpuError, Vcpus},
 };
 
@@ -172,6 +176,7 @@ pub struct Vm {
     /// The body of the section that describes the machine.
     shape: Vec<u8>,
     section_names: Vec<String>,
+    vcpu_shape: Arc<VcpuShape>,
     clocks: Clocks,
     platform: Platform,
     /// The state of a shell, which a reset sets again.
@@ -228,10 +233,11 @@ impl Vm {
         let (taps, of_devices) = (openings.taps(), Arc::clone(&fd));
         let devices = Devices::new(&config.devices, taps, of_devices, memory, outlet)?;
         let devices = Arc::new(devices);
+        let vcpu_shape = Arc::new(VcpuShape::new(&capabilities, &cpu));
         let context = VcpuContext {
             devices: Arc::clone(&devices),
             dirty: Arc::clone(&dirty),
-            shape: Arc::new(VcpuShape::new(&capabilities, &cpu)),
+            shape: Arc::clone(&vcpu_shape),
             ram: Arc::clone(&ram),
             backend: capabilities.backend,
             events: events.clone(),
@@ -241,6 +247,7 @@ impl Vm {
             vcpus,
             shape: machine::shape(config.vcpus, config.memory_bytes, &fingerprint),
             section_names: section_names(config.vcpus, &devices),
+            vcpu_shape,
             platform: Platform { vcpus: config.vcpus, slots: devices.slots() },
             power_on: Arc::default(),
             devices,
@@ -299,18 +306,29 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// [`VmError`]. State of another shape, or with missing or unknown
-    /// sections, is refused before anything is set; after any other error the
-    /// VM is a shell again and does not resume.
+    /// [`VmError`]. State that [`Vm::check`] does not take is refused before
+    /// anything is set; after any other error the VM is a shell again and does
+    /// not resume.
     pub fn restore(&mut self, sections: &Sections) -> Result<(), VmError> {
         self.require(self.phase != Phase::Running, "restore")?;
-        self.check_sections(sections)?;
-        let saved = self.clocks.check(sections)?;
+        let saved = self.read(sections)?;
         self.phase = Phase::Shell;
         self.set_all(&Arc::new(sections.clone()), &saved)?;
         self.taken_over = true;
         self.set_paused();
         Ok(())
+    }
+
+    /// Whether `sections` are state that a guest can go on from here, as far as
+    /// that is known without asking KVM. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`]: it is of another shape, sections are missing, unknown or
+    /// malformed, or the guest's TSC runs at a frequency that is not possible
+    /// here.
+    pub fn check(&self, sections: &Sections) -> Result<(), VmError> {
+        self.read(sections).map(drop)
     }
 
     /// Lets the guest run. What a guest that was taken over had asked for, or
@@ -507,6 +525,18 @@ impl Vm {
         sections.push(moment.save(self.fingerprint.tsc_khz));
         sections.extend(self.devices.save());
         Ok(sections)
+    }
+
+    /// Reads all of `sections`; the clocks are needed first.
+    fn read(&self, sections: &Sections) -> Result<SavedClocks, VmError> {
+        self.check_sections(sections)?;
+        MachineState::decode(sections)?;
+        let clocks = self.clocks.check(sections)?;
+        for vcpu in 0..self.platform.vcpus {
+            VcpuState::decode(vcpu, &self.vcpu_shape, sections)?;
+        }
+        self.devices.check(sections)?;
+        Ok(clocks)
     }
 
     fn check_sections(&self, sections: &Sections) -> Result<(), StateError> {

@@ -9,6 +9,7 @@ use romulus_vmm::{
     host::{Backend, Host},
     vm::VmError,
 };
+use vm_memory::{Bytes, GuestAddress};
 
 #[test]
 fn a_guest_is_paused_and_goes_on() {
@@ -213,13 +214,45 @@ fn state_with_other_sections_is_refused() {
     rig.vm.resume().unwrap();
     rig.await_count(0);
     rig.vm.pause().unwrap();
+    rig.vm.check(&sections).unwrap();
     for (index, section) in all.iter().enumerate() {
         let mut damaged = all.to_vec();
         damaged[index] = Section { bytes: vec![1; section.bytes.len() + 1], ..section.clone() };
-        let result = rig.vm.restore(&Sections::new(damaged).unwrap());
-        assert!(result.is_err(), "{} with a byte too many", section.name);
+        let damaged = Sections::new(damaged).unwrap();
+        assert!(rig.vm.check(&damaged).is_err(), "{} with a byte too many", section.name);
+        let count = rig.counter();
+        assert!(rig.vm.restore(&damaged).is_err(), "{} with a byte too many", section.name);
+        // It was noticed before anything was set.
+        rig.vm.resume().unwrap();
+        rig.await_count(count);
+        rig.vm.pause().unwrap();
     }
     rig.vm.restore(&sections).unwrap();
+}
+
+/// Hosts before Linux 5.14 save special registers as an older structure, which
+/// differs only in its end.
+#[test]
+fn a_guest_of_an_older_host_goes_on() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::counting(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    rig.await_count(0);
+    rig.vm.pause().unwrap();
+    let count = rig.counter();
+    let mut sections = rig.vm.save().unwrap().as_slice().to_vec();
+    let sregs = sections.iter_mut().find(|section| section.name == "vcpu.00.sregs").unwrap();
+    assert!([312, 320].contains(&sregs.bytes.len()), "{} bytes", sregs.bytes.len());
+    sregs.bytes.truncate(280);
+    sregs.bytes.extend([0; 32]);
+    let mut next = Rig::small();
+    next.set_image(&rig.image());
+    next.vm.restore(&checkpoint::Sections::new(sections).unwrap()).unwrap();
+    next.vm.resume().unwrap();
+    next.await_count(count + 1000);
 }
 
 #[test]

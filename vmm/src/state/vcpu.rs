@@ -2,8 +2,8 @@
 
 use checkpoint::{Section, Sections};
 use kvm_bindings::{
-    Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
-    kvm_sregs2, kvm_vcpu_events, kvm_xcrs,
+    KVM_MP_STATE_RUNNABLE, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_sregs2, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -59,6 +59,12 @@ pub(crate) fn tsc_section(index: u8) -> String {
     name(index, "tsc")
 }
 
+/// Whether vCPU `index` of `sections` is neither halted nor waits to be started.
+pub(crate) fn runs(sections: &Sections, index: u8) -> bool {
+    let saved: Result<kvm_mp_state, _> = Saved { index, sections }.one("mp_state");
+    saved.is_ok_and(|state| state.mp_state == KVM_MP_STATE_RUNNABLE)
+}
+
 /// Reads all state, with the TSC as it was at `moment`. The order matters
 /// twice: `mp_state` first, as asking for it lets KVM take pending INIT and
 /// start-up IPIs; the timer's deadline before the APIC, so that a timer that
@@ -110,9 +116,49 @@ pub(crate) struct VcpuState {
 }
 
 /// As the host's KVM takes them.
+#[cfg_attr(test, derive(Debug, PartialEq))]
 enum SpecialRegisters {
     Old(kvm_sregs),
     New(kvm_sregs2),
+}
+
+impl SpecialRegisters {
+    /// Hosts before Linux 5.14 save the older structure, and have no call for
+    /// the newer. What only the older has, the interrupt under way, is in
+    /// `events` too; what only the newer has, the page-directory pointers of a
+    /// PAE guest, KVM then reads from memory.
+    fn decode(saved: &Saved<'_>, shape: &VcpuShape) -> Result<Self, StateError> {
+        const PART: &str = "sregs";
+        let bytes = saved.body(PART)?;
+        match (bytes.len(), shape.sregs2) {
+            (len, _) if len == size_of::<kvm_sregs>() => Ok(Self::Old(saved.one(PART)?)),
+            (_, true) => Ok(Self::New(saved.one(PART)?)),
+            (_, false) => Ok(Self::Old(older(&saved.one(PART)?))),
+        }
+    }
+}
+
+fn older(sregs: &kvm_sregs2) -> kvm_sregs {
+    kvm_sregs {
+        cs: sregs.cs,
+        ds: sregs.ds,
+        es: sregs.es,
+        fs: sregs.fs,
+        gs: sregs.gs,
+        ss: sregs.ss,
+        tr: sregs.tr,
+        ldt: sregs.ldt,
+        gdt: sregs.gdt,
+        idt: sregs.idt,
+        cr0: sregs.cr0,
+        cr2: sregs.cr2,
+        cr3: sregs.cr3,
+        cr4: sregs.cr4,
+        cr8: sregs.cr8,
+        efer: sregs.efer,
+        apic_base: sregs.apic_base,
+        interrupt_bitmap: [0; 4],
+    }
 }
 
 impl VcpuState {
@@ -128,10 +174,7 @@ impl VcpuState {
         Ok(Self {
             tsc: Tsc::saved(sections, &tsc_section(index))?,
             xcrs: saved.one("xcrs")?,
-            sregs: match shape.sregs2 {
-                true => SpecialRegisters::New(saved.one("sregs")?),
-                false => SpecialRegisters::Old(saved.one("sregs")?),
-            },
+            sregs: SpecialRegisters::decode(&saved, shape)?,
             regs: saved.one("regs")?,
             xsave,
             msrs: saved.all("msrs")?,
@@ -247,18 +290,77 @@ impl Saved<'_> {
     }
 
     fn all<T: Plain>(&self, part: &str) -> Result<Vec<T>, StateError> {
-        let name = name(self.index, part);
-        let bytes = self.sections.body(&name, VERSION)?;
+        let bytes = self.body(part)?;
         let expected = bytes.len().next_multiple_of(size_of::<T>());
-        from_bytes(bytes).ok_or(StateError::Size { name, found: bytes.len(), expected })
+        let (name, found) = (name(self.index, part), bytes.len());
+        from_bytes(bytes).ok_or(StateError::Size { name, found, expected })
     }
 
     fn bytes(&self, part: &str, expected: usize) -> Result<&[u8], StateError> {
-        let name = name(self.index, part);
-        let bytes = self.sections.body(&name, VERSION)?;
+        let bytes = self.body(part)?;
         if bytes.len() != expected {
-            return Err(StateError::Size { name, found: bytes.len(), expected });
+            let (name, found) = (name(self.index, part), bytes.len());
+            return Err(StateError::Size { name, found, expected });
         }
         Ok(bytes)
+    }
+
+    fn body(&self, part: &str) -> Result<&[u8], StateError> {
+        Ok(self.sections.body(&name(self.index, part), VERSION)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(sregs2: bool) -> VcpuShape {
+        VcpuShape {
+            sregs2,
+            xsave2: true,
+            xsave_area_bytes: 4096,
+            xsave_bytes: 4096,
+            xsave_components: u64::MAX,
+            msrs: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn components_of_the_host_alone_are_not_passed_on() {
+        let mut xsave = vec![0xff; 576];
+        keep_components(&mut xsave, 0x8000_0000_0000_0007);
+        assert_eq!(xsave[512..520], [7, 0, 0, 0, 0, 0, 0, 0x80]);
+        assert!(xsave[..512].iter().chain(&xsave[520..]).all(|byte| *byte == 0xff));
+    }
+
+    /// Reads a section `sregs` of these bytes.
+    fn decode(bytes: Vec<u8>, sregs2: bool) -> Result<SpecialRegisters, StateError> {
+        let section = Section { name: name(0, "sregs"), version: VERSION, bytes };
+        let sections = Sections::new(vec![section]).unwrap();
+        SpecialRegisters::decode(&Saved { index: 0, sections: &sections }, &shape(sregs2))
+    }
+
+    #[test]
+    fn special_registers_of_older_and_newer_hosts_are_taken_by_both() {
+        // Each byte another one, up to where the structures part.
+        let common: Vec<u8> = (0..280).map(|n| n as u8).collect();
+        let bytes_of_old = [&common[..], &[7; 32]].concat();
+        let bytes_of_new = [&common[..], &[8; 40]].concat();
+        let old = from_bytes::<kvm_sregs>(&bytes_of_old).unwrap()[0];
+        let new = from_bytes::<kvm_sregs2>(&bytes_of_new).unwrap()[0];
+        for sregs2 in [false, true] {
+            let taken = decode(bytes_of_old.clone(), sregs2).unwrap();
+            assert_eq!(taken, SpecialRegisters::Old(old));
+        }
+        assert_eq!(decode(bytes_of_new.clone(), true).unwrap(), SpecialRegisters::New(new));
+        let SpecialRegisters::Old(older) = decode(bytes_of_new, false).unwrap() else {
+            panic!("a host without the newer call was given its structure")
+        };
+        let expected = [&common[..], &[0; 32]].concat();
+        assert_eq!(bytes_of(&[older]), expected, "all but the interrupt, which is in `events`");
+        for bytes in [0, 280, 311, 313, 321] {
+            assert!(matches!(decode(vec![0; bytes], true), Err(StateError::Size { .. })));
+            assert!(matches!(decode(vec![0; bytes], false), Err(StateError::Size { .. })));
+        }
     }
 }
