@@ -31,7 +31,7 @@ use std::{
 use checkpoint::{PageSet, Section, SectionError, Sections};
 use kvm_bindings::{
     KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_irqchip,
-    kvm_msr_entry, kvm_pit_config,
+    kvm_msi, kvm_msr_entry, kvm_pit_config,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
@@ -43,7 +43,9 @@ use crate::{
     device::{DeviceConfig, DeviceError, Devices},
     dirty::{DirtyLog, DirtyLogError, DirtyTracking},
     event::VmEvent,
-    host::{GuestCpu, Host, HostError, fingerprint::Fingerprint, model::CpuConfig},
+    host::{
+        GuestCpu, Host, HostError, feature::Features, fingerprint::Fingerprint, model::CpuConfig,
+    },
     memory::{
         GuestRam, MemoryError,
         guard::{GuardError, Userfault, WriteGuard},
@@ -65,6 +67,11 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 /// What the guest may not use, as KVM does: the pages above.
 pub(crate) const KVM_PAGES: Range<u64> = IDENTITY_MAP_ADDRESS..TSS_ADDRESS as u64 + 0x3000;
+
+/// A message that interrupts one vCPU (Intel SDM volume 3A, section 11.11).
+const MSI_ADDRESS: u32 = 0xfee0_0000;
+const MSI_APIC_ID_SHIFT: u32 = 12;
+const MSI_REMOTE_READ: u32 = 0x300;
 
 /// What a VM is made of. Both hosts of a pair need the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -314,6 +321,7 @@ impl Vm {
         let saved = self.read(sections)?;
         self.phase = Phase::Shell;
         self.set_all(&Arc::new(sections.clone()), &saved)?;
+        self.kick_again(sections);
         self.taken_over = true;
         self.set_paused();
         Ok(())
@@ -518,6 +526,30 @@ impl Vm {
         self.fingerprint.tsc_khz = self.clocks.rate().guest_khz;
         self.vcpus.restore(sections, shift)?;
         Ok(self.devices.restore(sections)?)
+    }
+
+    /// Kicks all vCPUs that run, as a guest's spinlock does whose waiter may
+    /// halt (`KVM_HC_KICK_CPU`): KVM keeps a kick for the next HLT and tells of
+    /// it only when the vCPU has halted already, so one may be lost. Nothing
+    /// comes of a kick too many: that HLT ends at once, and who waits looks
+    /// again. vCPUs that wait to be started would never rest. All vCPUs have
+    /// their state: KVM finds them by their APICs, and a new one forgets kicks.
+    fn kick_again(&self, sections: &Sections) {
+        if !self.fingerprint.features().contain(&Features::named("kvm_pv_unhalt")) {
+            return;
+        }
+        for vcpu in 0..self.platform.vcpus {
+            if !state::vcpu_runs(sections, vcpu) {
+                continue;
+            }
+            // KVM takes this delivery mode, "remote read", for a kick, and a
+            // vCPU's number is its APIC id.
+            let address_lo = MSI_ADDRESS | u32::from(vcpu) << MSI_APIC_ID_SHIFT;
+            let msi = kvm_msi { address_lo, data: MSI_REMOTE_READ, ..Default::default() };
+            if let Err(error) = self.fd.signal_msi(msi) {
+                tracing::debug!(vcpu, %error, "a kick that may be lost was not repeated");
+            }
+        }
     }
 
     fn save_machine(&self, moment: Moment) -> Result<Vec<Section>, StateError> {

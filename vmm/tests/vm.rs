@@ -283,6 +283,28 @@ fn what_stops_a_guest_is_told() {
     rig.vm.pause().unwrap();
 }
 
+/// A kick for the next HLT is no state that KVM tells of.
+#[test]
+fn a_vcpu_that_halts_after_a_move_is_kicked() {
+    if !require_kvm() {
+        return;
+    }
+    const WOKEN: u64 = 1_000_000_000;
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::halting_when_told(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    rig.await_count(0);
+    rig.vm.pause().unwrap();
+    let mut next = Rig::small();
+    next.set_image(&rig.image());
+    next.vm.restore(&rig.vm.save().unwrap()).unwrap();
+    let count = next.counter();
+    next.vm.resume().unwrap();
+    next.await_count(count);
+    next.vm.memory().memory().write_obj(1_u8, GuestAddress(guest::WORD)).unwrap();
+    next.await_count(WOKEN);
+}
+
 #[test]
 fn an_instruction_that_kvm_cannot_emulate_is_told_with_bytes_and_address() {
     if !require_kvm() {
