@@ -76,6 +76,7 @@ fn shape(sregs2: bool) -> VcpuShape {
         xsave2: true,
         xsave_area_bytes: XSAVE_AREA_BYTES,
         xsave_bytes: XSAVE_BYTES,
+        xsave_components: u64::MAX,
         msrs: Vec::new(),
     }
 }

@@ -346,3 +346,60 @@ fn other_machines_are_refused() {
         assert!(matches!(error, VmError::VcpuCount { .. } | VmError::Memory(_)), "{error}");
     }
 }
+
+/// What of `section`, of registers, has the number `msr`.
+fn msr(sections: &checkpoint::Sections, section: &str, msr: u32) -> Option<u64> {
+    let bytes = sections.body(section, 1).unwrap();
+    let entry = bytes.chunks(16).find(|entry| entry[..4] == msr.to_le_bytes())?;
+    Some(u64::from_le_bytes(entry[8..].try_into().unwrap()))
+}
+
+#[test]
+fn memory_types_come_along() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::setting_memory_types(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    rig.await_count(0);
+    rig.vm.pause().unwrap();
+    let sections = rig.vm.save().unwrap();
+    let mut next = Rig::small();
+    next.boot(&elf(guest::counting(), false), BootProtocol::Auto);
+    let fresh = next.vm.save().unwrap();
+    next.set_image(&rig.image());
+    next.vm.restore(&sections).unwrap();
+    let restored = next.vm.save().unwrap();
+    for (register, before, after) in [(0x200, 0, 0xc000_0006), (0x2ff, 0xc06, 0xc00)] {
+        assert_eq!(msr(&fresh, "vcpu.00.msrs", register), Some(before), "{register:#x}");
+        assert_eq!(msr(&restored, "vcpu.00.msrs", register), Some(after), "{register:#x}");
+    }
+}
+
+/// Its place may have become something else, since.
+#[test]
+fn an_order_for_the_wall_clock_is_not_repeated() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::ordering_the_wall_clock(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    rig.await_count(0);
+    rig.vm.pause().unwrap();
+    let clock = |rig: &Rig| -> [u32; 3] {
+        rig.vm.memory().memory().read_obj(GuestAddress(guest::WORD)).unwrap()
+    };
+    assert_ne!(clock(&rig), [0; 3], "the guest was given no wall clock");
+    let sections = rig.vm.save().unwrap();
+    assert_eq!(msr(&sections, "vcpu.00.msrs", 0x4b56_4d00), Some(guest::WORD));
+    let mut next = Rig::small();
+    next.set_image(&rig.image());
+    next.vm.memory().memory().write_obj([0_u32; 3], GuestAddress(guest::WORD)).unwrap();
+    let count = next.counter();
+    next.vm.restore(&sections).unwrap();
+    next.vm.resume().unwrap();
+    next.await_count(count);
+    assert_eq!(clock(&next), [0; 3], "memory of the guest was written over");
+}

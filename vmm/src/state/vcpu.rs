@@ -29,6 +29,8 @@ pub(crate) struct VcpuShape {
     pub(crate) xsave_area_bytes: usize,
     /// Bytes of these that a guest can change.
     pub(crate) xsave_bytes: usize,
+    /// State components that a guest can have, a bit each.
+    pub(crate) xsave_components: u64,
     /// Rising.
     pub(crate) msrs: Vec<u32>,
 }
@@ -40,6 +42,7 @@ impl VcpuShape {
             xsave2: capabilities.xsave2,
             xsave_area_bytes: capabilities.xsave_bytes,
             xsave_bytes: cpu.xsave_bytes,
+            xsave_components: cpu.xsave_components,
             msrs: cpu.msrs.clone(),
         }
     }
@@ -89,6 +92,7 @@ pub(crate) fn save(
     unsafe { ioctl::get_xsave(vcpu, shape.xsave2, &mut xsave) }
         .map_err(kvm_error("KVM_GET_XSAVE", index))?;
     xsave.truncate(shape.xsave_bytes);
+    keep_components(&mut xsave, shape.xsave_components);
     add("xsave", xsave);
     add("xcrs", bytes_of(&[vcpu.get_xcrs().map_err(at("KVM_GET_XCRS"))?]));
     let debug = vcpu.get_debug_regs().map_err(at("KVM_GET_DEBUGREGS"))?;
@@ -177,7 +181,7 @@ impl VcpuState {
             sregs: SpecialRegisters::decode(&saved, shape)?,
             regs: saved.one("regs")?,
             xsave,
-            msrs: saved.all("msrs")?,
+            msrs: without_orders(saved.all("msrs")?),
             lapic: saved.one("lapic")?,
             mp_state: saved.one("mp_state")?,
             debug_regs: saved.one("debugregs")?,
@@ -252,15 +256,40 @@ fn save_sregs(vcpu: &VcpuFd, index: u8, shape: &VcpuShape) -> Result<Vec<u8>, St
     Ok(bytes_of(&[sregs]))
 }
 
+/// Takes components that the guest does not have out of `XSTATE_BV` (Intel SDM
+/// volume 1, section 13.4.2). KVM before Linux 5.17 tells what the *host* has in
+/// use, and a later one refuses that.
+fn keep_components(xsave: &mut [u8], components: u64) {
+    const XSTATE_BV: std::ops::Range<usize> = 512..520;
+    let in_use = u64::from_le_bytes(xsave[XSTATE_BV].try_into().expect("eight"));
+    xsave[XSTATE_BV].copy_from_slice(&(in_use & components).to_le_bytes());
+}
+
 fn save_msrs(vcpu: &VcpuFd, index: u8, msrs: &[u32]) -> Result<Vec<u8>, StateError> {
     let entries: Vec<_> =
         msrs.iter().map(|msr| kvm_msr_entry { index: *msr, ..Default::default() }).collect();
-    let mut read = Msrs::from_entries(&entries).expect("KVM's own list fits KVM's own limit");
+    let mut read =
+        Msrs::from_entries(&entries).expect("KVM's own list and a few more fit KVM's own limit");
     let count = vcpu.get_msrs(&mut read).map_err(|e| kvm_error("KVM_GET_MSRS", index)(e.into()))?;
     if let Some(msr) = msrs.get(count) {
         return Err(StateError::Msr { vcpu: index, msr: *msr, act: "read" });
     }
     Ok(bytes_of(read.as_slice()))
+}
+
+/// Makes zero of registers that are orders rather than state: KVM writes the
+/// wall clock to memory where a value says, which the guest has long used for
+/// something else. A guest that wants the time orders it anew and never reads
+/// the register. (Linux `Documentation/virt/kvm/x86/msr.rst`.)
+fn without_orders(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
+    const MSR_KVM_WALL_CLOCK: u32 = 0x11;
+    const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
+    for msr in &mut msrs {
+        if matches!(msr.index, MSR_KVM_WALL_CLOCK | MSR_KVM_WALL_CLOCK_NEW) {
+            msr.data = 0;
+        }
+    }
+    msrs
 }
 
 fn set_msrs(vcpu: &VcpuFd, index: u8, msrs: &[kvm_msr_entry]) -> Result<(), StateError> {
