@@ -39,7 +39,7 @@ pub fn load_kernel(ram: &GuestRam, config: &BootConfig) -> Result<(), BootError>
 /// it zero, but for what must not be.
 #[must_use]
 pub fn machine_sections() -> Vec<Section> {
-    let then = Moment { kvm_ns: 1 << 39, host_tsc: 1 << 48, monotonic_ns: 1 << 40 };
+    let then = Moment { kvm_ns: 1 << 39, host_tsc: 1 << 48 };
     let mut sections = machine::zeroed();
     sections.push(then.save(HOST_KHZ));
     sections.push(machine::shape_section(&SHAPE));
@@ -57,14 +57,14 @@ pub fn read_machine_state(sections: &Sections) -> Result<(), StateError> {
     machine::check_shape(sections, &SHAPE)?;
     let (then, guest_khz) = clock::saved(sections)?;
     let first = Tsc::saved(sections, &state::tsc_section(0))?;
-    MachineState::decode(sections)?.moved(then);
+    MachineState::decode(sections)?;
     let rate = Rate { guest_khz, host_khz: HOST_KHZ, native: guest_khz == HOST_KHZ, offset: true };
-    let now = Moment { kvm_ns: 1 << 40, host_tsc: 1 << 50, monotonic_ns: 1 << 41 };
+    let now = Moment { kvm_ns: 1 << 40, host_tsc: 1 << 50 };
     let shell = Tsc { value: 1 << 49, offset: 7 };
     let _ = TscShift::new(rate, then, first, now, shell);
-    // On a host with the older call, this is state of another size.
-    let _ = VcpuState::decode(0, &shape(false), sections);
     for index in 0..VCPUS {
+        // On a host with the older call, and on one with the newer.
+        VcpuState::decode(index, &shape(false), sections)?;
         VcpuState::decode(index, &shape(true), sections)?;
     }
     Ok(())
@@ -76,6 +76,7 @@ fn shape(sregs2: bool) -> VcpuShape {
         xsave2: true,
         xsave_area_bytes: XSAVE_AREA_BYTES,
         xsave_bytes: XSAVE_BYTES,
+        xsave_components: u64::MAX,
         msrs: Vec::new(),
     }
 }

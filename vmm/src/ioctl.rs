@@ -31,15 +31,18 @@ ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 
 /// Reads (and, without manual protection, clears) the dirty bitmap of `slot`.
-/// `bitmap` has a bit for each of its pages.
-pub(crate) fn get_dirty_log(vm: &VmFd, slot: u32, bitmap: &mut [u64]) -> io::Result<()> {
+///
+/// # Safety
+///
+/// `bitmap` has a bit for each page of the slot.
+pub(crate) unsafe fn get_dirty_log(vm: &VmFd, slot: u32, bitmap: &mut [u64]) -> io::Result<()> {
     let log = kvm_dirty_log {
         slot,
         padding1: 0,
         __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: bitmap.as_mut_ptr().cast() },
     };
-    // SAFETY: KVM writes one bit per page of the slot, rounded up to words, and
-    // the caller gives a bitmap of the slot's size.
+    // SAFETY: KVM writes one bit per page of the slot, rounded up to words; the
+    // caller vouches for the bitmap's size.
     check(unsafe { ioctl_with_ref(vm, KVM_GET_DIRTY_LOG(), &log) })
 }
 
@@ -84,19 +87,27 @@ pub(crate) fn set_sregs2(vcpu: &VcpuFd, sregs: &kvm_sregs2) -> io::Result<()> {
     check(unsafe { ioctl_with_ref(vcpu, KVM_SET_SREGS2(), sregs) })
 }
 
-/// Reads the extended state into `area`, which has the size that
-/// `KVM_CAP_XSAVE2` tells, or 4096 bytes if it tells none.
-pub(crate) fn get_xsave(vcpu: &VcpuFd, has_xsave2: bool, area: &mut [u8]) -> io::Result<()> {
+/// Reads the extended state into `area`.
+///
+/// # Safety
+///
+/// `area` has at least as many bytes as `KVM_CAP_XSAVE2` tells, or 4096 if it
+/// tells none.
+pub(crate) unsafe fn get_xsave(vcpu: &VcpuFd, has_xsave2: bool, area: &mut [u8]) -> io::Result<()> {
     let request = if has_xsave2 { KVM_GET_XSAVE2() } else { KVM_GET_XSAVE() };
-    // SAFETY: KVM writes as many bytes as its capability says; the caller gives
-    // an area of that size.
+    // SAFETY: KVM writes as many bytes as its capability says; the caller
+    // vouches for the area's size.
     check(unsafe { ioctl_with_mut_ptr(vcpu, request, area.as_mut_ptr()) })
 }
 
-/// Sets the extended state from `area`, of the size that [`get_xsave`] used.
-pub(crate) fn set_xsave(vcpu: &VcpuFd, area: &[u8]) -> io::Result<()> {
-    // SAFETY: KVM reads as many bytes as its capability says; the caller gives
-    // an area of that size.
+/// Sets the extended state from `area`.
+///
+/// # Safety
+///
+/// As for [`get_xsave`].
+pub(crate) unsafe fn set_xsave(vcpu: &VcpuFd, area: &[u8]) -> io::Result<()> {
+    // SAFETY: KVM reads as many bytes as its capability says; the caller
+    // vouches for the area's size.
     check(unsafe { ioctl_with_ptr(vcpu, KVM_SET_XSAVE(), area.as_ptr()) })
 }
 
@@ -133,20 +144,12 @@ pub(crate) fn host_tsc() -> u64 {
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
-/// The host's `CLOCK_MONOTONIC`, which Linux's `ktime_get` reads, in ns.
-pub(crate) fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes one `timespec`.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    assert_eq!(result, 0, "every Linux has the clock");
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
-}
-
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The raw descriptor of a vCPU, for its shared pages.
+/// Maps `bytes` of what a vCPU shares with KVM, from page `offset_pages` of its
+/// descriptor on; the caller unmaps it.
 pub(crate) fn map_vcpu_pages(
     vcpu: &VcpuFd,
     offset_pages: u32,

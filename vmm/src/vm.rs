@@ -31,7 +31,7 @@ use std::{
 use checkpoint::{PageSet, Section, SectionError, Sections};
 use kvm_bindings::{
     KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_irqchip,
-    kvm_msr_entry, kvm_pit_config,
+    kvm_msi, kvm_msr_entry, kvm_pit_config,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
@@ -43,14 +43,20 @@ use crate::{
     device::{DeviceConfig, DeviceError, Devices},
     dirty::{DirtyLog, DirtyLogError, DirtyTracking},
     event::VmEvent,
-    host::{GuestCpu, Host, HostError, fingerprint::Fingerprint, model::CpuConfig},
+    host::{
+        GuestCpu, Host, HostError, feature::Features, fingerprint::Fingerprint, model::CpuConfig,
+    },
     memory::{
         GuestRam, MemoryError,
         guard::{GuardError, Userfault, WriteGuard},
     },
     openings::Openings,
     outlet::Outlet,
-    state::{self, StateError, VcpuShape, clock::Moment, machine},
+    state::{
+        self, StateError, VcpuShape, VcpuState,
+        clock::Moment,
+        machine::{self, MachineState},
+    },
     vcpu::{VcpuContext, VcpuError, Vcpus},
 };
 
@@ -61,6 +67,11 @@ const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 /// What the guest may not use, as KVM does: the pages above.
 pub(crate) const KVM_PAGES: Range<u64> = IDENTITY_MAP_ADDRESS..TSS_ADDRESS as u64 + 0x3000;
+
+/// A message that interrupts one vCPU (Intel SDM volume 3A, section 11.11).
+const MSI_ADDRESS: u32 = 0xfee0_0000;
+const MSI_APIC_ID_SHIFT: u32 = 12;
+const MSI_REMOTE_READ: u32 = 0x300;
 
 /// What a VM is made of. Both hosts of a pair need the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,6 +183,7 @@ pub struct Vm {
     /// The body of the section that describes the machine.
     shape: Vec<u8>,
     section_names: Vec<String>,
+    vcpu_shape: Arc<VcpuShape>,
     clocks: Clocks,
     platform: Platform,
     /// The state of a shell, which a reset sets again.
@@ -228,10 +240,11 @@ impl Vm {
         let (taps, of_devices) = (openings.taps(), Arc::clone(&fd));
         let devices = Devices::new(&config.devices, taps, of_devices, memory, outlet)?;
         let devices = Arc::new(devices);
+        let vcpu_shape = Arc::new(VcpuShape::new(&capabilities, &cpu));
         let context = VcpuContext {
             devices: Arc::clone(&devices),
             dirty: Arc::clone(&dirty),
-            shape: Arc::new(VcpuShape::new(&capabilities, &cpu)),
+            shape: Arc::clone(&vcpu_shape),
             ram: Arc::clone(&ram),
             backend: capabilities.backend,
             events: events.clone(),
@@ -241,6 +254,7 @@ impl Vm {
             vcpus,
             shape: machine::shape(config.vcpus, config.memory_bytes, &fingerprint),
             section_names: section_names(config.vcpus, &devices),
+            vcpu_shape,
             platform: Platform { vcpus: config.vcpus, slots: devices.slots() },
             power_on: Arc::default(),
             devices,
@@ -299,18 +313,30 @@ impl Vm {
     ///
     /// # Errors
     ///
-    /// [`VmError`]. State of another shape, or with missing or unknown
-    /// sections, is refused before anything is set; after any other error the
-    /// VM is a shell again and does not resume.
+    /// [`VmError`]. State that [`Vm::check`] does not take is refused before
+    /// anything is set; after any other error the VM is a shell again and does
+    /// not resume.
     pub fn restore(&mut self, sections: &Sections) -> Result<(), VmError> {
         self.require(self.phase != Phase::Running, "restore")?;
-        self.check_sections(sections)?;
-        let saved = self.clocks.check(sections)?;
+        let saved = self.read(sections)?;
         self.phase = Phase::Shell;
         self.set_all(&Arc::new(sections.clone()), &saved)?;
+        self.kick_again(sections);
         self.taken_over = true;
         self.set_paused();
         Ok(())
+    }
+
+    /// Whether `sections` are state that a guest can go on from here, as far as
+    /// that is known without asking KVM. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`]: it is of another shape, sections are missing, unknown or
+    /// malformed, or the guest's TSC runs at a frequency that is not possible
+    /// here.
+    pub fn check(&self, sections: &Sections) -> Result<(), VmError> {
+        self.read(sections).map(drop)
     }
 
     /// Lets the guest run. What a guest that was taken over had asked for, or
@@ -495,11 +521,35 @@ impl Vm {
     }
 
     fn set_all(&mut self, sections: &Arc<Sections>, saved: &SavedClocks) -> Result<(), VmError> {
-        machine::restore(&self.fd, sections, saved.moment)?;
+        machine::restore(&self.fd, sections)?;
         let shift = self.clocks.restore(&self.fd, &self.vcpus, saved)?;
         self.fingerprint.tsc_khz = self.clocks.rate().guest_khz;
         self.vcpus.restore(sections, shift)?;
         Ok(self.devices.restore(sections)?)
+    }
+
+    /// Kicks all vCPUs that run, as a guest's spinlock does whose waiter may
+    /// halt (`KVM_HC_KICK_CPU`): KVM keeps a kick for the next HLT and tells of
+    /// it only when the vCPU has halted already, so one may be lost. Nothing
+    /// comes of a kick too many: that HLT ends at once, and who waits looks
+    /// again. vCPUs that wait to be started would never rest. All vCPUs have
+    /// their state: KVM finds them by their APICs, and a new one forgets kicks.
+    fn kick_again(&self, sections: &Sections) {
+        if !self.fingerprint.features().contain(&Features::named("kvm_pv_unhalt")) {
+            return;
+        }
+        for vcpu in 0..self.platform.vcpus {
+            if !state::vcpu_runs(sections, vcpu) {
+                continue;
+            }
+            // KVM takes this delivery mode, "remote read", for a kick, and a
+            // vCPU's number is its APIC id.
+            let address_lo = MSI_ADDRESS | u32::from(vcpu) << MSI_APIC_ID_SHIFT;
+            let msi = kvm_msi { address_lo, data: MSI_REMOTE_READ, ..Default::default() };
+            if let Err(error) = self.fd.signal_msi(msi) {
+                tracing::debug!(vcpu, %error, "a kick that may be lost was not repeated");
+            }
+        }
     }
 
     fn save_machine(&self, moment: Moment) -> Result<Vec<Section>, StateError> {
@@ -507,6 +557,18 @@ impl Vm {
         sections.push(moment.save(self.fingerprint.tsc_khz));
         sections.extend(self.devices.save());
         Ok(sections)
+    }
+
+    /// Reads all of `sections`; the clocks are needed first.
+    fn read(&self, sections: &Sections) -> Result<SavedClocks, VmError> {
+        self.check_sections(sections)?;
+        MachineState::decode(sections)?;
+        let clocks = self.clocks.check(sections)?;
+        for vcpu in 0..self.platform.vcpus {
+            VcpuState::decode(vcpu, &self.vcpu_shape, sections)?;
+        }
+        self.devices.check(sections)?;
+        Ok(clocks)
     }
 
     fn check_sections(&self, sections: &Sections) -> Result<(), StateError> {

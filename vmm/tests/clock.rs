@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use checkpoint::Sections;
 use guest::{Rig, config, elf, require_capability, require_kvm};
 use romulus_vmm::{boot::BootProtocol, dirty::DirtyTracking, state::StateError, vm::VmError};
+use vm_memory::{Bytes, GuestAddress};
 
 /// How long nobody runs a guest here: longer than what counts as a long pause.
 const OUTAGE: Duration = Duration::from_millis(1300);
@@ -29,7 +30,7 @@ impl Clocks {
         let tsc = |index| sections.body(&format!("vcpu.{index:02}.tsc"), 1).unwrap();
         Self {
             kvm_ns: number(clock, 0),
-            tsc_khz: u32::from_le_bytes(clock[24..].try_into().unwrap()),
+            tsc_khz: u32::from_le_bytes(clock[16..].try_into().unwrap()),
             tscs: (0..VCPUS).map(|index| (number(tsc(index), 0), number(tsc(index), 8))).collect(),
         }
     }
@@ -167,7 +168,7 @@ fn another_frequency_is_scaled_or_refused() {
     for (tsc_khz, native) in [(khz - khz / 10_000, true), (khz - khz / 10, false)] {
         let mut sections = saved.as_slice().to_vec();
         let clock = sections.iter_mut().find(|section| section.name == "vm.clock").unwrap();
-        clock.bytes[24..].copy_from_slice(&tsc_khz.to_le_bytes());
+        clock.bytes[16..].copy_from_slice(&tsc_khz.to_le_bytes());
         let sections = Sections::new(sections).unwrap();
         let mut next = Rig::new(&config(VCPUS, DirtyTracking::Auto));
         next.set_image(&rig.image());
@@ -185,6 +186,47 @@ fn another_frequency_is_scaled_or_refused() {
                 assert!((least..=most).contains(&khz));
             }
             Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+/// As when a stop signal's end lets the process go on: KVM has left the guest
+/// although nobody paused it.
+#[test]
+fn a_guest_whose_process_was_stopped_is_told() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::using_kvm_clock(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    rig.await_count(0);
+    let told = || {
+        // Byte 29, bit 1: PVCLOCK_GUEST_STOPPED.
+        let at = GuestAddress(guest::KVM_CLOCK + 29);
+        rig.vm.memory().memory().read_obj::<u8>(at).unwrap() & 2 != 0
+    };
+    assert!(!told(), "the guest was told of a stop before there was one");
+    let end = Instant::now() + Duration::from_secs(20);
+    while !told() {
+        assert!(Instant::now() < end, "the guest was not told");
+        interrupt_vcpus();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    rig.await_count(rig.counter());
+}
+
+/// Interrupts all vCPUs of this process, those of other tests too, with the
+/// signal that their threads do not ignore.
+fn interrupt_vcpus() {
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let task = task.unwrap();
+        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        if name.starts_with("vcpu-") {
+            let id: libc::pid_t = task.file_name().to_str().unwrap().parse().unwrap();
+            // SAFETY: a signal to a thread of this process; it has a handler
+            // that does nothing, or the thread has ended.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), id, libc::SIGRTMIN() + 1) };
         }
     }
 }

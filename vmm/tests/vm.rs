@@ -9,6 +9,7 @@ use romulus_vmm::{
     host::{Backend, Host},
     vm::VmError,
 };
+use vm_memory::{Bytes, GuestAddress};
 
 #[test]
 fn a_guest_is_paused_and_goes_on() {
@@ -213,13 +214,45 @@ fn state_with_other_sections_is_refused() {
     rig.vm.resume().unwrap();
     rig.await_count(0);
     rig.vm.pause().unwrap();
+    rig.vm.check(&sections).unwrap();
     for (index, section) in all.iter().enumerate() {
         let mut damaged = all.to_vec();
         damaged[index] = Section { bytes: vec![1; section.bytes.len() + 1], ..section.clone() };
-        let result = rig.vm.restore(&Sections::new(damaged).unwrap());
-        assert!(result.is_err(), "{} with a byte too many", section.name);
+        let damaged = Sections::new(damaged).unwrap();
+        assert!(rig.vm.check(&damaged).is_err(), "{} with a byte too many", section.name);
+        let count = rig.counter();
+        assert!(rig.vm.restore(&damaged).is_err(), "{} with a byte too many", section.name);
+        // It was noticed before anything was set.
+        rig.vm.resume().unwrap();
+        rig.await_count(count);
+        rig.vm.pause().unwrap();
     }
     rig.vm.restore(&sections).unwrap();
+}
+
+/// Hosts before Linux 5.14 save special registers as an older structure, which
+/// differs only in its end.
+#[test]
+fn a_guest_of_an_older_host_goes_on() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::counting(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    rig.await_count(0);
+    rig.vm.pause().unwrap();
+    let count = rig.counter();
+    let mut sections = rig.vm.save().unwrap().as_slice().to_vec();
+    let sregs = sections.iter_mut().find(|section| section.name == "vcpu.00.sregs").unwrap();
+    assert!([312, 320].contains(&sregs.bytes.len()), "{} bytes", sregs.bytes.len());
+    sregs.bytes.truncate(280);
+    sregs.bytes.extend([0; 32]);
+    let mut next = Rig::small();
+    next.set_image(&rig.image());
+    next.vm.restore(&checkpoint::Sections::new(sections).unwrap()).unwrap();
+    next.vm.resume().unwrap();
+    next.await_count(count + 1000);
 }
 
 #[test]
@@ -248,6 +281,28 @@ fn what_stops_a_guest_is_told() {
         std::thread::yield_now();
     }
     rig.vm.pause().unwrap();
+}
+
+/// A kick for the next HLT is no state that KVM tells of.
+#[test]
+fn a_vcpu_that_halts_after_a_move_is_kicked() {
+    if !require_kvm() {
+        return;
+    }
+    const WOKEN: u64 = 1_000_000_000;
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::halting_when_told(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    rig.await_count(0);
+    rig.vm.pause().unwrap();
+    let mut next = Rig::small();
+    next.set_image(&rig.image());
+    next.vm.restore(&rig.vm.save().unwrap()).unwrap();
+    let count = next.counter();
+    next.vm.resume().unwrap();
+    next.await_count(count);
+    next.vm.memory().memory().write_obj(1_u8, GuestAddress(guest::WORD)).unwrap();
+    next.await_count(WOKEN);
 }
 
 #[test]
@@ -290,4 +345,61 @@ fn other_machines_are_refused() {
         let error = Rig::try_new(&config).err().expect("a refusal");
         assert!(matches!(error, VmError::VcpuCount { .. } | VmError::Memory(_)), "{error}");
     }
+}
+
+/// What of `section`, of registers, has the number `msr`.
+fn msr(sections: &checkpoint::Sections, section: &str, msr: u32) -> Option<u64> {
+    let bytes = sections.body(section, 1).unwrap();
+    let entry = bytes.chunks(16).find(|entry| entry[..4] == msr.to_le_bytes())?;
+    Some(u64::from_le_bytes(entry[8..].try_into().unwrap()))
+}
+
+#[test]
+fn memory_types_come_along() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::setting_memory_types(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    rig.await_count(0);
+    rig.vm.pause().unwrap();
+    let sections = rig.vm.save().unwrap();
+    let mut next = Rig::small();
+    next.boot(&elf(guest::counting(), false), BootProtocol::Auto);
+    let fresh = next.vm.save().unwrap();
+    next.set_image(&rig.image());
+    next.vm.restore(&sections).unwrap();
+    let restored = next.vm.save().unwrap();
+    for (register, before, after) in [(0x200, 0, 0xc000_0006), (0x2ff, 0xc06, 0xc00)] {
+        assert_eq!(msr(&fresh, "vcpu.00.msrs", register), Some(before), "{register:#x}");
+        assert_eq!(msr(&restored, "vcpu.00.msrs", register), Some(after), "{register:#x}");
+    }
+}
+
+/// Its place may have become something else, since.
+#[test]
+fn an_order_for_the_wall_clock_is_not_repeated() {
+    if !require_kvm() {
+        return;
+    }
+    let mut rig = Rig::small();
+    rig.boot(&elf(guest::ordering_the_wall_clock(), false), BootProtocol::Auto);
+    rig.vm.resume().unwrap();
+    rig.await_count(0);
+    rig.vm.pause().unwrap();
+    let clock = |rig: &Rig| -> [u32; 3] {
+        rig.vm.memory().memory().read_obj(GuestAddress(guest::WORD)).unwrap()
+    };
+    assert_ne!(clock(&rig), [0; 3], "the guest was given no wall clock");
+    let sections = rig.vm.save().unwrap();
+    assert_eq!(msr(&sections, "vcpu.00.msrs", 0x4b56_4d00), Some(guest::WORD));
+    let mut next = Rig::small();
+    next.set_image(&rig.image());
+    next.vm.memory().memory().write_obj([0_u32; 3], GuestAddress(guest::WORD)).unwrap();
+    let count = next.counter();
+    next.vm.restore(&sections).unwrap();
+    next.vm.resume().unwrap();
+    next.await_count(count);
+    assert_eq!(clock(&next), [0; 3], "memory of the guest was written over");
 }

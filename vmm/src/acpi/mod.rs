@@ -25,7 +25,9 @@
 //! pin have the same number, as in KVM's own routing.
 //!
 //! There is no PCI: Linux looks at ports 0xcf8 and 0xcfa, reads ones, and says
-//! that it found no way to configure it.
+//! that it found no way to configure it. There is no CMOS clock: a kernel with
+//! kvm-clock does not look for one, and one without reads zeros (see
+//! [`crate::device`]).
 
 mod dsdt;
 mod fixed;

@@ -63,6 +63,7 @@ use self::{
         net::{Net, NetStats},
         rng::{Rng, RngStats},
         tap::{Tap, TapError},
+        transport::state::Restored,
         worker::Worker,
     },
 };
@@ -204,6 +205,12 @@ pub struct DeviceStats {
     pub unknown_accesses: u64,
 }
 
+/// Data of the CMOS clock. There is none, and ACPI says so, but Linux before
+/// 5.17 without kvm-clock reads it nevertheless, and waits for ever while all
+/// ones say "update in progress". From zeros it takes the time to be the end of
+/// November 1999, until its NTP client has another.
+const CMOS_DATA_PORT: u16 = 0x71;
+
 /// What a write to a port means beyond its device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortEffect {
@@ -293,7 +300,8 @@ impl Devices {
         })
     }
 
-    /// A vCPU reads `port`: each byte of `data` is one access.
+    /// A vCPU reads `port`: each byte of `data` is one access. Where nothing
+    /// answers it reads all ones.
     pub fn pio_read(&self, port: u16, data: &mut [u8]) {
         match self.ports.find(u64::from(port), 1) {
             Some((PortDevice::Serial(serial), offset)) => serial.read(offset, data),
@@ -301,6 +309,7 @@ impl Devices {
                 data.iter_mut().for_each(|byte| *byte = power.read(port));
             }
             Some((PortDevice::Panic(panic), _)) => data.fill(panic.read()),
+            None if port == CMOS_DATA_PORT => data.fill(0),
             None => {
                 data.fill(0xff);
                 self.count_unknown();
@@ -393,6 +402,15 @@ impl Devices {
         ports.into_iter().chain(in_slots).collect()
     }
 
+    /// Whether [`Devices::restore`] would take this state. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Devices::restore`].
+    pub fn check(&self, sections: &Sections) -> Result<(), DeviceError> {
+        Ok(self.decode(sections).map(drop)?)
+    }
+
     /// Takes over the state of all devices, or of none. It takes effect at
     /// the next [`Devices::unpark`], which looks at every queue again and
     /// repeats interrupts that the guest has not acknowledged.
@@ -407,20 +425,24 @@ impl Devices {
     /// If the devices are not parked.
     pub fn restore(&self, sections: &Sections) -> Result<(), DeviceError> {
         assert!(self.parked.load(Ordering::SeqCst), "devices are restored while they run");
-        let serial = SerialPort::decode(sections)?;
-        let power = PowerControl::decode(sections)?;
-        let panic = PanicPort::decode(sections)?;
-        let mut states = Vec::with_capacity(self.in_slots.len());
-        for device in &self.in_slots {
-            states.push(device.decode(sections)?);
-        }
-        self.serial.adopt(serial);
-        self.power.adopt(power);
-        self.panic.adopt(panic);
-        for (device, state) in self.in_slots.iter().zip(states) {
+        let decoded = self.decode(sections)?;
+        self.serial.adopt(decoded.serial);
+        self.power.adopt(decoded.power);
+        self.panic.adopt(decoded.panic);
+        for (device, state) in self.in_slots.iter().zip(decoded.in_slots) {
             device.adopt(state);
         }
         Ok(())
+    }
+
+    fn decode(&self, sections: &Sections) -> Result<Decoded, SectionError> {
+        let in_slots = self.in_slots.iter().map(|device| device.decode(sections));
+        Ok(Decoded {
+            serial: SerialPort::decode(sections)?,
+            power: PowerControl::decode(sections)?,
+            panic: PanicPort::decode(sections)?,
+            in_slots: in_slots.collect::<Result<_, _>>()?,
+        })
     }
 
     /// Tells the networks where the guest is now, once. Allowed while parked;
@@ -511,6 +533,14 @@ impl Devices {
     pub fn stop(&self) {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
+}
+
+/// The state of all devices, read from its sections.
+struct Decoded {
+    serial: serial::Restored,
+    power: power::State,
+    panic: u8,
+    in_slots: Vec<Restored>,
 }
 
 fn port_bus(

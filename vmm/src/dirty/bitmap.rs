@@ -85,7 +85,8 @@ impl Bitmaps {
         let hot = hot.filter(|hot| self.manual != 0 && !hot.is_empty());
         let mut found = 0;
         for (slot, words) in slots.iter().zip(&mut self.words) {
-            ioctl::get_dirty_log(vm, slot.number, words)
+            // SAFETY: `enable` made a bitmap for each slot, of its size.
+            unsafe { ioctl::get_dirty_log(vm, slot.number, words) }
                 .map_err(DirtyLogError::at("KVM_GET_DIRTY_LOG"))?;
             for span in spans(words) {
                 for index in span.clone() {

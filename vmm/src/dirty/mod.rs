@@ -131,8 +131,8 @@ impl Slot {
             memory_size: self.run.count * checkpoint::PAGE_BYTES as u64,
             userspace_addr: self.host_address,
         };
-        // SAFETY: the host range is the guest's RAM, which `Vm` keeps mapped
-        // for longer than the VM's descriptor is open.
+        // SAFETY: the host range is the guest's RAM, which `DirtyLog` keeps
+        // mapped for longer than it keeps the VM's descriptor open.
         let result = unsafe { vm.set_user_memory_region(region) };
         result.map_err(|error| DirtyLogError::Kvm {
             call: "KVM_SET_USER_MEMORY_REGION",
@@ -160,6 +160,8 @@ pub struct DirtyLog {
     vm: Arc<VmFd>,
     slots: Vec<Slot>,
     log: Mutex<Log>,
+    /// What the slots are in: mapped for as long as `vm` is open.
+    _ram: Arc<GuestRam>,
 }
 
 impl DirtyLog {
@@ -167,7 +169,7 @@ impl DirtyLog {
     /// first vCPU is created.
     pub(crate) fn new(
         vm: Arc<VmFd>,
-        ram: &GuestRam,
+        ram: &Arc<GuestRam>,
         capabilities: &Capabilities,
         tracking: DirtyTracking,
     ) -> Result<Self, DirtyLogError> {
@@ -196,7 +198,8 @@ impl DirtyLog {
             Method::Bitmap(Bitmaps::enable(&vm, capabilities.manual_protect, &slots)?)
         };
         slots.iter().try_for_each(|slot| slot.set(&vm, false))?;
-        Ok(Self { vm, slots, log: Mutex::new(Log { method, logging: false }) })
+        let log = Mutex::new(Log { method, logging: false });
+        Ok(Self { vm, slots, log, _ram: Arc::clone(ram) })
     }
 
     /// Maps the ring of a new vCPU.

@@ -28,7 +28,7 @@ struct Rig {
     // The descriptors close before the memory goes.
     vcpu: VcpuFd,
     log: DirtyLog,
-    ram: GuestRam,
+    ram: Arc<GuestRam>,
 }
 
 impl Rig {
@@ -50,7 +50,7 @@ impl Rig {
         }
         capabilities.backend = Backend::Unknown;
         capabilities.dirty_ring_entries_max = entries;
-        let ram = GuestRam::new(64 << 20, false).unwrap();
+        let ram = Arc::new(GuestRam::new(64 << 20, false).unwrap());
         let vm = Arc::new(host.kvm().create_vm().unwrap());
         vm.set_tss_address(0xfffb_d000).unwrap();
         let log = DirtyLog::new(Arc::clone(&vm), &ram, &capabilities, DirtyTracking::Ring).unwrap();

@@ -170,6 +170,12 @@ impl CpuTable {
         self.get(XSAVE_LEAF, 0)[Register::Ecx as usize]
     }
 
+    /// Components of a guest's extended state, a bit each.
+    pub(crate) fn xsave_components(&self) -> u64 {
+        let [low, _, _, high] = self.get(XSAVE_LEAF, 0);
+        u64::from(high) << 32 | u64::from(low | COMPONENTS_ALWAYS)
+    }
+
     /// The table of vCPU `index` of `vcpus`.
     pub(crate) fn of_vcpu(&self, index: u8, vcpus: u8) -> Self {
         let (index, vcpus) = (u32::from(index), u32::from(vcpus));
@@ -285,6 +291,7 @@ mod tests {
             table.set_xsave(&offered);
             assert_eq!(table.get(XSAVE_LEAF, 0)[0], components, "{features}");
             assert_eq!(table.xsave_bytes(), bytes, "{features}");
+            assert_eq!(table.xsave_components(), u64::from(components.max(0b11)), "{features}");
             assert_eq!(table.get(XSAVE_LEAF, 1)[2], 0, "supervisor state is not saved");
             let there = table.get(XSAVE_LEAF, 9) != [0; 4];
             assert_eq!(there, features.contains("pku"));

@@ -1,7 +1,7 @@
 //! The CPU of one guest on this host: its table, and what of its state there
 //! is to save.
 
-use std::io;
+use std::{io, ops::RangeInclusive};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 
@@ -18,6 +18,12 @@ const XSAVE_BYTES_MIN: usize = 4096;
 /// The TSC is saved as a clock, not as a register: see `state::clock`.
 const MSR_TSC: u32 = 0x10;
 
+/// Registers that a guest can change and `KVM_GET_MSR_INDEX_LIST` may leave out:
+/// memory types by range (variable ranges, fixed ranges, the default), and what
+/// is debugged (`DEBUGCTL`). Intel SDM volume 4, table 2-2.
+const UNLISTED_MSRS: [RangeInclusive<u32>; 6] =
+    [0x1d9..=0x1d9, 0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
+
 /// Registers that say what a CPU can do, and the feature that has them.
 const FEATURE_MSRS: [(u32, &str); 4] =
     [(0x10a, "arch_capabilities"), (0x345, "pdcm"), (0xce, ""), (0xcf, "core_capabilities")];
@@ -29,6 +35,8 @@ pub(crate) struct GuestCpu {
     pub(crate) table: CpuTable,
     /// Bytes of extended state that a guest can have.
     pub(crate) xsave_bytes: usize,
+    /// Components of that state, a bit each.
+    pub(crate) xsave_components: u64,
     /// Registers that are saved, rising.
     pub(crate) msrs: Vec<u32>,
     /// Registers that say what the CPU can do, with their values.
@@ -68,6 +76,7 @@ impl Host {
             |call| move |error: kvm_ioctls::Error| HostError::Ask { call, source: error.into() };
         let list = self.kvm().get_msr_index_list().map_err(ask("KVM_GET_MSR_INDEX_LIST"))?;
         let mut msrs = list.as_slice().to_vec();
+        msrs.extend(UNLISTED_MSRS.into_iter().flatten());
         msrs.retain(|msr| *msr != MSR_TSC && scratch.can_restore(*msr));
         msrs.sort_unstable();
         msrs.dedup();
@@ -77,14 +86,15 @@ impl Host {
             .filter(|(_, feature)| features.contain(&Features::named(feature)))
             .filter_map(|(msr, _)| Some((*msr, scratch.msr(*msr)?)));
         // Where masks do not hold, programs may use all that the host has.
-        let xsave_bytes = if self.capabilities().cpuid_masks {
-            table.xsave_bytes() as usize
+        let (xsave_bytes, xsave_components) = if self.capabilities().cpuid_masks {
+            (table.xsave_bytes() as usize, table.xsave_components())
         } else {
-            self.capabilities().xsave_bytes
+            (self.capabilities().xsave_bytes, u64::MAX)
         };
         Ok(GuestCpu {
             model: config.model,
             xsave_bytes: xsave_bytes.max(XSAVE_BYTES_MIN),
+            xsave_components,
             msrs,
             feature_msrs: feature_msrs.collect(),
             table,

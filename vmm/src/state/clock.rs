@@ -1,7 +1,7 @@
 //! The guest's clocks: kvm-clock and the TSCs of its vCPUs.
 //!
 //! ```text
-//!   vm.clock    := kvm_ns:u64  host_tsc:u64  monotonic_ns:u64  tsc_khz:u32
+//!   vm.clock    := kvm_ns:u64  host_tsc:u64  tsc_khz:u32
 //!   vcpu.NN.tsc := value:u64   offset:u64
 //! ```
 //!
@@ -26,7 +26,9 @@
 //!   a leap, would fire all timers at once, and watchdogs with them.
 //!
 //! A guest on kvm-clock is also told that it was stopped (`KVM_KVMCLOCK_CTRL`),
-//! so that watchdogs that were due look again.
+//! so that watchdogs that were due look again. It is told too after the whole
+//! process was stopped (SIGSTOP, the freezer of control groups): nobody winds
+//! its clocks back then, and they leap.
 //!
 //! **A long pause** of a primary (output that cannot be released) counts like
 //! a failover: beyond [`LONG_PAUSE`] time is wound back by its length. An
@@ -61,7 +63,7 @@ const MSR_TSC: u32 = 0x10;
 /// The deadline of the local APIC's timer, in guest TSC.
 pub(super) const MSR_TSC_DEADLINE: u32 = 0x6e0;
 pub(super) const CLOCK: &str = "vm.clock";
-const CLOCK_BYTES: usize = 28;
+const CLOCK_BYTES: usize = 20;
 const TSC_BYTES: usize = 16;
 
 /// When a checkpoint was taken, by all clocks that matter.
@@ -71,8 +73,6 @@ pub(crate) struct Moment {
     pub(crate) kvm_ns: u64,
     /// The host's TSC at the same time.
     pub(crate) host_tsc: u64,
-    /// The host's `CLOCK_MONOTONIC`, in ns, a little later.
-    pub(crate) monotonic_ns: u64,
 }
 
 impl Moment {
@@ -82,17 +82,13 @@ impl Moment {
         let clock = vm.get_clock().map_err(machine_error("KVM_GET_CLOCK"))?;
         let between = midpoint(before, ioctl::host_tsc());
         let exact = clock.flags & KVM_CLOCK_HOST_TSC != 0;
-        Ok(Self {
-            kvm_ns: clock.clock,
-            host_tsc: if exact { clock.host_tsc } else { between },
-            monotonic_ns: ioctl::monotonic_ns(),
-        })
+        Ok(Self { kvm_ns: clock.clock, host_tsc: if exact { clock.host_tsc } else { between } })
     }
 
     /// This moment as `vm.clock`, of a guest with a TSC of `tsc_khz`.
     pub(crate) fn save(&self, tsc_khz: u32) -> Section {
         let mut bytes = Vec::with_capacity(CLOCK_BYTES);
-        for number in [self.kvm_ns, self.host_tsc, self.monotonic_ns] {
+        for number in [self.kvm_ns, self.host_tsc] {
             bytes.extend(number.to_le_bytes());
         }
         bytes.extend(tsc_khz.to_le_bytes());
@@ -104,8 +100,8 @@ impl Moment {
 pub(crate) fn saved(sections: &Sections) -> Result<(Moment, u32), StateError> {
     let bytes = body(sections, CLOCK, CLOCK_BYTES)?;
     let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
-    let moment = Moment { kvm_ns: number(0), host_tsc: number(8), monotonic_ns: number(16) };
-    let tsc_khz = u32::from_le_bytes(bytes[24..].try_into().expect("four"));
+    let moment = Moment { kvm_ns: number(0), host_tsc: number(8) };
+    let tsc_khz = u32::from_le_bytes(bytes[16..].try_into().expect("four"));
     if tsc_khz == 0 {
         return Err(StateError::Shape("tsc frequency"));
     }
@@ -323,7 +319,7 @@ mod tests {
     use super::*;
 
     fn moment(kvm_ns: u64, host_tsc: u64) -> Moment {
-        Moment { kvm_ns, host_tsc, monotonic_ns: 0 }
+        Moment { kvm_ns, host_tsc }
     }
 
     fn rate(guest_khz: u32, host_khz: u32) -> Rate {
@@ -337,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_moment_comes_back_as_it_was() {
-        let then = Moment { kvm_ns: 1, host_tsc: u64::MAX, monotonic_ns: 3 };
+        let then = Moment { kvm_ns: 1, host_tsc: u64::MAX };
         let sections = Sections::new(vec![then.save(2_596_124)]).unwrap();
         assert_eq!(saved(&sections).unwrap(), (then, 2_596_124));
         let sections = Sections::new(vec![then.save(0)]).unwrap();

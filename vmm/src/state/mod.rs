@@ -24,12 +24,12 @@ use std::io;
 use checkpoint::SectionError;
 use thiserror::Error;
 
-pub(crate) use self::vcpu::{
-    VcpuShape, restore as restore_vcpu, save as save_vcpu, section_names as vcpu_section_names,
-    tsc_section,
-};
 #[cfg(feature = "fuzz")]
-pub(crate) use self::vcpu::{VcpuState, zeroed as zeroed_vcpu};
+pub(crate) use self::vcpu::zeroed as zeroed_vcpu;
+pub(crate) use self::vcpu::{
+    VcpuShape, VcpuState, restore as restore_vcpu, runs as vcpu_runs, save as save_vcpu,
+    section_names as vcpu_section_names, tsc_section,
+};
 
 /// The version of all sections of this crate's own state.
 pub(crate) const VERSION: u32 = 1;

@@ -2,8 +2,8 @@
 
 use checkpoint::{Section, Sections};
 use kvm_bindings::{
-    Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
-    kvm_sregs2, kvm_vcpu_events, kvm_xcrs,
+    KVM_MP_STATE_RUNNABLE, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_sregs2, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::VcpuFd;
 
@@ -29,6 +29,8 @@ pub(crate) struct VcpuShape {
     pub(crate) xsave_area_bytes: usize,
     /// Bytes of these that a guest can change.
     pub(crate) xsave_bytes: usize,
+    /// State components that a guest can have, a bit each.
+    pub(crate) xsave_components: u64,
     /// Rising.
     pub(crate) msrs: Vec<u32>,
 }
@@ -40,6 +42,7 @@ impl VcpuShape {
             xsave2: capabilities.xsave2,
             xsave_area_bytes: capabilities.xsave_bytes,
             xsave_bytes: cpu.xsave_bytes,
+            xsave_components: cpu.xsave_components,
             msrs: cpu.msrs.clone(),
         }
     }
@@ -57,6 +60,12 @@ fn name(index: u8, part: &str) -> String {
 /// The section of vCPU `index`'s TSC.
 pub(crate) fn tsc_section(index: u8) -> String {
     name(index, "tsc")
+}
+
+/// Whether vCPU `index` of `sections` is neither halted nor waits to be started.
+pub(crate) fn runs(sections: &Sections, index: u8) -> bool {
+    let saved: Result<kvm_mp_state, _> = Saved { index, sections }.one("mp_state");
+    saved.is_ok_and(|state| state.mp_state == KVM_MP_STATE_RUNNABLE)
 }
 
 /// Reads all state, with the TSC as it was at `moment`. The order matters
@@ -79,8 +88,11 @@ pub(crate) fn save(
     add("regs", bytes_of(&[vcpu.get_regs().map_err(at("KVM_GET_REGS"))?]));
     add("sregs", save_sregs(vcpu, index, shape)?);
     let mut xsave = vec![0; shape.xsave_area_bytes];
-    ioctl::get_xsave(vcpu, shape.xsave2, &mut xsave).map_err(kvm_error("KVM_GET_XSAVE", index))?;
+    // SAFETY: the shape has the size that KVM told.
+    unsafe { ioctl::get_xsave(vcpu, shape.xsave2, &mut xsave) }
+        .map_err(kvm_error("KVM_GET_XSAVE", index))?;
     xsave.truncate(shape.xsave_bytes);
+    keep_components(&mut xsave, shape.xsave_components);
     add("xsave", xsave);
     add("xcrs", bytes_of(&[vcpu.get_xcrs().map_err(at("KVM_GET_XCRS"))?]));
     let debug = vcpu.get_debug_regs().map_err(at("KVM_GET_DEBUGREGS"))?;
@@ -108,9 +120,49 @@ pub(crate) struct VcpuState {
 }
 
 /// As the host's KVM takes them.
+#[cfg_attr(test, derive(Debug, PartialEq))]
 enum SpecialRegisters {
     Old(kvm_sregs),
     New(kvm_sregs2),
+}
+
+impl SpecialRegisters {
+    /// Hosts before Linux 5.14 save the older structure, and have no call for
+    /// the newer. What only the older has, the interrupt under way, is in
+    /// `events` too; what only the newer has, the page-directory pointers of a
+    /// PAE guest, KVM then reads from memory.
+    fn decode(saved: &Saved<'_>, shape: &VcpuShape) -> Result<Self, StateError> {
+        const PART: &str = "sregs";
+        let bytes = saved.body(PART)?;
+        match (bytes.len(), shape.sregs2) {
+            (len, _) if len == size_of::<kvm_sregs>() => Ok(Self::Old(saved.one(PART)?)),
+            (_, true) => Ok(Self::New(saved.one(PART)?)),
+            (_, false) => Ok(Self::Old(older(&saved.one(PART)?))),
+        }
+    }
+}
+
+fn older(sregs: &kvm_sregs2) -> kvm_sregs {
+    kvm_sregs {
+        cs: sregs.cs,
+        ds: sregs.ds,
+        es: sregs.es,
+        fs: sregs.fs,
+        gs: sregs.gs,
+        ss: sregs.ss,
+        tr: sregs.tr,
+        ldt: sregs.ldt,
+        gdt: sregs.gdt,
+        idt: sregs.idt,
+        cr0: sregs.cr0,
+        cr2: sregs.cr2,
+        cr3: sregs.cr3,
+        cr4: sregs.cr4,
+        cr8: sregs.cr8,
+        efer: sregs.efer,
+        apic_base: sregs.apic_base,
+        interrupt_bitmap: [0; 4],
+    }
 }
 
 impl VcpuState {
@@ -126,13 +178,10 @@ impl VcpuState {
         Ok(Self {
             tsc: Tsc::saved(sections, &tsc_section(index))?,
             xcrs: saved.one("xcrs")?,
-            sregs: match shape.sregs2 {
-                true => SpecialRegisters::New(saved.one("sregs")?),
-                false => SpecialRegisters::Old(saved.one("sregs")?),
-            },
+            sregs: SpecialRegisters::decode(&saved, shape)?,
             regs: saved.one("regs")?,
             xsave,
-            msrs: saved.all("msrs")?,
+            msrs: without_orders(saved.all("msrs")?),
             lapic: saved.one("lapic")?,
             mp_state: saved.one("mp_state")?,
             debug_regs: saved.one("debugregs")?,
@@ -161,7 +210,8 @@ pub(crate) fn restore(
         SpecialRegisters::Old(sregs) => vcpu.set_sregs(sregs).map_err(at("KVM_SET_SREGS"))?,
     }
     vcpu.set_regs(&state.regs).map_err(at("KVM_SET_REGS"))?;
-    ioctl::set_xsave(vcpu, &state.xsave).map_err(kvm_error("KVM_SET_XSAVE", index))?;
+    // SAFETY: `decode` gives it the size that KVM told.
+    unsafe { ioctl::set_xsave(vcpu, &state.xsave) }.map_err(kvm_error("KVM_SET_XSAVE", index))?;
     set_msrs(vcpu, index, &state.msrs)?;
     vcpu.set_lapic(&state.lapic).map_err(at("KVM_SET_LAPIC"))?;
     let deadline: Vec<_> =
@@ -206,15 +256,40 @@ fn save_sregs(vcpu: &VcpuFd, index: u8, shape: &VcpuShape) -> Result<Vec<u8>, St
     Ok(bytes_of(&[sregs]))
 }
 
+/// Takes components that the guest does not have out of `XSTATE_BV` (Intel SDM
+/// volume 1, section 13.4.2). KVM before Linux 5.17 tells what the *host* has in
+/// use, and a later one refuses that.
+fn keep_components(xsave: &mut [u8], components: u64) {
+    const XSTATE_BV: std::ops::Range<usize> = 512..520;
+    let in_use = u64::from_le_bytes(xsave[XSTATE_BV].try_into().expect("eight"));
+    xsave[XSTATE_BV].copy_from_slice(&(in_use & components).to_le_bytes());
+}
+
 fn save_msrs(vcpu: &VcpuFd, index: u8, msrs: &[u32]) -> Result<Vec<u8>, StateError> {
     let entries: Vec<_> =
         msrs.iter().map(|msr| kvm_msr_entry { index: *msr, ..Default::default() }).collect();
-    let mut read = Msrs::from_entries(&entries).expect("KVM's own list fits KVM's own limit");
+    let mut read =
+        Msrs::from_entries(&entries).expect("KVM's own list and a few more fit KVM's own limit");
     let count = vcpu.get_msrs(&mut read).map_err(|e| kvm_error("KVM_GET_MSRS", index)(e.into()))?;
     if let Some(msr) = msrs.get(count) {
         return Err(StateError::Msr { vcpu: index, msr: *msr, act: "read" });
     }
     Ok(bytes_of(read.as_slice()))
+}
+
+/// Makes zero of registers that are orders rather than state: KVM writes the
+/// wall clock to memory where a value says, which the guest has long used for
+/// something else. A guest that wants the time orders it anew and never reads
+/// the register. (Linux `Documentation/virt/kvm/x86/msr.rst`.)
+fn without_orders(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
+    const MSR_KVM_WALL_CLOCK: u32 = 0x11;
+    const MSR_KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
+    for msr in &mut msrs {
+        if matches!(msr.index, MSR_KVM_WALL_CLOCK | MSR_KVM_WALL_CLOCK_NEW) {
+            msr.data = 0;
+        }
+    }
+    msrs
 }
 
 fn set_msrs(vcpu: &VcpuFd, index: u8, msrs: &[kvm_msr_entry]) -> Result<(), StateError> {
@@ -244,18 +319,77 @@ impl Saved<'_> {
     }
 
     fn all<T: Plain>(&self, part: &str) -> Result<Vec<T>, StateError> {
-        let name = name(self.index, part);
-        let bytes = self.sections.body(&name, VERSION)?;
+        let bytes = self.body(part)?;
         let expected = bytes.len().next_multiple_of(size_of::<T>());
-        from_bytes(bytes).ok_or(StateError::Size { name, found: bytes.len(), expected })
+        let (name, found) = (name(self.index, part), bytes.len());
+        from_bytes(bytes).ok_or(StateError::Size { name, found, expected })
     }
 
     fn bytes(&self, part: &str, expected: usize) -> Result<&[u8], StateError> {
-        let name = name(self.index, part);
-        let bytes = self.sections.body(&name, VERSION)?;
+        let bytes = self.body(part)?;
         if bytes.len() != expected {
-            return Err(StateError::Size { name, found: bytes.len(), expected });
+            let (name, found) = (name(self.index, part), bytes.len());
+            return Err(StateError::Size { name, found, expected });
         }
         Ok(bytes)
+    }
+
+    fn body(&self, part: &str) -> Result<&[u8], StateError> {
+        Ok(self.sections.body(&name(self.index, part), VERSION)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(sregs2: bool) -> VcpuShape {
+        VcpuShape {
+            sregs2,
+            xsave2: true,
+            xsave_area_bytes: 4096,
+            xsave_bytes: 4096,
+            xsave_components: u64::MAX,
+            msrs: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn components_of_the_host_alone_are_not_passed_on() {
+        let mut xsave = vec![0xff; 576];
+        keep_components(&mut xsave, 0x8000_0000_0000_0007);
+        assert_eq!(xsave[512..520], [7, 0, 0, 0, 0, 0, 0, 0x80]);
+        assert!(xsave[..512].iter().chain(&xsave[520..]).all(|byte| *byte == 0xff));
+    }
+
+    /// Reads a section `sregs` of these bytes.
+    fn decode(bytes: Vec<u8>, sregs2: bool) -> Result<SpecialRegisters, StateError> {
+        let section = Section { name: name(0, "sregs"), version: VERSION, bytes };
+        let sections = Sections::new(vec![section]).unwrap();
+        SpecialRegisters::decode(&Saved { index: 0, sections: &sections }, &shape(sregs2))
+    }
+
+    #[test]
+    fn special_registers_of_older_and_newer_hosts_are_taken_by_both() {
+        // Each byte another one, up to where the structures part.
+        let common: Vec<u8> = (0..280).map(|n| n as u8).collect();
+        let bytes_of_old = [&common[..], &[7; 32]].concat();
+        let bytes_of_new = [&common[..], &[8; 40]].concat();
+        let old = from_bytes::<kvm_sregs>(&bytes_of_old).unwrap()[0];
+        let new = from_bytes::<kvm_sregs2>(&bytes_of_new).unwrap()[0];
+        for sregs2 in [false, true] {
+            let taken = decode(bytes_of_old.clone(), sregs2).unwrap();
+            assert_eq!(taken, SpecialRegisters::Old(old));
+        }
+        assert_eq!(decode(bytes_of_new.clone(), true).unwrap(), SpecialRegisters::New(new));
+        let SpecialRegisters::Old(older) = decode(bytes_of_new, false).unwrap() else {
+            panic!("a host without the newer call was given its structure")
+        };
+        let expected = [&common[..], &[0; 32]].concat();
+        assert_eq!(bytes_of(&[older]), expected, "all but the interrupt, which is in `events`");
+        for bytes in [0, 280, 311, 313, 321] {
+            assert!(matches!(decode(vec![0; bytes], true), Err(StateError::Size { .. })));
+            assert!(matches!(decode(vec![0; bytes], false), Err(StateError::Size { .. })));
+        }
     }
 }

@@ -95,6 +95,7 @@ impl VcpuThread {
     /// ends it.
     fn run(&mut self) -> Option<Command> {
         self.page.set_immediate_exit(false);
+        let mut interrupted = false;
         loop {
             match self.queue.try_recv() {
                 Ok(command) => {
@@ -103,8 +104,12 @@ impl VcpuThread {
                 }
                 // The VM is being dropped: nobody will look at the state.
                 Err(TryRecvError::Disconnected) => return None,
+                // No command interrupted it. That is how a stop signal or the
+                // freezer of control groups ends: time has leapt for the guest.
+                Err(TryRecvError::Empty) if interrupted => clock::tell_of_stop(&self.fd),
                 Err(TryRecvError::Empty) => {}
             }
+            interrupted = true;
             let event = loop {
                 match self.enter() {
                     Entered::Again => {}

@@ -27,6 +27,10 @@ use vm_memory::{Bytes, GuestAddress};
 pub(crate) const IMAGE: u64 = 0x10_0000;
 /// Where one guest copies what CPUID tells.
 pub(crate) const CPUID: u64 = 0x20_1000;
+/// Where one guest has its page of kvm-clock (`struct pvclock_vcpu_time_info`).
+pub(crate) const KVM_CLOCK: u64 = 0x20_1000;
+/// What one guest halts by, and where one has its wall clock.
+pub(crate) const WORD: u64 = 0x20_1000;
 /// Where guests count.
 pub(crate) const COUNTER: u64 = 0x20_0000;
 
@@ -211,6 +215,71 @@ guest_code!(
     "mov [rdi + 12], edx",
     "add rdi, 16",
     "ret",
+);
+
+// Lets KVM keep its clock's page at 0x20_1000 up to date, then counts.
+guest_code!(
+    using_kvm_clock,
+    "mov ecx, 0x4b564d01",
+    "mov eax, 0x201001",
+    "xor edx, edx",
+    "wrmsr",
+    "mov ebx, 0x200000",
+    "xor ecx, ecx",
+    "2: inc rcx",
+    "mov [rbx], rcx",
+    "jmp 2b",
+);
+
+// Counts until somebody writes to 0x20_1000, halts without interrupts, and goes
+// on to count from a thousand million if that ended.
+guest_code!(
+    halting_when_told,
+    "mov ebx, 0x200000",
+    "mov edi, 0x201000",
+    "xor ecx, ecx",
+    "2: inc rcx",
+    "mov [rbx], rcx",
+    "cmp byte ptr [rdi], 0",
+    "je 2b",
+    "cli",
+    "hlt",
+    "mov ecx, 1000000000",
+    "3: inc rcx",
+    "mov [rbx], rcx",
+    "jmp 3b",
+);
+
+// Writes registers that KVM does not list: a variable memory type range, the
+// default memory type; then counts.
+guest_code!(
+    setting_memory_types,
+    "mov ecx, 0x200",
+    "mov eax, 0xc0000006",
+    "xor edx, edx",
+    "wrmsr",
+    "mov ecx, 0x2ff",
+    "mov eax, 0xc00",
+    "wrmsr",
+    "mov ebx, 0x200000",
+    "xor ecx, ecx",
+    "2: inc rcx",
+    "mov [rbx], rcx",
+    "jmp 2b",
+);
+
+// Orders the wall clock at 0x20_1000, then counts.
+guest_code!(
+    ordering_the_wall_clock,
+    "mov ecx, 0x4b564d00",
+    "mov eax, 0x201000",
+    "xor edx, edx",
+    "wrmsr",
+    "mov ebx, 0x200000",
+    "xor ecx, ecx",
+    "2: inc rcx",
+    "mov [rbx], rcx",
+    "jmp 2b",
 );
 
 guest_code!(touching_nothing, "mov rdi, 0xc8000000", "mov al, [rdi]", "mov [rdi], al", "4: jmp 4b");

@@ -328,6 +328,10 @@ impl Backend for Disk {
         self.era += 1;
         self.armed = false;
     }
+
+    fn adopted(&mut self) {
+        self.forget();
+    }
 }
 
 impl Device<Disk> {

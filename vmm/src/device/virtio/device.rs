@@ -59,8 +59,12 @@ pub(crate) trait Backend: fmt::Debug + Send + Sized + 'static {
     fn wake(&mut self);
 
     /// The registers are others than before: the guest has reset the device,
-    /// or its state was restored.
+    /// or [`Backend::adopted`].
     fn forget(&mut self);
+
+    /// Saved state was taken over, and with it perhaps another guest's place:
+    /// [`Backend::forget`], and more where the host's side has a past.
+    fn adopted(&mut self);
 }
 
 /// What the worker should do after a batch.
@@ -262,7 +266,7 @@ impl<B: Backend> MmioDevice for Device<B> {
     fn adopt(&self, restored: Restored) {
         let mut state = self.lock();
         state.transport.adopt(restored);
-        state.backend.forget();
+        state.backend.adopted();
         state.restored = true;
     }
 }

@@ -19,7 +19,8 @@
 //!
 //! **Stale frames.** A tap that stands by collects broadcasts. They are read
 //! and dropped, [`STALE_FRAMES_MAX`] at most, before the first announcement or
-//! the first unpark; frames that answer the announcement are kept.
+//! the first unpark after the guest came here, each time that it comes; frames
+//! that answer the announcement are kept.
 
 use std::{
     os::fd::{AsRawFd, RawFd},
@@ -87,7 +88,7 @@ pub(crate) struct Net {
     tap: Arc<Tap>,
     outlet: Arc<Outlet>,
     stats: NetStats,
-    /// Nothing has been taken from the tap yet.
+    /// Nothing has been taken from the tap since the guest came here.
     fresh: bool,
     /// By queue: the guest will notify of the next chain, as none was there.
     armed: [bool; QUEUES],
@@ -283,6 +284,12 @@ impl Backend for Net {
 
     fn forget(&mut self) {
         self.armed = [false; QUEUES];
+    }
+
+    fn adopted(&mut self) {
+        self.forget();
+        // The guest may have been here before: what the tap has is old.
+        self.fresh = true;
     }
 }
 

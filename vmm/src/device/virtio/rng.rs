@@ -125,6 +125,10 @@ impl Backend for Rng {
     fn forget(&mut self) {
         self.armed = false;
     }
+
+    fn adopted(&mut self) {
+        self.forget();
+    }
 }
 
 impl Device<Rng> {

@@ -209,6 +209,29 @@ fn what_was_in_flight_is_served_after_a_restore() {
     assert_eq!(tag, 8);
 }
 
+/// A VM whose guest was handed over stays, and its tap collects frames until
+/// the guest comes back.
+#[test]
+fn a_guest_that_comes_back_is_given_no_frame_from_while_it_was_away() {
+    let rig = rig(Mode::Passing);
+    rig.net.unpark();
+    rig.start(true);
+    rig.give(0, BUFFERS, 2048);
+    eventually("the worker to be idle", || rig.is_armed());
+    rig.net.park();
+    let saved = rig.net.save();
+    for tag in 0..3 {
+        rig.host.send(&frame(tag, 60)).unwrap();
+    }
+    rig.restore(saved);
+    rig.net.announce().unwrap();
+    rig.host.send(&frame(8, 60)).unwrap();
+    rig.net.unpark();
+    eventually("the answer", || rig.used_count(RX) == 1);
+    let tag: u8 = rig.memory.read_obj(GuestAddress(BUFFERS + HEADER_BYTES as u64)).unwrap();
+    assert_eq!((tag, rig.net.stats().stale_dropped), (8, 3));
+}
+
 #[test]
 fn a_notification_that_was_consumed_elsewhere_is_made_up_for() {
     let rig = rig(Mode::Passing);
