@@ -479,6 +479,8 @@ fn ms(thousandths: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use transport::identity::pki;
+
     use super::*;
     use crate::config::{self, Replication};
 
@@ -501,10 +503,12 @@ mod tests {
     fn understood(settings: &DemoSettings) -> Replication {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("host-1.toml");
+        pki::create_authority(folder.path(), pki::CA_DAYS, true).unwrap();
+        pki::issue(folder.path(), &"host-1".parse().unwrap(), pki::NODE_DAYS, true).unwrap();
         let text = format!(
             "[vm]\nname = \"demo\"\nmemory_mib = 64\nkernel = \"probe\"\n\n\
              [node]\nname = \"host-1\"\nlisten = \"127.0.0.1:7700\"\nstate_dir = \"s\"\n\
-             control = \"s.sock\"\nca = \"ca.pem\"\ncert = \"c.pem\"\nkey = \"c.key\"\n\n\
+             control = \"s.sock\"\nca = \"ca.pem\"\ncert = \"host-1.pem\"\nkey = \"host-1.key\"\n\n\
              [arbiter]\nname = \"arbiter\"\naddress = \"127.0.0.1:7800\"\n\n\
              [replication]\n{}\n",
             settings.replication()
