@@ -362,12 +362,14 @@ impl BackupShell {
         }
         match input {
             Input::Knock { session, mut term, hello } => {
-                if world.mutated(Mutation::AcceptStaleTerm) {
-                    term = term.max(self.machine.term());
+                let primary = world.network.session(session).primary();
+                let mut peer = world.machine(primary).id.clone();
+                if world.mutated(Mutation::AcceptStaleTerm) && term < self.machine.term() {
+                    // As if it were the later term's own primary.
+                    let current = self.machine.register().map(|known| known.primary.clone());
+                    (term, peer) = (self.machine.term(), current.unwrap_or(peer));
                 }
                 self.knock = Some((session, term));
-                let primary = world.network.session(session).primary();
-                let peer = world.machine(primary).id.clone();
                 self.tell(world, Event::Knock { peer, term, hello });
             }
             Input::LinkDown { session } if self.current(session) => {
