@@ -139,7 +139,7 @@ fn a_key_that_others_can_read_is_refused() {
          [arbiter]\nname = \"arbiter\"\naddress = \"127.0.0.1:7800\"\n";
     fs::write(&config, text).unwrap();
     let output = Command::new(ROMULUS).arg("backup").arg(&config).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let words = words(&output);
     assert!(words.contains("mode 644") && words.contains("chmod 600"), "{words}");
 }
