@@ -371,7 +371,7 @@ fn memory_types_come_along() {
     next.set_image(&rig.image());
     next.vm.restore(&sections).unwrap();
     let restored = next.vm.save().unwrap();
-    for (register, before, after) in [(0x200, 0, 0xc000_0006), (0x2ff, 0xc06, 0xc00)] {
+    for (register, before, after) in [(0x200, 0, 0xc000_0006), (0x2ff, 0x806, 0xc00)] {
         assert_eq!(msr(&fresh, "vcpu.00.msrs", register), Some(before), "{register:#x}");
         assert_eq!(msr(&restored, "vcpu.00.msrs", register), Some(after), "{register:#x}");
     }
