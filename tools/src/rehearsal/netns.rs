@@ -375,8 +375,14 @@ fn remove_all(unwanted: impl Fn(&str) -> bool) -> Result<Vec<String>, LabError> 
         let name = entry.file_name().to_string_lossy().into_owned();
         if unwanted(&name) {
             kill_inhabitants(&name)?;
-            ip(&["netns", "del", &name])?;
-            removed.push(name);
+            match ip(&["netns", "del", &name]) {
+                // Others sweep, too.
+                Err(_) if !Path::new(NETNS_DIR).join(&name).exists() => {}
+                deleted => {
+                    deleted?;
+                    removed.push(name);
+                }
+            }
         }
     }
     Ok(removed)
