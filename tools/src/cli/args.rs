@@ -126,12 +126,12 @@ pub enum Command {
     Demo(DemoArgs),
     /// Random faults of real processes, while clients check every answer
     ///
-    /// Two hosts, arbiters and clients in network namespaces, as in the demo. Hosts, arbiters and
-    /// members of etcd are killed, frozen, cut off, put behind lossy links and onto full disks;
-    /// memory and processors become short; the guest is handed over in the middle. Needs root, KVM
-    /// and nftables.
+    /// Hosts, arbiters and clients in network namespaces, as in the demo. Hosts, arbiters and members
+    /// of etcd are killed, frozen, cut off, put behind lossy links and onto full disks; memory and
+    /// processors become short; the guest is handed over in the middle. Needs root, KVM and
+    /// nftables.
     #[command(
-        after_help = "Examples:\n  romulus soak --minutes 10\n  romulus soak --minutes 60 --seed 7 --etcd --json"
+        after_help = "Examples:\n  romulus soak --minutes 10\n  romulus soak --minutes 60 --seed 7 --etcd --json\n  romulus soak --minutes 10 --backups 2"
     )]
     Soak(SoakArgs),
     /// Measure what protection costs on this machine, as tables and pictures
@@ -405,6 +405,9 @@ pub struct SoakArgs {
     /// Draws the faults; a random one if not given
     #[arg(long)]
     pub seed: Option<u64>,
+    /// How many backups; with two or more, two hosts may die at once
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
+    pub backups: u8,
     /// The guest's memory, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
     pub memory: u32,

@@ -200,6 +200,7 @@ pub(super) fn soak(arguments: &SoakArgs, json: bool) -> Result<Exit, Failure> {
     let settings = SoakSettings {
         length: Duration::from_secs(arguments.seconds.unwrap_or(60 * arguments.minutes)),
         seed: arguments.seed.unwrap_or_else(rand::random),
+        backups: arguments.backups,
         memory_mib: arguments.memory,
         vcpus: arguments.vcpus,
         dirty_rate: arguments.dirty_rate,

@@ -517,7 +517,7 @@ impl Core {
             }
             Action::StopSeed { backup } => {
                 self.seeds.remove(&backup);
-                self.tracker.end_seed(&backup);
+                self.cutter.end_seed(backup);
             }
             Action::Cut(order) => {
                 for backup in &order.joins {
@@ -582,15 +582,12 @@ impl Core {
             metrics: self.host.telemetry.metrics.clone(),
             codec: self.host.config.replication.compression,
         };
-        let begun = self.tracker.begin_seed(backup.clone()).map_err(|error| error.to_string());
-        let seed = begun
-            .and_then(|()| Seed::start(backup.clone(), tools).map_err(|error| error.to_string()));
-        match seed {
-            Ok(seed) => drop(self.seeds.insert(backup, seed)),
-            Err(why) => {
-                tracing::error!(%backup, why, "the seed could not be begun");
-                self.tracker.end_seed(&backup);
+        match Seed::start(backup.clone(), tools) {
+            Ok(seed) => {
+                self.cutter.begin_seed(backup.clone(), seed.first_round());
+                self.seeds.insert(backup, seed);
             }
+            Err(error) => tracing::error!(%backup, %error, "the seed could not be begun"),
         }
     }
 
@@ -616,9 +613,7 @@ impl Core {
         self.guest.outlet().pass();
         self.in_flight.clear();
         self.flights.forget_all();
-        if let Err(error) = self.tracker.rest() {
-            tracing::warn!(%error, "dirty tracking goes on");
-        }
+        self.cutter.rest();
     }
 
     fn end(&mut self, ending: Ending) -> End {

@@ -8,7 +8,9 @@
 //! ```
 //!
 //! It also restarts a guest that wants to be restarted: between two cuts, so
-//! that an epoch has all of a restart or nothing of it.
+//! that an epoch has all of a restart or nothing of it. And it tells the ledger
+//! who is seeded: whoever did would wait until a pause is over, and a pause that
+//! takes a digest of all memory is longer than a primary may be silent.
 //!
 //! What is copied before the pause and written again is copied again, and only
 //! the last copy is sent. Pages are sent ahead only when the epoch before left many to its pause. A
@@ -24,6 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arbiter::NodeId;
 use checkpoint::{Epoch, PAGE_BYTES, PageSet, Sections, chunk::Digest, primary::CutOrder};
 use vmm::vm::{Vm, VmError};
 
@@ -32,6 +35,7 @@ use super::{
     copier::Copier,
     core::Input,
     encoder::{EpochEnd, Group, Intake},
+    seeder::FirstRound,
     tracker::{self, Plan, Tracker},
 };
 use crate::{
@@ -69,8 +73,20 @@ enum Order {
     Free,
     /// Restart the guest, if it still wants to be.
     Restart,
+    Track(Track),
     /// Pause for good and end the thread.
     Stop,
+}
+
+/// What the tracker is told.
+#[derive(Debug)]
+enum Track {
+    /// The backup is owed every page from now on.
+    BeginSeed(NodeId, FirstRound),
+    /// The backup is owed nothing.
+    EndSeed(NodeId),
+    /// Nobody follows.
+    Rest,
 }
 
 /// How long the parts of a pause took.
@@ -207,6 +223,20 @@ impl Cutter {
         self.tell(Order::Restart);
     }
 
+    /// Logs writes, owes `backup` every page, and has the first round sent.
+    pub(super) fn begin_seed(&self, backup: NodeId, first: FirstRound) {
+        self.tell(Order::Track(Track::BeginSeed(backup, first)));
+    }
+
+    pub(super) fn end_seed(&self, backup: NodeId) {
+        self.tell(Order::Track(Track::EndSeed(backup)));
+    }
+
+    /// No longer logs writes, unless a backup is being seeded.
+    pub(super) fn rest(&self) {
+        self.tell(Order::Track(Track::Rest));
+    }
+
     /// Pauses the guest for good and waits until it is. Returns, the first time,
     /// its state if it has not run since its last checkpoint.
     pub(super) fn stop(&mut self) -> Option<Still> {
@@ -267,6 +297,10 @@ impl Worker {
                 Some(Order::Hold) => self.hold(),
                 Some(Order::Free) => self.free(),
                 Some(Order::Restart) => self.restart(),
+                Some(Order::Track(change)) => {
+                    self.track(change);
+                    Ok(())
+                }
                 Some(Order::Stop) | None => {
                     let _ = self.hold();
                     return self.still.take();
@@ -321,6 +355,22 @@ impl Worker {
         }
         let _ = inputs.send(Input::Restarted(outcome));
         Ok(())
+    }
+
+    fn track(&self, change: Track) {
+        let tracker = &self.tools.tracker;
+        match change {
+            Track::BeginSeed(backup, first) => match tracker.begin_seed(backup.clone()) {
+                Ok(()) => first.go(),
+                Err(error) => tracing::error!(%backup, %error, "the seed could not be begun"),
+            },
+            Track::EndSeed(backup) => tracker.end_seed(&backup),
+            Track::Rest => {
+                if let Err(error) = tracker.rest() {
+                    tracing::warn!(%error, "dirty tracking goes on");
+                }
+            }
+        }
     }
 
     /// Sends dirty pages that look final ahead of their epoch's end.

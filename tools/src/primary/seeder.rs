@@ -107,11 +107,22 @@ impl Progress {
 }
 
 /// What the thread is to do next.
+#[derive(Debug)]
 enum Order {
     /// Another round.
     Round,
     /// Look which chunks are wanted again.
     Look,
+}
+
+/// Sends the first round of a seed, once.
+#[derive(Debug)]
+pub(super) struct FirstRound(mpsc::Sender<Order>);
+
+impl FirstRound {
+    pub(super) fn go(self) {
+        let _ = self.0.send(Order::Round);
+    }
 }
 
 /// One running seed. Dropping it ends it.
@@ -125,7 +136,7 @@ pub(super) struct Seed {
 }
 
 impl Seed {
-    /// Starts thread `seed-NODE`, which sends the first round.
+    /// Starts thread `seed-NODE`; it waits for [`Seed::first_round`].
     pub(super) fn start(backup: NodeId, tools: Tools) -> std::io::Result<Self> {
         let (orders, ordered) = mpsc::channel();
         let wanted = Arc::new(Mutex::new(BTreeSet::new()));
@@ -146,6 +157,12 @@ impl Seed {
         let name = format!("seed-{}", worker.backup);
         let thread = jail::spawn(ThreadKind::Pages, name, move || worker.work(&ordered))?;
         Ok(Self { orders: Some(orders), wanted, stop, progress, thread: Some(thread) })
+    }
+
+    /// For whoever tells the ledger that the seed begins: there is nothing to
+    /// send before.
+    pub(super) fn first_round(&self) -> FirstRound {
+        FirstRound(self.orders.clone().expect("taken only by drop"))
     }
 
     /// Sends another round.
@@ -233,42 +250,37 @@ impl Worker {
     fn work(mut self, orders: &mpsc::Receiver<Order>) {
         // Epochs follow the seed, and their pauses are no time to touch memory.
         self.tools.pool.touch(POOL_TOUCHED_BYTES);
-        loop {
-            match self.round() {
-                Ok(Some(pages_left)) => {
-                    let backup = self.backup.clone();
-                    let chunks = self.sent.len() as u32;
-                    let sent = Input::SeedRoundSent { backup, chunks, pages_left };
-                    let _ = self.tools.inputs.send(sent);
-                }
-                Ok(None) => return,
+        while let Ok(order) = orders.recv() {
+            let goes_on = match order {
+                Order::Round => self.round(),
+                Order::Look => Ok(self.send_wanted()),
+            };
+            match goes_on {
+                Ok(true) => {}
+                Ok(false) => return,
                 Err(error) => {
                     tracing::warn!(backup = %self.backup, %error, "the seed has failed");
                     return;
                 }
             }
-            loop {
-                match orders.recv() {
-                    Ok(Order::Round) => break,
-                    Ok(Order::Look) if self.send_wanted() => {}
-                    Ok(Order::Look) | Err(mpsc::RecvError) => return,
-                }
-            }
         }
     }
 
-    /// Sends what is owed; returns how much is owed afterwards, or `None` if
-    /// the seed is over.
-    fn round(&mut self) -> Result<Option<u64>, vmm::vm::VmError> {
+    /// Sends what is owed, and tells how much is owed afterwards; `false` if the
+    /// seed is over.
+    fn round(&mut self) -> Result<bool, vmm::vm::VmError> {
         let tracker = self.tools.tracker.clone();
-        let Some(pages) = tracker.take_round(&self.backup, &self.stop)? else { return Ok(None) };
+        let Some(pages) = tracker.take_round(&self.backup, &self.stop)? else { return Ok(false) };
         self.rounds += 1;
         self.progress.begin(self.rounds, pages.len());
         if !self.send(&pages) {
             tracker.give_back(&self.backup, &pages, &self.stop);
-            return Ok(None);
+            return Ok(false);
         }
-        tracker.owed(&self.backup, &self.stop)
+        let Some(pages_left) = tracker.owed(&self.backup, &self.stop)? else { return Ok(false) };
+        let (backup, chunks) = (self.backup.clone(), self.sent.len() as u32);
+        let _ = self.tools.inputs.send(Input::SeedRoundSent { backup, chunks, pages_left });
+        Ok(true)
     }
 
     fn send(&mut self, pages: &PageSet) -> bool {

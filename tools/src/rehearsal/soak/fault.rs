@@ -1,13 +1,14 @@
 //! What happens to a cluster in one round of a soak, drawn from its seed.
 //!
 //! A round begins protected, so no single fault may cost the guest anything. It
-//! has at most one fault of the two hosts: two at once may take both copies, and
-//! nothing is to be learnt from that. Trouble of those who decide comes on top,
+//! has at most one fault of a host: two at once may take both copies, and
+//! nothing is to be learnt from that. With two backups or more there are three, and
+//! two hosts may die at the same moment. Trouble of those who decide comes on top,
 //! and so does a busy machine or an operator.
 
 use std::{fmt, time::Duration};
 
-use rand::{Rng, RngExt, rngs::StdRng};
+use rand::{Rng, RngExt, rngs::StdRng, seq::IteratorRandom};
 
 use crate::rehearsal::netns::Direction;
 
@@ -20,7 +21,8 @@ const DELAY_MAX: Duration = Duration::from_millis(800);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Victim {
     Primary,
-    Backup,
+    /// By number, from 0.
+    Backup(u8),
     /// By number, from 0.
     Arbiter(u8),
     /// Of etcd, by number, from 0.
@@ -62,7 +64,8 @@ pub(super) struct Fault {
 
 /// What a cluster is made of.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Deciders {
+pub(super) struct Parts {
+    pub(super) backups: u8,
     pub(super) arbiters: u8,
     /// Of etcd; 0 if the only arbiter has a file.
     pub(super) members: u8,
@@ -90,7 +93,7 @@ impl Victim {
     fn name(self) -> &'static str {
         match self {
             Self::Primary => "primary",
-            Self::Backup => "backup",
+            Self::Backup(_) => "backup",
             Self::Arbiter(_) => "arbiter",
             Self::Member(_) => "etcd member",
             Self::Machine => "machine",
@@ -103,12 +106,19 @@ impl Fault {
     pub(super) fn name(&self) -> String {
         format!("{}: {}", self.victim.name(), self.kind.name())
     }
+
+    /// Whether a copy of the guest is gone with it.
+    pub(super) fn takes_a_copy(&self) -> bool {
+        self.kind == Kind::Kill && matches!(self.victim, Victim::Primary | Victim::Backup(_))
+    }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.victim.name())?;
-        if let Victim::Arbiter(number) | Victim::Member(number) = self.victim {
+        if let Victim::Backup(number) | Victim::Arbiter(number) | Victim::Member(number) =
+            self.victim
+        {
             write!(f, " {}", number + 1)?;
         }
         write!(f, " {}", self.kind.name())?;
@@ -120,16 +130,20 @@ impl fmt::Display for Fault {
 }
 
 /// The faults of one round, in the order of their beginnings; at least one.
-pub(super) fn draw(rng: &mut StdRng, deciders: Deciders) -> Vec<Fault> {
+pub(super) fn draw(rng: &mut StdRng, parts: Parts) -> Vec<Fault> {
     let mut faults = Vec::new();
     while faults.is_empty() {
-        if rng.random_ratio(9, 10) {
-            faults.push(of_a_host(rng));
+        let two_die = parts.backups > 1 && rng.random_ratio(1, 4);
+        if two_die {
+            faults.extend(two_deaths(rng, parts));
+        } else if rng.random_ratio(9, 10) {
+            faults.push(of_a_host(rng, parts));
         }
         if rng.random_ratio(4, 10) {
-            faults.push(of_a_decider(rng, deciders));
+            faults.push(of_a_decider(rng, parts));
         }
-        if rng.random_ratio(1, 6) {
+        // A guest that just changes hands may have fewer copies than three.
+        if !two_die && rng.random_ratio(1, 6) {
             faults.push(of_the_machine(rng));
         }
     }
@@ -148,8 +162,20 @@ fn direction(rng: &mut StdRng) -> Direction {
     [Direction::Both, Direction::Incoming, Direction::Outgoing][rng.random_range(0..3)]
 }
 
-fn of_a_host(rng: &mut StdRng) -> Fault {
-    let victim = if rng.random_ratio(7, 10) { Victim::Primary } else { Victim::Backup };
+fn two_deaths(rng: &mut StdRng, parts: Parts) -> [Fault; 2] {
+    let all = std::iter::once(Victim::Primary).chain((0..parts.backups).map(Victim::Backup));
+    let victims = all.sample(rng, 2);
+    let mut faults = [victims[0], victims[1]].map(|victim| fault(rng, victim, Kind::Kill));
+    faults[1].at = faults[0].at;
+    faults
+}
+
+fn of_a_host(rng: &mut StdRng, parts: Parts) -> Fault {
+    let victim = match rng.random_ratio(7, 10) {
+        true => Victim::Primary,
+        false if parts.backups == 1 => Victim::Backup(0),
+        false => Victim::Backup(rng.random_range(0..parts.backups)),
+    };
     let kind = match rng.random_range(0..10) {
         0..4 => Kind::Kill,
         4..6 => Kind::Freeze,
@@ -160,13 +186,13 @@ fn of_a_host(rng: &mut StdRng) -> Fault {
     fault(rng, victim, kind)
 }
 
-fn of_a_decider(rng: &mut StdRng, deciders: Deciders) -> Fault {
+fn of_a_decider(rng: &mut StdRng, parts: Parts) -> Fault {
     let chosen = rng.next_u32();
-    let of_etcd = deciders.members > 0 && rng.random();
+    let of_etcd = parts.members > 0 && rng.random();
     let victim = if of_etcd {
-        Victim::Member((chosen % u32::from(deciders.members)) as u8)
+        Victim::Member((chosen % u32::from(parts.members)) as u8)
     } else {
-        Victim::Arbiter((chosen % u32::from(deciders.arbiters)) as u8)
+        Victim::Arbiter((chosen % u32::from(parts.arbiters)) as u8)
     };
     let kind = match rng.random_range(0..8) {
         0..3 => Kind::Kill,
@@ -195,8 +221,8 @@ mod tests {
 
     use super::*;
 
-    const FILE: Deciders = Deciders { arbiters: 1, members: 0 };
-    const ETCD: Deciders = Deciders { arbiters: 2, members: 3 };
+    const FILE: Parts = Parts { backups: 1, arbiters: 1, members: 0 };
+    const ETCD: Parts = Parts { backups: 1, arbiters: 2, members: 3 };
 
     #[test]
     fn a_seed_tells_all_of_a_soak() {
@@ -215,7 +241,7 @@ mod tests {
         let mut killed_at_a_switchover = 0;
         for round in 0..2000 {
             let faults = draw(&mut rng, if round % 2 == 0 { FILE } else { ETCD });
-            let host = |fault: &&Fault| matches!(fault.victim, Victim::Primary | Victim::Backup);
+            let host = |fault: &&Fault| matches!(fault.victim, Victim::Primary | Victim::Backup(_));
             assert!(faults.iter().filter(host).count() <= 1, "{faults:?}");
             assert!(faults.is_sorted_by_key(|fault| fault.at) && !faults.is_empty());
             let hands_over = faults.iter().any(|fault| fault.kind == Kind::HandOver);
@@ -229,5 +255,25 @@ mod tests {
         }
         assert_eq!(names.len(), 7 + 7 + 7 + 6 + 3, "{names:?}");
         assert!(killed_at_a_switchover > 20, "{killed_at_a_switchover}");
+    }
+
+    #[test]
+    fn of_three_copies_two_may_die_at_once_and_one_is_left_alone() {
+        let mut rng = StdRng::seed_from_u64(2);
+        let mut pairs = std::collections::BTreeSet::new();
+        for _ in 0..500 {
+            let faults = draw(&mut rng, Parts { backups: 2, ..FILE });
+            let host = |fault: &&Fault| matches!(fault.victim, Victim::Primary | Victim::Backup(_));
+            let hosts: Vec<_> = faults.iter().filter(host).collect();
+            let [first, second] = hosts[..] else {
+                assert!(hosts.len() <= 1, "{faults:?}");
+                continue;
+            };
+            assert!(first.takes_a_copy() && second.takes_a_copy(), "{faults:?}");
+            assert!(first.at == second.at && first.victim != second.victim, "{faults:?}");
+            assert!(faults.iter().all(|fault| fault.kind != Kind::HandOver), "{faults:?}");
+            pairs.insert(format!("{:?} {:?}", first.victim, second.victim));
+        }
+        assert!(pairs.len() >= 3, "{pairs:?}");
     }
 }

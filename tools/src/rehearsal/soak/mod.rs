@@ -31,7 +31,7 @@ pub use self::report::{SoakReport, render};
 use self::{
     burden::Burden,
     disks::SmallDisk,
-    fault::{Deciders, Fault, Kind, Victim},
+    fault::{Fault, Kind, Parts, Victim},
     voices::Voices,
 };
 use super::{
@@ -48,7 +48,6 @@ use crate::{
 const CALM: &str = "mtu_max = 65000\ndetection_ms = 400\ndrop_ms = 300";
 /// What a hostile guest does, between answers to its clients.
 const HOSTILE: &str = "chains+resets+registers+races+ports+space+net";
-const HOSTS: [Place; 2] = [Place::Host(1), Place::Host(2)];
 /// Clients that ask from the beginning to the end.
 const LANES: u32 = 4;
 /// How long protection may take to come back.
@@ -57,7 +56,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const BACKUP_PATIENCE: Duration = Duration::from_secs(3);
 /// A daemon that is away is looked after so often.
 const LOOK: Duration = Duration::from_millis(100);
-/// Every so many rounds the memory of both hosts is compared.
+/// Every so many rounds the memory of all hosts is compared.
 const VERIFY_EVERY: u64 = 4;
 
 /// What the operator chose.
@@ -67,6 +66,8 @@ pub struct SoakSettings {
     pub length: Duration,
     /// Draws the faults.
     pub seed: u64,
+    /// How many copies of the guest stand by, at least one.
+    pub backups: u8,
     /// The guest's memory, in MiB.
     pub memory_mib: u32,
     /// The guest's vCPUs.
@@ -86,11 +87,22 @@ impl SoakSettings {
         if self.etcd { Registers::Etcd { members: 3, arbiters: 2 } } else { Registers::File }
     }
 
-    fn deciders(&self) -> Deciders {
+    fn parts(&self) -> Parts {
+        let backups = self.backups;
         match self.registers() {
-            Registers::File => Deciders { arbiters: 1, members: 0 },
-            Registers::Etcd { members, arbiters } => Deciders { arbiters, members },
+            Registers::File => Parts { backups, arbiters: 1, members: 0 },
+            Registers::Etcd { members, arbiters } => Parts { backups, arbiters, members },
         }
+    }
+
+    fn hosts(&self) -> u8 {
+        1 + self.backups
+    }
+
+    /// Whether who says so runs a guest that is protected, by all its backups.
+    fn is_protected(&self, status: &Status) -> bool {
+        status.protection == Protection::Protected
+            && status.in_sync.len() == usize::from(self.backups)
     }
 
     fn shape(&self) -> Shape {
@@ -102,7 +114,7 @@ impl SoakSettings {
             let _ = write!(cmdline, " probe.attack=seed:{},kinds:{HOSTILE}", self.seed);
         }
         Shape {
-            hosts: HOSTS.len() as u8,
+            hosts: self.hosts(),
             memory_mib: self.memory_mib,
             vcpus: self.vcpus,
             cmdline,
@@ -141,6 +153,7 @@ struct Soak<'a> {
     program: PathBuf,
     begun: Instant,
     rng: StdRng,
+    hosts: Vec<Place>,
     primary: Place,
     client: LoadClient,
     voices: Voices,
@@ -178,16 +191,19 @@ impl<'a> Soak<'a> {
             (cluster.lab().members().collect(), cluster.lab().arbiters().collect());
         members.into_iter().try_for_each(|member| cluster.start_member(member))?;
         arbiters.into_iter().try_for_each(|arbiter| cluster.start(arbiter, "arbiter"))?;
-        let [primary, backup] = HOSTS;
+        let hosts: Vec<_> = (1..=settings.hosts()).map(Place::Host).collect();
+        let primary = hosts[0];
         cluster.start(primary, "run")?;
-        cluster.start(backup, "backup")?;
-        let term = cluster.wait_protected(primary, PATIENCE)?.term;
+        hosts[1..].iter().try_for_each(|backup| cluster.start(*backup, "backup"))?;
+        let all = |status: &Status| settings.is_protected(status);
+        let term = cluster.wait_for(primary, "is protected", PATIENCE, all)?.term;
         let voices =
             Voices::of(&cluster.lab().switch_path()).map_err(system("watch the switch"))?;
         let mut client = cluster.client(LANES, &[])?;
         client.wait_answers(1, PATIENCE)?;
         let report = SoakReport {
             seed: settings.seed,
+            backups: settings.backups,
             elapsed_ms: 0,
             rounds: 0,
             faults: BTreeMap::new(),
@@ -201,7 +217,19 @@ impl<'a> Soak<'a> {
             failure: None,
         };
         let (rng, program) = (StdRng::seed_from_u64(settings.seed), program.to_owned());
-        Ok(Self { settings, program, begun, rng, primary, client, voices, cluster, disks, report })
+        Ok(Self {
+            settings,
+            program,
+            begun,
+            rng,
+            hosts,
+            primary,
+            client,
+            voices,
+            cluster,
+            disks,
+            report,
+        })
     }
 
     fn say(&self, text: &str) {
@@ -227,7 +255,7 @@ impl<'a> Soak<'a> {
     }
 
     fn round(&mut self) -> Result<(), ClusterError> {
-        let faults = fault::draw(&mut self.rng, self.settings.deciders());
+        let faults = fault::draw(&mut self.rng, self.settings.parts());
         let words: Vec<_> = faults.iter().map(ToString::to_string).collect();
         self.say(&format!("#{} {}", self.report.rounds + 1, words.join("; ")));
         let (term, heard) = (self.report.term, self.voices.heard());
@@ -255,13 +283,14 @@ impl<'a> Soak<'a> {
     /// Lets `faults` begin and end at their times.
     fn suffer(&mut self, faults: Vec<Fault>) -> Result<(), ClusterError> {
         let begun = Instant::now();
+        let deaths = faults.iter().filter(|fault| fault.takes_a_copy()).count();
         let mut to_come = faults.into_iter().peekable();
         let mut at_work: Vec<AtWork> = Vec::new();
         let mut commands: Vec<Child> = Vec::new();
         loop {
             let now = Instant::now();
             while let Some(fault) = to_come.next_if(|fault| begun + fault.at <= now) {
-                if self.takes_the_last_copy(fault) {
+                if fault.takes_a_copy() && self.takes_the_last_copy(fault.victim, deaths) {
                     self.say("   not protected at the moment: nobody is killed");
                     continue;
                 }
@@ -286,17 +315,16 @@ impl<'a> Soak<'a> {
         ended.try_for_each(|ended| ended.map(drop)).map_err(system("wait for a switchover"))
     }
 
-    /// A busy machine may have cost the guest its backup, and a switchover may
-    /// have changed who that is; it is safe again soon.
-    fn takes_the_last_copy(&self, fault: Fault) -> bool {
-        let host = matches!(fault.victim, Victim::Primary | Victim::Backup);
-        let Some(place) = self.place(fault.victim).filter(|_| host && fault.kind == Kind::Kill)
-        else {
-            return false;
-        };
+    /// Whether the death of `victim`, one of so many, may take it. A busy machine
+    /// may have cost the guest its backup, and a switchover may have changed who
+    /// that is; it is safe again soon.
+    fn takes_the_last_copy(&self, victim: Victim, deaths: usize) -> bool {
+        let Some(place) = self.place(victim) else { return false };
         match self.cluster.status(place) {
             Ok(status) if status.role == Role::Backup => false,
-            Ok(status) => status.protection != Protection::Protected,
+            Ok(status) => {
+                status.protection != Protection::Protected || status.in_sync.len() < deaths
+            }
             Err(_) => true,
         }
     }
@@ -304,11 +332,16 @@ impl<'a> Soak<'a> {
     fn place(&self, victim: Victim) -> Option<Place> {
         match victim {
             Victim::Primary => Some(self.primary),
-            Victim::Backup => HOSTS.into_iter().find(|host| *host != self.primary),
+            Victim::Backup(number) => self.others(self.primary).nth(usize::from(number)),
             Victim::Arbiter(number) => self.cluster.lab().arbiters().nth(usize::from(number)),
             Victim::Member(number) => self.cluster.lab().members().nth(usize::from(number)),
             Victim::Machine => None,
         }
+    }
+
+    /// The hosts that do not run the guest if `primary` does.
+    fn others(&self, primary: Place) -> impl Iterator<Item = Place> {
+        self.hosts.iter().copied().filter(move |host| *host != primary)
     }
 
     fn inflict(&mut self, fault: Fault) -> Result<AtWork, ClusterError> {
@@ -374,15 +407,15 @@ impl<'a> Soak<'a> {
     fn settle(&mut self) -> Result<Place, ClusterError> {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            for place in HOSTS {
+            for place in self.hosts.clone() {
                 if let Some(code) = self.cluster.exit_code(place, Duration::ZERO) {
                     if code != i32::from(Exit::Fenced.code()) {
                         return Err(self.in_vain(&format!("ended by itself with {code}"), place));
                     }
                     self.cluster.start(place, "backup")?;
-                } else if let Ok(status) = self.cluster.wait_protected(place, LOOK)
-                    && self.backup_has(place, status.epoch)
-                    && self.cluster.wait_protected(place, LOOK).is_ok()
+                } else if let Ok(status) = self.wait_protected(place)
+                    && self.backups_have(place, status.epoch)
+                    && self.wait_protected(place).is_ok()
                 {
                     return Ok(place);
                 }
@@ -393,20 +426,28 @@ impl<'a> Soak<'a> {
                 }
             }
         }
-        let logs = HOSTS.map(|host| format!("{host}:\n{}\n", self.cluster.log_end(host)));
+        let log_of = |host: &Place| format!("{host}:\n{}\n", self.cluster.log_end(*host));
+        let log = self.hosts.iter().map(log_of).collect();
         Err(ClusterError::Waited {
             what: "somebody runs a protected guest".to_owned(),
             waited_s: PATIENCE.as_secs(),
-            log: logs.concat(),
+            log,
         })
     }
 
-    /// Whether the backup has what `primary` does now: who has just lost one does
+    /// Soon, or not now.
+    fn wait_protected(&self, place: Place) -> Result<Status, ClusterError> {
+        let all = |status: &Status| self.settings.is_protected(status);
+        self.cluster.wait_for(place, "is protected", LOOK, all)
+    }
+
+    /// Whether the backups have what `primary` does now: who has just lost one does
     /// not know it yet.
-    fn backup_has(&self, primary: Place, epoch: u64) -> bool {
-        let Some(backup) = HOSTS.into_iter().find(|host| *host != primary) else { return false };
+    fn backups_have(&self, primary: Place, epoch: u64) -> bool {
         let has = |status: &Status| status.role == Role::Backup && status.committed >= epoch;
-        self.cluster.wait_for(backup, "has the epoch", BACKUP_PATIENCE, has).is_ok()
+        self.others(primary).all(|backup| {
+            self.cluster.wait_for(backup, "has the epoch", BACKUP_PATIENCE, has).is_ok()
+        })
     }
 
     fn in_vain(&self, what: &str, place: Place) -> ClusterError {

@@ -11,6 +11,8 @@ use crate::rehearsal::ProbeReport;
 pub struct SoakReport {
     /// Draws the same faults again.
     pub seed: u64,
+    /// How many backups the guest had.
+    pub backups: u8,
     /// How long it ran, in ms.
     pub elapsed_ms: u64,
     /// Rounds that ended protected.
@@ -24,7 +26,7 @@ pub struct SoakReport {
     pub voice_changes: u64,
     /// Rounds in which that changed more often than the register did: two spoke.
     pub double_voices: u64,
-    /// Comparisons of the memory of both hosts.
+    /// Comparisons of the memory of all hosts.
     pub verified: u64,
     /// Comparisons that found a difference.
     pub different: u64,
@@ -56,6 +58,7 @@ pub fn render(report: &SoakReport) -> String {
     let mut row = |name: &str, value: String| text.push_str(&format!("  {name:<28} {value}\n"));
     let seconds = report.elapsed_ms as f64 / 1000.0;
     row("seed", report.seed.to_string());
+    row("backups", report.backups.to_string());
     row("rounds", format!("{} in {seconds:.0} s", report.rounds));
     for (name, count) in &report.faults {
         row(name, count.to_string());
