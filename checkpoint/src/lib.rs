@@ -19,6 +19,7 @@ mod note;
 pub mod output;
 pub mod pacing;
 mod page;
+pub mod plan;
 pub mod primary;
 mod question;
 pub mod section;

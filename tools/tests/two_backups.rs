@@ -96,9 +96,12 @@ fn the_backup_that_stands_by_follows_a_switchover() {
     let mut primary = A;
     for to in [B, C, A] {
         client.wait_answers(50, PATIENCE).unwrap();
+        let term = drill.cluster.status(primary).unwrap().term;
         drill.hand_over_soon(primary, to);
         wait_in_sync(&drill, to, &others(to));
         drill.verify_all(to, 2);
+        let status = drill.cluster.status(to).unwrap();
+        assert_eq!(status.term, term + 1, "somebody was dropped and admitted again");
         primary = to;
     }
     assert_sound(&client.finish().unwrap());

@@ -27,7 +27,12 @@ use std::{
 };
 
 use arbiter::NodeId;
-use checkpoint::{Epoch, PAGE_BYTES, PageSet, Sections, chunk::Digest, primary::CutOrder};
+use checkpoint::{
+    Epoch, PAGE_BYTES, PageSet, Sections,
+    chunk::Digest,
+    plan::{CopyCost, Plan},
+    primary::CutOrder,
+};
 use vmm::vm::{Vm, VmError};
 
 use super::{
@@ -36,7 +41,7 @@ use super::{
     core::Input,
     encoder::{EpochEnd, Group, Intake},
     seeder::FirstRound,
-    tracker::{self, Plan, Tracker},
+    tracker::{self, Tracker},
 };
 use crate::{
     config::VmConfig,
@@ -61,9 +66,6 @@ const AHEAD_PAGES_MIN: u64 = 1024;
 const AHEAD_ROUNDS: u32 = 4;
 /// Shortest time between two of them.
 const AHEAD_INTERVAL_MIN: Duration = Duration::from_millis(4);
-
-/// Pauses that copied fewer pages tell nothing of what one costs.
-const COPIED_PAGES_MIN: u64 = 64;
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -527,7 +529,7 @@ impl Worker {
         let end = EpochEnd { sections, outputs, fresh };
         let (batches, end) = self.take_pages(order.epoch, plan, end);
         timings.capture = begun.elapsed();
-        timings.copied = plan.copied.len();
+        timings.copied = plan.copied().len();
         let digest = (order.digest || audit.wanted()).then(|| guest.digest());
         if let Some(digest) = &digest {
             audit.record("cut", order.epoch, digest);
@@ -547,49 +549,21 @@ impl Worker {
     ) -> (Vec<Batch>, Option<EpochEnd>) {
         let Tools { guest, pool, copier, .. } = &self.tools;
         let copy = |pages| batches(pages, guest.memory(), || pool.take());
-        let mut batches: Vec<Batch> = copy(&plan.copied).collect();
-        if plan.protected.is_empty() {
+        let mut batches: Vec<Batch> = copy(plan.copied()).collect();
+        if plan.protected().is_empty() {
             return (batches, Some(end));
         }
         let copier = copier.as_ref().expect("pages are protected only for a copier");
-        match copier.protect(&plan.protected) {
+        match copier.protect(plan.protected()) {
             Ok(()) => {
-                copier.begin(epoch, &plan.protected, end);
+                copier.begin(epoch, plan.protected(), end);
                 (batches, None)
             }
             Err(error) => {
                 tracing::warn!(%error, "pages are copied instead");
-                batches.extend(copy(&plan.protected));
+                batches.extend(copy(plan.protected()));
                 (batches, Some(end))
             }
-        }
-    }
-}
-
-/// What copying a page in a pause costs here.
-#[derive(Debug)]
-struct CopyCost {
-    ns_per_page: u64,
-}
-
-impl Default for CopyCost {
-    fn default() -> Self {
-        // 4 GB/s, until it is known better.
-        Self { ns_per_page: 1000 }
-    }
-}
-
-impl CopyCost {
-    /// How many pages can be copied in `time`.
-    fn pages_in(&self, time: Duration) -> u64 {
-        time.as_nanos() as u64 / self.ns_per_page
-    }
-
-    /// A moving mean over some eight pauses that had much to copy.
-    fn record(&mut self, pages: u64, took: Duration) {
-        if pages >= COPIED_PAGES_MIN {
-            let ns = (took.as_nanos() as u64 / pages).clamp(100, 10_000);
-            self.ns_per_page = (7 * self.ns_per_page + ns) / 8;
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{
 };
 
 use arbiter::NodeId;
-use checkpoint::{PageSet, heat::Heat, ledger::Ledger, primary::CutOrder};
+use checkpoint::{PageSet, heat::Heat, ledger::Ledger, plan::Plan, primary::CutOrder};
 use vmm::vm::{Captured, Vm, VmError};
 
 use crate::node::Guest;
@@ -19,38 +19,6 @@ use crate::node::Guest;
 pub(super) struct Tracker {
     guest: Arc<Guest>,
     inner: Mutex<Inner>,
-}
-
-/// How the pages of a cut are captured.
-#[derive(Debug)]
-pub(super) struct Plan {
-    /// Within the pause.
-    pub(super) copied: PageSet,
-    /// After it: write-protected, and copied when the guest runs.
-    pub(super) protected: PageSet,
-}
-
-impl Plan {
-    /// Pages that were dirty in the epoch `before`, too, are likely to be
-    /// written soon again, and a fault costs many times a copy: they are copied
-    /// first, up to `copy_pages_max`.
-    fn make(&mut self, cut: &PageSet, before: &PageSet, copy_pages_max: u64) {
-        let Self { copied, protected } = self;
-        copied.clear();
-        protected.clear();
-        if cut.len() <= copy_pages_max {
-            copied.union(cut);
-            return;
-        }
-        for recurring in [true, false] {
-            for index in cut.word_indices() {
-                let mask = if recurring { before.word(index) } else { !before.word(index) };
-                let room = copied.len() < copy_pages_max;
-                let place = if room { &mut *copied } else { &mut *protected };
-                place.insert_word(index, cut.word(index) & mask);
-            }
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -87,7 +55,7 @@ impl Tracker {
             left: empty(),
             cut: empty(),
             before: empty(),
-            plan: Plan { copied: empty(), protected: empty() },
+            plan: Plan::new(layout.frame_end()),
             heat: Heat::new(layout.frame_end()),
             ledger: Ledger::new(layout.clone()),
         };

@@ -139,11 +139,22 @@ impl Drill {
         self.verify_all(primary, 1);
     }
 
-    /// The memory of so many backups is their primary's.
+    /// The memory of so many backups is their primary's, soon: who has just become
+    /// primary has their word, and not yet all their sessions.
     pub(crate) fn verify_all(&self, primary: Place, backups: usize) {
-        let report =
-            self.cluster.ask(primary, async |control: Client| control.verify().await).unwrap();
-        assert!(report.equal && report.backups.len() == backups, "{report:?}");
+        let deadline = Instant::now() + PATIENCE;
+        let verify = async |control: Client| control.verify().await;
+        loop {
+            let verified = self.cluster.ask(primary, verify);
+            if let Ok(report) = &verified {
+                assert!(report.equal, "{report:?}");
+                if report.backups.len() == backups {
+                    return;
+                }
+            }
+            assert!(Instant::now() < deadline, "{verified:?}");
+            std::thread::sleep(LONG / 50);
+        }
     }
 }
 

@@ -101,7 +101,8 @@ impl SoakSettings {
 
     /// Whether who says so runs a guest that is protected, by all its backups.
     fn is_protected(&self, status: &Status) -> bool {
-        status.protection == Protection::Protected
+        status.role == Role::Primary
+            && status.protection == Protection::Protected
             && status.in_sync.len() == usize::from(self.backups)
     }
 
