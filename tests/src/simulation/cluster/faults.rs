@@ -108,10 +108,14 @@ impl Cluster {
     }
 
     /// Another machine takes the name of a backup, which stands still. The next
-    /// time it goes back.
+    /// time it goes back. Whoever was started with `run` and waits for the arbiter is
+    /// no backup: it would boot the guest of the one that has its name now.
     fn move_name(&mut self) {
         let Some(places) = self.world.namesakes else { return };
         let [to, from] = if self.world.moved { places } else { [places[1], places[0]] };
+        if matches!(self.processes[usize::from(from)].role, Role::Claiming(_)) {
+            return;
+        }
         self.world.moved = !self.world.moved;
         self.world.journal.line(format_args!("host {to}"), "has the name now");
         let length = self.world.chance.micros_of_any_size(20_000..900_000);
